@@ -1,0 +1,89 @@
+"""Checkpoints of a state through Orbax: written in the background, whole or not at all, the newest few kept."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dlc.errors import UserError
+
+
+class Checkpoints:
+    """The checkpoints in one folder. Imports Orbax at its first use, since that takes longer than many runs' start."""
+
+    def __init__(self, folder: Path, keep: int = 2):
+        self.folder, self.keep, self._orbax = folder.absolute(), keep, None
+
+    @property
+    def _manager(self) -> Any:
+        if self._orbax is None:
+            import orbax.checkpoint as ocp
+
+            options = ocp.CheckpointManagerOptions(max_to_keep=self.keep)
+            self._orbax = ocp.CheckpointManager(self.folder, options=options)
+        return self._orbax
+
+    def steps(self) -> list[int]:
+        """The steps of which there is a checkpoint, oldest first."""
+        return sorted(self._manager.all_steps()) if self.folder.is_dir() else []
+
+    def save(self, step: int, state: Any) -> None:
+        """Copies the state and writes it in the background. Raises UserError if this or the last one cannot be written."""
+        import orbax.checkpoint as ocp
+
+        try:
+            self._manager.save(step, args=ocp.args.StandardSave(_to_numpy(state)), force=True)
+        except Exception as error:
+            raise self._unwritten(error) from error
+
+    def wait(self) -> None:
+        """Returns when everything is on the disk. Raises UserError if it could not be written."""
+        try:
+            if self._orbax is not None:
+                self._orbax.wait_until_finished()
+        except Exception as error:
+            raise self._unwritten(error) from error
+
+    def restore(self, like: Any, warn: Any) -> Any | None:
+        """The newest checkpoint that is whole, shaped and placed as `like`, or None where there is none at all.
+
+        Damaged ones are passed over, with a sentence to `warn`. Raises UserError if all are damaged.
+        """
+        import orbax.checkpoint as ocp
+
+        template, steps = _to_numpy(like), self.steps()
+        for i, step in enumerate(reversed(steps)):
+            try:
+                values = self._manager.restore(step, args=ocp.args.StandardRestore(template))
+                return jax.tree.map(_as, like, values)
+            except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
+                reason = str(error).strip().split("\n")[0][:120]
+                older = f"; going back to that of step {steps[-2 - i]}" if i + 1 < len(steps) else ""
+                warn(f"the checkpoint of step {step} is damaged ({type(error).__name__}: {reason}){older}")
+        if steps:
+            raise UserError(f"no checkpoint in {self.folder} can be read; start a new run")
+        return None
+
+    def _unwritten(self, error: Exception) -> UserError:
+        reason = str(error).strip().split("\n")[0][:200]
+        return UserError(f"cannot save a checkpoint in {self.folder} ({reason}); free some space, then resume")
+
+
+def _to_numpy(state: Any) -> Any:
+    """Copies on the host, keys as their data: a checkpoint does not depend on the devices that made it."""
+
+    def copy(leaf: Any) -> np.ndarray:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        return np.array(leaf)
+
+    return jax.tree.map(copy, state)
+
+
+def _as(like: Any, value: np.ndarray) -> Any:
+    if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return jax.device_put(jax.random.wrap_key_data(value), like.sharding)
+    if value.shape != like.shape:
+        raise ValueError(f"shape {value.shape} where {like.shape} is expected")
+    return jax.device_put(value.astype(like.dtype), like.sharding)

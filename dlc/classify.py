@@ -1,0 +1,74 @@
+"""What experiments on image classification share: training on the device, evaluating every epoch, three figures."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from dlc import metrics, plot, train
+from dlc.data import Dataset
+from dlc.run import Run
+
+
+def fit(
+    run: Run,
+    dataset: Dataset,
+    model: Any,
+    loss_fn: train.LossFn,
+    tx: optax.GradientTransformation,
+    *,
+    prepare: Callable[[Any], Any],
+    epochs: int,
+    batch: int,
+    shuffle: bool = False,
+    seed: int = 0,
+    seeds: int = 1,
+    augment: Callable[[Any, Any], Any] | None = None,
+) -> tuple[train.State, np.ndarray]:
+    """Trains `model` for `epochs` epochs; returns the last state and its logits on the test set, [N, K].
+
+    `prepare` maps uint8 images to what the model takes. With several seeds state and logits have a leading axis [S].
+    Saves the figures "curves", "confusion" and "mistakes", the last two of the first seed.
+    """
+    train_set, test_set = dataset.train, dataset.test
+    image, label = test_set["image"], test_set["label"]
+    run.facts |= {"dataset": dataset.name, "source": dataset.source}
+    numbers = range(seed, seed + seeds)
+    steps_per_epoch = len(train_set["label"]) // batch
+
+    def init(key: Any) -> train.State:
+        variables = model.init(key, prepare(train_set["image"][:1]))
+        params = variables.pop("params")
+        return train.init(params, tx, key, aux=variables or None)
+
+    def forward(state: train.State, batch: Any) -> Any:
+        return model.apply({"params": state.params, **(state.aux or {})}, prepare(batch["image"]))
+
+    state, logits = run.fit(
+        init,
+        train.on_device(train.make_step(loss_fn, tx), train_set, augment),
+        train.minibatches(len(train_set["label"]), batch, shuffle, numbers),
+        steps=epochs * steps_per_epoch,
+        keys=train.seed_keys(seed, seeds),
+        predict=train.in_batches(forward, test_set, size=1000),
+        measure=lambda logits: {
+            "test_loss": metrics.cross_entropy(logits, label),
+            "test_error": metrics.error(logits, label),
+        },
+        evaluate_every=steps_per_epoch,
+        batch_axis=0 if shuffle and seeds > 1 else None,
+    )
+    logits = np.asarray(logits, np.float32)
+    shown = logits if seeds == 1 else logits[0]
+    counts = metrics.confusion(shown.argmax(-1), label, len(dataset.classes))
+    run.figure("curves", plot.curves(run.history, steps_per_epoch))
+    run.figure("confusion", plot.confusion(np.asarray(counts), dataset.classes))
+    run.figure("mistakes", plot.mistakes(image, shown, label, dataset.classes))
+    return state, logits
+
+
+def first_seed(params: Any, seeds: int) -> Any:
+    """The weights of the first of `seeds` runs trained at once (with one seed there is no axis to take it from)."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf if seeds == 1 else leaf[0]), params)

@@ -1,0 +1,97 @@
+"""Flags from a frozen dataclass: its fields are the flags, its defaults their values, its comments their help."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import tyro
+
+from dlc.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to run an experiment, whatever its configuration."""
+
+    out: Path = Path("runs")  # folder in which the run gets a folder of its own
+    resume: Path | None = None  # a run's folder: continue it from its newest checkpoint
+    require: Literal["cpu", "gpu", "tpu"] | None = None  # stop at once unless JAX runs on this
+    smoke: bool = False  # the small version: a few seconds, no download
+
+
+class Parsed(NamedTuple):
+    """What the command line says: the configuration, the options, and the names of the flags that were given."""
+
+    config: Any
+    options: Options
+
+
+def parse(name: str, summary: str, default: Any, smoke: Any, argv: list[str]) -> Parsed:
+    """Reads the flags of the experiment called `name`. A mistake in them prints one sentence and exits with 2.
+
+    With `--smoke` the defaults are those of `smoke`; with `--resume RUN` those of that run, and a flag that says
+    otherwise is an error.
+    """
+    peek, _ = tyro.cli(Options, args=[a for a in argv if a not in ("-h", "--help")], return_unknown_args=True)
+    if peek.resume:
+        default = load(peek.resume, name, type(default))
+    elif peek.smoke:
+        default = smoke
+
+    def together(config: Any, options: Options) -> Parsed:
+        return Parsed(config, options)
+
+    flat = tyro.conf.OmitArgPrefixes
+    together.__annotations__ = {"config": Annotated[type(default), flat], "options": Annotated[Options, flat]}
+    together.__defaults__ = (default, Options())
+    parsed = tyro.cli(
+        together,
+        prog=f"python -m experiments.{name}",
+        description=summary,
+        args=argv,
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.FlagConversionOff)[:1],
+    )
+    if peek.resume and (changed := differences(default, parsed.config)):
+        raise UserError(f"{peek.resume} was started with {'; '.join(changed)}: leave those flags out, or start a new run")
+    return parsed
+
+
+def positive(config: Any, *names: str) -> None:
+    """Raises UserError unless each of these fields of `config` is greater than zero."""
+    for name in names:
+        if not (value := getattr(config, name)) > 0:
+            raise UserError(f"--{name.replace('_', '-')} must be greater than 0, not {value}")
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """The flags in which two configurations differ, as `--lr 0.1 (not 0.2)`."""
+    a, b = to_json(old), to_json(new)
+    return [f"--{key.replace('_', '-')} {a[key]} (not {b[key]})" for key in a if a[key] != b[key]]
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """The fields as JSON writes them (tuples become lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def save(folder: Path, name: str, config: Any) -> None:
+    """Writes `config.json`, which `load` reads."""
+    text = json.dumps({"experiment": name, "config": to_json(config)}, indent=2) + "\n"
+    (folder / "config.json").write_text(text)
+
+
+def load(folder: Path, name: str, kind: type) -> Any:
+    """The configuration of a run. Raises UserError if there is none, or if it is that of another experiment."""
+    try:
+        record = json.loads((folder / "config.json").read_text())
+    except OSError as error:
+        raise UserError(f"{folder} is not a run to resume: its config.json cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise UserError(f"{folder}/config.json is damaged; start a new run") from None
+    if record["experiment"] != name:
+        raise UserError(f"{folder} is a run of experiments.{record['experiment']}, not of experiments.{name}")
+    fields = {field.name for field in dataclasses.fields(kind)}
+    if unknown := set(record["config"]) ^ fields:
+        raise UserError(f"{folder} was made by another version of the experiment: it differs in {sorted(unknown)}")
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()})

@@ -1,0 +1,126 @@
+"""TensorFlow Datasets, without TensorFlow and in a process of its own.
+
+Its import, its threads and what it prints stay out of the program that asked for data: `dlc.data.builder` runs as a
+child, shows its progress on stderr and answers on its stdout, with the arrays or with why not.
+"""
+
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from dlc.data.dataset import DataDamaged, DataUnavailable, Split, readable, say
+from dlc.data.sources import PUBLISHED, check, find, missing
+from dlc.errors import UserError
+
+TIMEOUT = 3.0  # seconds that a server has to answer before a download is begun
+
+
+def folders(root: Path, name: str) -> list[Path]:
+    """Prepared folders of `name` that can be read without TensorFlow: in the data directory, then in TFDS's own."""
+    own = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    found = []
+    for place in (root / "tfds", own):
+        folder = place / name / PUBLISHED[name].version
+        try:
+            file_format = json.loads((folder / "dataset_info.json").read_text()).get("fileFormat")
+        except (OSError, ValueError):
+            continue
+        if file_format == "array_record":
+            found.append(folder)
+        else:
+            say(f"{folder} is written as {file_format or 'tfrecord'}, which only TensorFlow can read: passed over")
+    return found
+
+
+def read_folder(root: Path, name: str, folder: Path, held: int) -> tuple[Split, Split]:
+    """Reads a prepared folder, in the order of the original files; 5 to 10 s. `held` is the lock's descriptor.
+
+    Raises:
+        UserError: the folder cannot be read, or does not hold the records that it says.
+    """
+    return _child(root, name, held, folder=str(folder))
+
+
+def download(root: Path, name: str, held: int) -> tuple[Split, Split]:
+    """Downloads and prepares `name` in `<root>/tfds`, then reads it; originals in `<root>/sources` are used.
+
+    Raises:
+        DataUnavailable: the servers cannot be reached.
+        DataDamaged: what arrived is not what was published.
+    """
+    sources = root / "sources" / name
+    for original, path in find(name, sources):
+        if path:
+            check(original, path)  # TFDS would take it for a download and name the wrong file
+    wanted = missing(name, sources)
+    if reason := _unreachable(wanted[0].url):
+        raise unavailable(root, name, reason)
+    size = sum(o.size for o in wanted)
+    say(f"downloading {name}: {readable(size)} from {urlsplit(wanted[0].url).hostname}")
+    arrays = _child(root, name, held, sources=str(sources))
+    shutil.rmtree(root / "tfds" / "downloads" / name, ignore_errors=True)  # the prepared folder holds it all
+    return arrays
+
+
+def unavailable(root: Path, name: str, reason: str) -> DataUnavailable:
+    """The error that says in one sentence why, and then what to put where."""
+    where = root / "sources" / name
+    lines = [f"{name} is not on this machine and cannot be downloaded: {reason}; `digits` is a data set of images that "
+             "needs no download.", "To bring it by hand, put"]  # fmt: skip
+    lines += [f"  {o.url} ({readable(o.size)}) at {where / o.file}" for o in missing(name, where)]
+    return DataUnavailable("\n".join(lines), reason)
+
+
+def _unreachable(url: str) -> str:
+    """Why `url` cannot be had, in words, or "" where it can: TFDS itself would try for minutes."""
+    host = urlsplit(url).hostname
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT):
+            return ""
+    except urllib.error.HTTPError as error:
+        error.close()
+        return f"{host} answered {error.code} {error.reason}"
+    except OSError as error:
+        cause = getattr(error, "reason", error)
+        if isinstance(cause, socket.gaierror):
+            return f"no network ({host} was not found)"
+        if isinstance(cause, TimeoutError):
+            return f"no network ({host} did not answer within {TIMEOUT:g} s)"
+        return f"no network ({host}: {getattr(cause, 'strerror', None) or cause})"
+
+
+def _child(root: Path, name: str, held: int, **job: str) -> tuple[Split, Split]:
+    order = {"name": name, "root": str(root), "published": PUBLISHED[name], "parent": os.getpid(), **job}
+    package = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "dlc.data.builder"],
+        input=json.dumps(order).encode(), stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path},
+        pass_fds=(held,), check=False,
+    )  # fmt: skip
+    if process.returncode == 0:
+        with np.load(io.BytesIO(process.stdout)) as arrays:
+            train, test = ({k: arrays[f"{split}_{k}"] for k in ("image", "label")} for split in ("train", "test"))
+        return train, test
+    try:
+        kind, text = json.loads(process.stdout)
+    except ValueError:
+        kind, text = "other", f"its process ended with status {process.returncode}"
+    if kind == "network":
+        raise unavailable(root, name, f"the download broke off ({text})")
+    if kind == "checksum":
+        raise DataDamaged(f"what was downloaded for {name} is not the published file: {text}; try again, and if it "
+                          "happens again something on the way to the server alters it")  # fmt: skip
+    if kind == "disk":
+        raise OSError(*text)
+    raise UserError(f"TensorFlow Datasets could not prepare {name}: {text}")

@@ -1,0 +1,89 @@
+"""Figures: arrays in, a matplotlib Figure out. Nothing is shown or saved here.
+
+Glossary: N examples, H W height and width, C channels, K classes, S seeds.
+"""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+INK, ACCENT = "#1b3a5c", "#c8553d"
+
+
+def curves(history: list[dict[str, Any]], steps_per_epoch: int) -> Figure:
+    """Loss and error against epochs, training and test; with several seeds the band is one standard deviation."""
+    figure = Figure(figsize=(9, 3.4), dpi=150, layout="constrained")
+    for axis, name, scale, label in zip(
+        figure.subplots(1, 2), ("loss", "error"), (1, 100), ("cross-entropy (nats)", "error (%)"), strict=True
+    ):
+        for key, color, title in ((name, INK, "training"), (f"test_{name}", ACCENT, "test")):
+            lines = [line for line in history if key in line]
+            if not lines:
+                continue
+            x = np.array([line["step"] for line in lines]) / steps_per_epoch
+            several = isinstance(lines[0][key], dict)
+            y = scale * np.array([line[key]["mean"] if several else line[key] for line in lines])
+            axis.plot(x, y, color=color, label=title, linewidth=1.4, marker="o" if len(x) < 30 else None, markersize=3)
+            if several:
+                spread = scale * np.array([line[key]["std"] for line in lines])
+                axis.fill_between(x, np.maximum(y - spread, y.min() / 2), y + spread, color=color, alpha=0.2, linewidth=0)
+        axis.set(xlabel="epoch", ylabel=label, yscale="log")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.25)
+        axis.legend(frameon=False)
+    return figure
+
+
+def filters(kernel: np.ndarray, columns: int = 8) -> Figure:
+    """The filters [H, W, 1, C] of a first layer as grey pictures on one scale: white is 0, blue below, red above."""
+    count = kernel.shape[-1]
+    rows = -(-count // columns)
+    limit = float(np.abs(kernel).max())
+    figure = Figure(figsize=(columns * 0.8, rows * 0.8), dpi=150, layout="constrained")
+    for i, axis in enumerate(np.ravel(figure.subplots(rows, columns, squeeze=False))):
+        axis.set_axis_off()
+        if i < count:
+            axis.imshow(kernel[:, :, 0, i], cmap="RdBu_r", vmin=-limit, vmax=limit)
+    return figure
+
+
+def confusion(counts: np.ndarray, classes: tuple[str, ...]) -> Figure:
+    """A confusion matrix [K, K]: rows the right class, columns the answer, colour the share of the row."""
+    figure = Figure(figsize=(5.4, 5), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    # Colour only the mistakes: beside a diagonal of 99 % they would all look white.
+    mistakes = counts / np.maximum(counts.sum(1, keepdims=True), 1) * (1 - np.eye(len(counts)))
+    axis.imshow(mistakes, cmap="Reds", vmin=0)
+    for (i, j), count in np.ndenumerate(counts):
+        if count and len(counts) <= 20:
+            shade = "white" if mistakes[i, j] > 0.6 * mistakes.max() else INK
+            axis.text(j, i, str(count), ha="center", va="center", fontsize=7, color=shade)
+    ticks = np.arange(len(classes))
+    axis.set_xticks(ticks, classes, rotation=0 if max(map(len, classes)) < 3 else 60)
+    axis.set_yticks(ticks, classes)
+    axis.set(xlabel="answer", ylabel="right")
+    return figure
+
+
+def mistakes(images: np.ndarray, logits: np.ndarray, label: np.ndarray, classes: tuple[str, ...], most: int = 24) -> Figure:
+    """The images [N, H, W, C] (uint8) on which the logits [N, K] are furthest from the label, with both answers."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    probability = np.exp(shifted) / np.exp(shifted).sum(-1, keepdims=True)
+    answer = logits.argmax(-1)
+    wrong = np.flatnonzero(answer != label)
+    worst = wrong[np.argsort(probability[wrong, label[wrong]], kind="stable")][:most]
+    columns, rows = 8, max(1, -(-min(most, len(worst)) // 8))
+    figure = Figure(figsize=(columns * 1.15, rows * 1.45), dpi=150, layout="constrained")
+    axes = np.ravel(figure.subplots(rows, columns, squeeze=False))
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, i in zip(axes, worst, strict=False):
+        image = images[i]
+        axis.imshow(255 - image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
+        sure = f"{probability[i, answer[i]]:.0%}"
+        axis.set_title(f"{classes[answer[i]]} ({sure})\nis {classes[label[i]]}", fontsize=7, color=INK)
+    if not len(worst):
+        axes[0].set_title("no mistakes", fontsize=7)
+    return figure

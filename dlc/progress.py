@@ -1,0 +1,50 @@
+"""A progress bar on a terminal; a plain line every few seconds anywhere else."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Bar:
+    """Shows how far `total` steps have come. `update` is cheap: it may be called after every report."""
+
+    def __init__(self, total: int, done: int, console: Console):
+        self.total, self.console, self._text = total, console, ""
+        self._began, self._first, self._last_line = time.monotonic(), done, -SECONDS_BETWEEN_LINES
+        self._bar = None
+        if console.is_terminal:
+            columns = [TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}")]
+            self._bar = Progress(*columns, TimeRemainingColumn(compact=True), console=console)
+            self._task = self._bar.add_task("training", total=total, completed=done, text="compiling")
+
+    def update(self, done: int, text: str) -> None:
+        """`done` steps are over; `text` says what they gave."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, text=text)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= SECONDS_BETWEEN_LINES or done == self.total:
+            left = (now - self._began) * (self.total - done) / max(done - self._first, 1)
+            self.say(f"{done}/{self.total}  {text}  {timedelta(seconds=round(left))} left")
+            self._last_line = now
+
+    def say(self, line: str) -> None:
+        """Prints a line of its own, above the bar where there is one."""
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def bar(total: int, done: int, console: Console) -> Iterator[Bar]:
+    """A bar of `total` steps of which `done` are over, shown until the block ends."""
+    shown = Bar(total, done, console)
+    if shown._bar is None:
+        yield shown
+    else:
+        with shown._bar:
+            yield shown

@@ -1,0 +1,177 @@
+"""A training step is a value: a pure function `step(state, batch) -> (state, metrics)`, and functions from step to step.
+
+    step = make_step(loss_fn, tx)            # from a loss and an optimizer
+    step = on_device(step, arrays)           # batches become row indices into arrays that stay on the device
+    step = over_seeds(step)                  # many seeds at once; state and metrics gain a leading axis
+    step = scanned(step)                     # many steps in one compiled program; batch and metrics gain a leading axis
+    state, metrics = compiled(step)(state, batch)
+
+Every function here takes and returns steps, so they compose in any order that makes sense. A step is also a pytree
+(`jax.tree_util.Partial`) whose leaves are the arrays it was given: `compiled` hands those to XLA as arguments, where a
+closure would have copied a whole data set into the program as a constant.
+
+Glossary: B batch, N examples, K steps in one program, S seeds.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.tree_util import Partial
+from jaxtyping import Array, Int, Key, PyTree, Shaped
+
+from dlc.errors import UserError
+
+Params = PyTree[Shaped[Array, "..."]]
+Batch = PyTree
+Metrics = dict[str, Any]
+
+
+class State(NamedTuple):
+    """All that a step reads and writes.
+
+    `step` counts the updates made so far, an int32 scalar. `params` is whatever is optimised and `aux` what is carried
+    but not learnt (batch statistics, a target network). `key` is a typed PRNG key and never changes: a step draws from
+    `fold_in(key, step)`, so a resumed run draws what an uninterrupted one would have drawn.
+    """
+
+    step: Any
+    params: Params
+    opt_state: optax.OptState
+    aux: PyTree
+    key: Any
+
+
+LossFn = Callable[[Params, PyTree, Batch, Any], tuple[Any, tuple[PyTree, Metrics]]]
+Step = Callable[[State, Batch], tuple[State, Metrics]]
+BatchesOf = Callable[[int, int], Batch]  # (first, count) -> that many batches, stacked
+
+
+def init(params: Params, tx: optax.GradientTransformation, key: Key[Array, ""], aux: PyTree = None) -> State:
+    """The state before the first step. The weights are copied, so that donating the state never deletes the caller's."""
+    params, aux = jax.tree.map(jnp.copy, (params, aux))
+    return State(jnp.zeros((), jnp.int32), params, tx.init(params), aux, jnp.copy(key))
+
+
+def make_step(loss_fn: LossFn, tx: optax.GradientTransformation) -> Step:
+    """The step that follows the gradient of `loss_fn(params, aux, batch, key) -> (loss, (aux, metrics))`.
+
+    Metrics are those of the loss, with the scalar `loss` itself beside them, both before the update.
+    """
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        (loss, (aux, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state.aux, batch, key)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return State(state.step + 1, params, opt_state, aux, state.key), {"loss": loss, **metrics}
+
+    return Partial(step)
+
+
+def on_device(step: Step, arrays: PyTree, augment: Callable[[Any, Any], Any] | None = None) -> Step:
+    """A step whose batch is an index `[B]` of rows of `arrays`, which are put on the device once and stay there.
+
+    `augment(key, batch) -> batch` runs inside the step on the rows taken, with a key of its own for every step.
+    """
+
+    def indexed(step: Step, arrays: PyTree, state: State, index: Int[Array, " B"]) -> tuple[State, Metrics]:
+        batch = jax.tree.map(lambda array: jnp.take(array, index, axis=0, mode="clip"), arrays)
+        if augment is not None:
+            # The loss draws from fold_in(key, step); a second fold keeps the augmentation independent of it.
+            key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
+            batch = augment(key, batch)
+        return step(state, batch)
+
+    return Partial(indexed, _value(step), jax.device_put(arrays))
+
+
+def scanned(step: Step) -> Step:
+    """K steps in one compiled program: every leaf of the batch, and of the metrics, gains a leading axis `[K]`."""
+    return Partial(lambda step, state, batches: jax.lax.scan(step, state, batches), _value(step))
+
+
+def over_seeds(step: Step, batch_axis: int | None = None) -> Step:
+    """S runs trained at once: every leaf of the state, and of the metrics, gains a leading axis `[S]`.
+
+    All seeds see the same batch; with `batch_axis=0` the batch has a leading axis `[S]` too, one for each. States that
+    differ in a hyper-parameter (through `optax.inject_hyperparams`) instead of the key are trained just so.
+    """
+    return Partial(lambda step, state, batch: jax.vmap(step, in_axes=(0, batch_axis))(state, batch), _value(step))
+
+
+def compiled(step: Step, *example: Any) -> Step:
+    """The step as one XLA program. The state passed in is donated: use the one returned, the old one is deleted.
+
+    Given an example `(state, batch)` it is compiled now, for these shapes alone, and not at the first call.
+    """
+    call: Any = jax.jit(lambda step, state, batch: step(state, batch), donate_argnums=1)
+    step = _value(step)
+    return functools.partial(call.lower(step, *example).compile() if example else call, step)
+
+
+def fit(step: Step, state: State, batches: Sequence[Batch]) -> tuple[State, list[Metrics]]:
+    """The plain loop: one compiled step a batch. Returns the last state and the metrics of every step.
+
+    The caller's state survives. Experiments use `dlc.run.Run.fit`, which reports, evaluates and saves as well.
+    """
+    step, history = compiled(step), []
+    state = jax.tree.map(jnp.copy, state)
+    for batch in batches:
+        state, metrics = step(state, batch)
+        history.append(metrics)
+    return state, history
+
+
+def seed_keys(seed: int, seeds: int = 1) -> Key[Array, " S"]:
+    """The keys of `seeds` runs, `[S]`: run i of many has the key that a run of its own with `seed + i` would have."""
+    return jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds))
+
+
+def minibatches(examples: int, batch: int, shuffle: bool = False, seeds: Sequence[int] = (0,)) -> BatchesOf:
+    """Rows of the batches `first .. first + count` of endless epochs, `[count, B]` int32, as a pure function of both.
+
+    Without `shuffle` every epoch goes through the set in its own order; with it, epoch e is the permutation that the
+    seed and e give, and several seeds give `[count, S, B]`. The rest that does not fill a batch is dropped.
+
+    Raises UserError if not even one batch can be filled.
+    """
+    if not 0 < batch <= examples:
+        raise UserError(f"a batch of {batch} cannot be drawn from {examples} examples: choose 1 to {examples}")
+    steps = examples // batch
+
+    @functools.lru_cache(maxsize=2 * len(seeds))
+    def epoch(number: int, seed: int) -> np.ndarray:
+        order = np.random.default_rng((seed, number)).permutation(examples) if shuffle else np.arange(examples)
+        return order[: steps * batch].reshape(steps, batch).astype(np.int32)
+
+    def rows(first: int, count: int) -> np.ndarray:
+        own = [np.stack([epoch(i // steps, seed)[i % steps] for i in range(first, first + count)]) for seed in seeds]
+        return np.stack(own, axis=1) if shuffle and len(seeds) > 1 else own[0]
+
+    return rows
+
+
+def in_batches(forward: Callable[[State, Any], Any], arrays: PyTree, size: int) -> Callable[[State], Any]:
+    """`forward(state, batch)` over all N rows of `arrays`, `size` at a time, in one program: `state -> outputs [N, ...]`.
+
+    The last batch is filled up with copies of the last row, whose outputs are cut off again.
+    """
+    examples = len(jax.tree.leaves(arrays)[0])
+    size = min(size, examples)
+    index = np.minimum(np.arange(-(-examples // size) * size), examples - 1).reshape(-1, size)
+
+    def outputs(arrays: PyTree, index: Int[Array, "batches size"], state: State) -> Any:
+        batches = jax.lax.map(lambda rows: forward(state, jax.tree.map(lambda array: array[rows], arrays)), index)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:examples], batches)
+
+    return Partial(outputs, jax.device_put(arrays), jax.device_put(index))
+
+
+def _value(step: Step) -> Partial:
+    """A step of the user's own, an ordinary function, as the pytree without leaves that jit takes as an argument."""
+    return step if isinstance(step, Partial) else Partial(step)

@@ -1,0 +1,1 @@
+"""The lecture's first networks, on handwritten digits."""

@@ -15,8 +15,8 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2):
         self.folder, self.keep, self._orbax = folder.absolute(), keep, None
 
-    @property
-    def _manager(self) -> Any:
+    def open(self) -> Any:
+        """Imports Orbax and looks into the folder, which the other methods do by themselves."""
         if self._orbax is None:
             import orbax.checkpoint as ocp
 
@@ -26,14 +26,14 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of which there is a checkpoint, oldest first."""
-        return sorted(self._manager.all_steps()) if self.folder.is_dir() else []
+        return sorted(self.open().all_steps()) if self.folder.is_dir() else []
 
     def save(self, step: int, state: Any) -> None:
         """Copies the state and writes it in the background. Raises UserError if this or the last one cannot be written."""
         import orbax.checkpoint as ocp
 
         try:
-            self._manager.save(step, args=ocp.args.StandardSave(_to_numpy(state)), force=True)
+            self.open().save(step, args=ocp.args.StandardSave(_to_numpy(state)), force=True)
         except Exception as error:
             raise self._unwritten(error) from error
 
@@ -55,7 +55,7 @@ class Checkpoints:
         template, steps = _to_numpy(like), self.steps()
         for i, step in enumerate(reversed(steps)):
             try:
-                values = self._manager.restore(step, args=ocp.args.StandardRestore(template))
+                values = self.open().restore(step, args=ocp.args.StandardRestore(template))
                 return jax.tree.map(_as, like, values)
             except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
                 reason = str(error).strip().split("\n")[0][:120]

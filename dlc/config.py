@@ -15,13 +15,14 @@ class Options:
     """How to run an experiment, whatever its configuration."""
 
     out: Path = Path("runs")  # folder in which the run gets a folder of its own
-    resume: Path | None = None  # a run's folder: continue it from its newest checkpoint
-    require: Literal["cpu", "gpu", "tpu"] | None = None  # stop at once unless JAX runs on this
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None  # continue the run in this folder
+    require: Annotated[Literal["cpu", "gpu", "tpu"] | None, tyro.conf.arg(metavar="cpu|gpu|tpu")] = None
+    """Stop at once unless JAX runs on this."""
     smoke: bool = False  # the small version: a few seconds, no download
 
 
 class Parsed(NamedTuple):
-    """What the command line says: the configuration, the options, and the names of the flags that were given."""
+    """What the command line says."""
 
     config: Any
     options: Options
@@ -39,18 +40,18 @@ def parse(name: str, summary: str, default: Any, smoke: Any, argv: list[str]) ->
     elif peek.smoke:
         default = smoke
 
-    def together(config: Any, options: Options) -> Parsed:
-        return Parsed(config, options)
+    def together(experiment: Any, run: Options) -> Parsed:
+        return Parsed(experiment, run)
 
     flat = tyro.conf.OmitArgPrefixes
-    together.__annotations__ = {"config": Annotated[type(default), flat], "options": Annotated[Options, flat]}
+    together.__annotations__ = {"experiment": Annotated[type(default), flat], "run": Annotated[Options, flat]}
     together.__defaults__ = (default, Options())
     parsed = tyro.cli(
         together,
         prog=f"python -m experiments.{name}",
         description=summary,
         args=argv,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.FlagConversionOff)[:1],
+        config=(tyro.conf.FlagCreatePairsOff,),
     )
     if peek.resume and (changed := differences(default, parsed.config)):
         raise UserError(f"{peek.resume} was started with {'; '.join(changed)}: leave those flags out, or start a new run")

@@ -107,6 +107,7 @@ class Run:
         self.facts |= {"seeds": seeds, "steps": steps, "examples_per_step": examples}
 
         outputs, pending = None, None
+        self._open(first)
         self.training = True
         with progress.bar(steps, first, self.console) as bar:
             clock = time.perf_counter()
@@ -166,22 +167,25 @@ class Run:
                 except ValueError:
                     return  # the line that was being written when the run was killed
 
+    def _open(self, step: int) -> None:
+        """Opens the log and TensorBoard after `step` steps, and imports what is slow to import, before the clock runs."""
+        if not (self.folder and self._checkpoints):
+            return
+        # The log begins with what came before the checkpoint; lines from after it are about to be written again.
+        fresh = self.folder / "log.jsonl.new"
+        fresh.write_text("".join(json.dumps(line) + "\n" for line in self.history))
+        fresh.replace(self.folder / "log.jsonl")
+        self._log = open(self.folder / "log.jsonl", "a", buffering=1)  # noqa: SIM115 (closed in `finish`)
+        from tensorboardX import SummaryWriter
+
+        self._tensorboard = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
+        self._checkpoints.open()
+
     def _write(self, line: dict[str, Any]) -> None:
         self.history.append(line)
-        if not self.folder:
-            return
         if self._log is None:
-            # The log begins with what came before the checkpoint; lines from after it are about to be written again.
-            whole = "".join(json.dumps(old) + "\n" for old in self.history[:-1])
-            fresh = self.folder / "log.jsonl.new"
-            fresh.write_text(whole)
-            fresh.replace(self.folder / "log.jsonl")
-            self._log = open(self.folder / "log.jsonl", "a", buffering=1)  # noqa: SIM115 (closed with the run)
+            return
         self._log.write(json.dumps(line) + "\n")
-        if self._tensorboard is None:
-            from tensorboardX import SummaryWriter  # not at the start: where PyTorch is installed it imports that
-
-            self._tensorboard = SummaryWriter(str(self.folder / "tensorboard"), purge_step=line["step"])
         for name, value in line.items():
             if name not in ("step", "seconds"):
                 several = isinstance(value, dict)

@@ -526,9 +526,14 @@ def test_download_and_prepared_folder(
     assert_same(load(name), expected)
     if name == "mnist":
         shutil.rmtree(nowhere)
+        make(name, nowhere / "sources" / name, monkeypatch)
+        with monkeypatch.context() as patched:
+            patched.setitem(PUBLISHED, name, PUBLISHED[name]._replace(counts=(121, 30)))
+            with pytest.raises(DataDamaged, match=r"^original files in sources/mnist: train holds"):
+                load(name)
+        assert "it holds 120 train records instead of 121" in capfd.readouterr().err
         shard = next((tmp_path / "own" / name).rglob("*train.array_record*"))
         os.truncate(shard, shard.stat().st_size // 2)
-        make(name, nowhere / "sources" / name, monkeypatch)
         assert load(name).source == "original files in sources/mnist"
         assert " is passed over: " in capfd.readouterr().err
 

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -76,11 +77,10 @@ def read_folder(folder: Path, name: str, console: Console) -> dict[str, np.ndarr
     """The records of a prepared folder in the order of the original files: `{"train_image": ..., ...}`."""
     builder = tfds.builder_from_directory(folder)
     arrays: dict[str, np.ndarray] = {}
-    for split in ("train", "test"):
+    for split, count in zip(("train", "test"), PUBLISHED[name].counts, strict=True):
         source = builder.as_data_source(split)
-        count = builder.info.splits[split].num_examples
-        if len(source) != count:
-            raise ValueError(f"{folder} holds {len(source):,} {split} records, its own index says {count:,}")
+        if not len(source) == builder.info.splits[split].num_examples == count:
+            raise ValueError(f"it holds {len(source):,} {split} records instead of {count:,}")
         image = np.empty((count, *PUBLISHED[name].shape), np.uint8)
         label = np.empty(count, np.int32)
         where = np.arange(count) if builder.info.disable_shuffling else original_order(split, count)
@@ -109,6 +109,7 @@ def main() -> None:
     tfds.disable_progress_bar()
     # TFDS downloads without a time limit, and a connection that went dead would be waited for for ever.
     requests.Session.request = functools.partialmethod(requests.Session.request, timeout=STALLED)  # type: ignore[assignment,method-assign]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped, it puts the cursor back
     job = json.load(sys.stdin)
     name, root = job["name"], Path(job["root"])
     version, originals, *rest = job["published"]
@@ -119,15 +120,16 @@ def main() -> None:
         folder = Path(job["folder"]) if "folder" in job else prepare(name, root, Path(job["sources"]), console)
         np.savez(result, **read_folder(folder, name, console))  # type: ignore[arg-type]
         result.close()
-    except KeyboardInterrupt:
-        os._exit(130)  # an ordinary exit would wait for the downloading threads
-    except Exception as error:
+    except BaseException as error:
+        if console.is_terminal:
+            console.show_cursor()  # the error's frames keep our bar's generator open, and the cursor hidden
+            console.print()
         result.write(json.dumps(_explained(error)).encode())
         result.close()
-        os._exit(1)
+        os._exit(1)  # an ordinary exit would wait for the downloading threads
 
 
-def _explained(error: Exception) -> tuple[str, Any]:
+def _explained(error: BaseException) -> tuple[str, Any]:
     text = str(error).strip() or type(error).__name__
     if isinstance(error, tfds.core.download.download_manager.NonMatchingChecksumError):
         file = next((o.file for p in PUBLISHED.values() for o in p.originals if o.url in text), "a file")

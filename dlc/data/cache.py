@@ -1,8 +1,8 @@
 """The array cache: `<data dir>/arrays/<name>-1/`, four .npy files and a meta.json, whole or not there at all.
 
 A folder is written under a temporary name, flushed to the disk and renamed, so a process that dies leaves either
-nothing or leftovers that the next one removes. Reading maps the files and checks the size and the CRC-32 of every one:
-7 ms for MNIST's 55 MB, 30 ms for CIFAR-10's 184 MB, so there is no reason to check less.
+nothing or leftovers that the next one removes. Reading maps the files and checks the size and the CRC-32 of every one;
+with that, `read` takes 0.02 s for MNIST's 55 MB and 0.05 s for CIFAR-10's 184 MB, so there is no reason to check less.
 """
 
 import fcntl
@@ -54,7 +54,7 @@ def read(root: Path, name: str) -> Dataset | None:
         return Dataset(name, train, test, PUBLISHED[name].classes, meta["source"])
     except FileNotFoundError as error:
         what = f"{Path(error.filename).name} is missing"
-    except (ValueError, KeyError, TypeError, EOFError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
         what = str(error)
     raise DataDamaged(f"the prepared arrays of {name} in {here} are damaged ({what})")
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -78,6 +79,8 @@ def unavailable(root: Path, name: str, reason: str) -> DataUnavailable:
     lines = [f"{name} is not on this machine and cannot be downloaded: {reason}; `digits` is a data set of images that "
              "needs no download.", "To bring it by hand, put"]  # fmt: skip
     lines += [f"  {o.url} ({readable(o.size)}) at {where / o.file}" for o in missing(name, where)]
+    if name == "cifar10":
+        lines.append(f"or torchvision's folder at {where / 'cifar-10-batches-py'}")
     return DataUnavailable("\n".join(lines), reason)
 
 
@@ -103,17 +106,26 @@ def _child(root: Path, name: str, held: int, **job: str) -> tuple[Split, Split]:
     order = {"name": name, "root": str(root), "published": PUBLISHED[name], "parent": os.getpid(), **job}
     package = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-    process = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "dlc.data.builder"],
-        input=json.dumps(order).encode(), stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path},
-        pass_fds=(held,), check=False,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(held,), env={**os.environ, "PYTHONPATH": path},
+        start_new_session=True,  # the terminal's Ctrl-C is for us; we then stop it in order
     )  # fmt: skip
+    with process:
+        try:
+            answer, _ = process.communicate(json.dumps(order).encode())
+        except BaseException:
+            process.terminate()  # and not at once kill: its bar has hidden the cursor
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+            process.kill()
+            raise
     if process.returncode == 0:
-        with np.load(io.BytesIO(process.stdout)) as arrays:
+        with np.load(io.BytesIO(answer)) as arrays:
             train, test = ({k: arrays[f"{split}_{k}"] for k in ("image", "label")} for split in ("train", "test"))
         return train, test
     try:
-        kind, text = json.loads(process.stdout)
+        kind, text = json.loads(answer)
     except ValueError:
         kind, text = "other", f"its process ended with status {process.returncode}"
     if kind == "network":
@@ -123,4 +135,4 @@ def _child(root: Path, name: str, held: int, **job: str) -> tuple[Split, Split]:
                           "happens again something on the way to the server alters it")  # fmt: skip
     if kind == "disk":
         raise OSError(*text)
-    raise UserError(f"TensorFlow Datasets could not prepare {name}: {text}")
+    raise UserError(f"TensorFlow Datasets failed on {name}: {text}")

@@ -146,8 +146,8 @@ class LeNet5Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B K"]:
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = nn.relu(layers.ConvMaxPool(6, (5, 5), window=2, **kinds, name="C1")(x))
-        x = nn.relu(layers.ConvMaxPool(16, (5, 5), window=2, **kinds, name="C3")(x))
+        x = nn.relu(layers.ConvMaxPool(6, (5, 5), window=(2, 2), **kinds, name="C1")(x))
+        x = nn.relu(layers.ConvMaxPool(16, (5, 5), window=(2, 2), **kinds, name="C3")(x))
         x = nn.relu(layers.Dense(120, **kinds, name="C5")(x.reshape(len(x), -1)))
         x = nn.relu(layers.Dense(84, **kinds, name="F6")(x))
         return layers.Dense(self.num_classes, **kinds, name="output")(x)

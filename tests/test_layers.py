@@ -1,0 +1,238 @@
+"""The fast forms equal the plain ones, and run only where they are meant to."""
+
+import functools
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from dlc import layers
+
+
+def plain_conv_max_pool(x, kernel, bias, window):
+    return layers.plain_max_pool(layers.plain_conv(x, kernel) + bias.reshape(1, 1, 1, -1), window)
+
+
+# name -> (image, kernel, fast form, plain form): the shapes of the lecture's network, of LeNet-5, and awkward ones.
+CASES = {
+    "lecture 1": ((3, 28, 28, 1), (5, 5, 1, 32), (3, 3)),
+    "lecture 2": ((3, 8, 8, 32), (5, 5, 32, 64), (2, 2)),
+    "dropped rows": ((2, 13, 11, 2), (3, 2, 2, 5), (2, 3)),
+    "one window": ((2, 7, 6, 3), (3, 3, 3, 4), (5, 4)),
+    "large": ((2, 40, 40, 3), (5, 5, 3, 4), (2, 2)),
+}
+CONVOLUTIONS = {
+    "lenet 1": ((2, 32, 32, 1), (5, 5, 1, 6), (1, 1), "VALID"),
+    "lenet 2": ((2, 14, 14, 6), (5, 5, 6, 16), (1, 1), "VALID"),
+    "lenet 3": ((2, 5, 5, 16), (5, 5, 16, 120), (1, 1), "VALID"),
+    "same": ((2, 9, 10, 3), (3, 4, 3, 5), (1, 1), "SAME"),
+    "strided": ((2, 12, 11, 3), (5, 3, 3, 4), (2, 3), "SAME"),
+    "pads": ((2, 6, 5, 3), (3, 3, 3, 4), (1, 2), ((2, 0), (0, 1))),
+    "large": ((2, 48, 48, 3), (3, 3, 3, 4), (1, 1), "VALID"),
+}
+POOLS = {"lecture": ((3, 24, 24, 4), (3, 3)), "dropped": ((2, 7, 8, 3), (2, 3)), "whole": ((2, 4, 5, 3), (4, 5))}
+
+
+def arrays(*shapes, ties=False, dtype=np.float32):
+    """Random arrays; with `ties`, of so few integers that most windows have equal maxima."""
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.integers(-1, 2, shape) if ties else rng.standard_normal(shape), dtype) for shape in shapes]
+
+
+def outputs_and_gradients(f, *operands):
+    """f's value, and the gradients of a sum in which every output has a weight of its own."""
+    y, pullback = jax.vjp(f, *operands)
+    weights = np.random.default_rng(1).integers(1, 9, y.shape)
+    return y, pullback(jnp.asarray(weights, y.dtype))
+
+
+def assert_same(fast, plain, operands, tolerance):
+    fast = jax.jit(functools.partial(outputs_and_gradients, fast))(*operands)
+    plain = jax.jit(functools.partial(outputs_and_gradients, plain))(*operands)
+    for a, b in zip(jax.tree.leaves(fast), jax.tree.leaves(plain), strict=True):
+        chex.assert_trees_all_equal_shapes_and_dtypes(a, b)
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * float(jnp.abs(b).max()))
+
+
+precision = pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float64, 1e-12)])
+
+
+@pytest.fixture(autouse=True)
+def _x64(request):
+    if "dtype" in request.fixturenames and request.getfixturevalue("dtype") == np.float64:
+        with jax.enable_x64(True):
+            yield
+    else:
+        yield
+
+
+@precision
+@pytest.mark.parametrize("ties", [False, True], ids=["random", "ties"])
+@pytest.mark.parametrize("case", CASES)
+def test_conv_max_pool_equals_the_plain_one(case, ties, dtype, tolerance):
+    image, kernel, window = CASES[case]
+    operands = arrays(image, kernel, kernel[-1:], ties=ties, dtype=dtype)
+    fast = functools.partial(layers.conv_max_pool, window=window)
+    assert_same(fast, functools.partial(plain_conv_max_pool, window=window), operands, tolerance)
+
+
+@precision
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_conv_equals_the_plain_one(case, dtype, tolerance):
+    image, kernel, strides, padding = CONVOLUTIONS[case]
+    kwargs = {"strides": strides, "padding": padding}
+    fast, plain = (functools.partial(f, **kwargs) for f in (layers.conv, layers.plain_conv))
+    assert_same(fast, plain, arrays(image, kernel, dtype=dtype), tolerance)
+
+
+@precision
+@pytest.mark.parametrize("ties", [False, True], ids=["random", "ties"])
+@pytest.mark.parametrize("case", POOLS)
+def test_max_pool_equals_the_plain_one(case, ties, dtype, tolerance):
+    image, window = POOLS[case]
+    fast, plain = (functools.partial(f, window=window) for f in (layers.max_pool, layers.plain_max_pool))
+    assert_same(fast, plain, arrays(image, ties=ties, dtype=dtype), tolerance)
+
+
+def test_of_equal_maxima_the_first_gets_the_gradient():
+    gradient = jax.grad(lambda x: layers.max_pool(x, (2, 2)).sum())(jnp.ones((1, 4, 4, 1)))
+    np.testing.assert_array_equal(gradient[0, :, :, 0], np.tile([[1, 0], [0, 0]], (2, 2)))
+
+
+@pytest.mark.parametrize("in_axes", [(None, 0, 0), (0, None, None), (0, 0, 0)])
+def test_vmap_equals_a_loop(in_axes):
+    """Over seeds the weights have a leading axis and the images do not."""
+    shapes = [(2, 10, 9, 3), (3, 3, 3, 4), (4,)]
+    operands = arrays(*[shape if axis is None else (3, *shape) for shape, axis in zip(shapes, in_axes, strict=True)])
+    f = functools.partial(layers.conv_max_pool, window=(2, 2))
+    both = functools.partial(outputs_and_gradients, f)
+    batched = jax.jit(jax.vmap(both, in_axes))(*operands)
+    looped = [both(*(a if axis is None else a[i] for a, axis in zip(operands, in_axes, strict=True))) for i in range(3)]
+    chex.assert_trees_all_close(batched, jax.tree.map(lambda *a: jnp.stack(a), *looped), rtol=1e-5, atol=1e-4)
+
+
+def test_inside_scan():
+    x, kernel, bias = arrays((2, 12, 12, 1), (5, 5, 1, 3), (3,))
+
+    def descend(f, kernel):
+        def body(kernel, _):
+            loss, g = jax.value_and_grad(lambda k: jnp.square(f(x, k, bias, (3, 3))).mean())(kernel)
+            return kernel - 0.01 * g, loss
+
+        return jax.lax.scan(body, kernel, length=5)
+
+    fast, plain = (jax.jit(functools.partial(descend, f))(kernel) for f in (layers.conv_max_pool, plain_conv_max_pool))
+    chex.assert_trees_all_close(fast, plain, rtol=1e-5)
+
+
+def test_the_lectures_max_pool():
+    image = jnp.array([[1, 2, 3, 1], [1, 1, 1, 1], [2, 3, 1, 6], [8, 1, 4, 5]], jnp.float32)
+    np.testing.assert_array_equal(layers.max_pool(image[None, :, :, None], (2, 2))[0, :, :, 0], [[2, 3], [8, 6]])
+
+
+def test_the_lectures_convolution():
+    rows = ["0111000", "0011100", "0001110", "0001100", "0011000", "0110000", "1100000"]
+    image, kernel = (jnp.array([[float(c) for c in row] for row in rows]) for rows in (rows, ["101", "010", "101"]))
+    y = layers.conv(image[None, :, :, None], kernel[:, :, None, None])[0, :, :, 0]
+    expected = ["14341", "12433", "12341", "13311", "33110"]
+    np.testing.assert_array_equal(y, [[int(c) for c in row] for row in expected])
+
+
+def test_a_convolution_is_a_banded_matrix():
+    """In one dimension: row i of the matrix holds the kernel, shifted i places."""
+    signal, kernel = arrays((9,), (3,))
+    toeplitz = jnp.stack([jnp.pad(kernel, (i, 6 - i)) for i in range(7)])
+    y = layers.conv(signal.reshape(1, 1, 9, 1), kernel.reshape(1, 3, 1, 1))
+    np.testing.assert_allclose(y.ravel(), toeplitz @ signal, rtol=1e-6)
+
+
+def training_gradient(x, kernel, bias, kernel2):
+    def loss(kernel, bias, kernel2):
+        return jnp.square(layers.max_pool(layers.conv(layers.conv_max_pool(x, kernel, bias, (3, 3)), kernel2), (2, 2)))
+
+    return jax.grad(lambda *p: loss(*p).sum(), (0, 1, 2))(kernel, bias, kernel2)
+
+
+OPERANDS = [jax.ShapeDtypeStruct(s, np.float32) for s in [(8, 28, 28, 1), (5, 5, 1, 32), (32,), (5, 5, 32, 64)]]
+
+
+def test_the_cpu_program_is_fast():
+    program = jax.jit(training_gradient).lower(*OPERANDS).compile().as_text()
+    assert " dot(" in program
+    for slow in ("convolution(", "conditional(", "reduce-window(", "select-and-scatter("):
+        assert slow not in program
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_elsewhere_the_plain_program_runs(platform):
+    program = jax.jit(training_gradient).trace(*OPERANDS).lower(lowering_platforms=(platform,)).as_text()
+    for plain in ("stablehlo.convolution", "stablehlo.reduce_window", "stablehlo.select_and_scatter"):
+        assert plain in program
+    for fast in ("stablehlo.dot_general", "stablehlo.concatenate"):
+        assert fast not in program
+
+
+@pytest.mark.parametrize(
+    ("call", "sizes"),
+    [
+        (lambda: layers.conv(jnp.ones((1, 4, 4, 1)), jnp.ones((5, 5, 1, 1))), ["5x5", "4x4"]),
+        (lambda: layers.conv(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 2, 1))), ["2 channels", "1"]),
+        (lambda: layers.max_pool(jnp.ones((1, 4, 2, 1)), (3, 3)), ["3x3", "4x2"]),
+        (lambda: layers.conv_max_pool(jnp.ones((1, 4, 4, 1)), jnp.ones((5, 5, 1, 1)), jnp.ones(1), (2, 2)), ["5x5"]),
+        (lambda: layers.conv_max_pool(jnp.ones((1, 6, 6, 1)), jnp.ones((5, 5, 1, 1)), jnp.ones(1), (3, 3)), ["2x2"]),
+        (lambda: layers.conv_max_pool(jnp.ones((1, 8, 8, 3)), jnp.ones((5, 5, 1, 1)), jnp.ones(1), (2, 2)), ["3"]),
+    ],
+)
+def test_impossible_shapes_are_named(call, sizes):
+    with pytest.raises(ValueError, match=r"^a (kernel|pooling window) ") as error:
+        call()
+    assert all(size in str(error.value) for size in sizes)
+
+
+MODULES = {
+    "dense": (layers.Dense(200), (2, 256), nn.Dense(200), 256),
+    "conv": (layers.Conv(16, (5, 5)), (2, 14, 14, 6), nn.Conv(16, (5, 5), padding="VALID"), 150),
+    "conv_max_pool": (layers.ConvMaxPool(32, (5, 5), (3, 3)), (2, 28, 28, 1), nn.Conv(32, (5, 5)), 25),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_have_linens_parameters_and_pytorchs_initial_values(name):
+    module, shape, linen, fan_in = MODULES[name]
+    variables, theirs = (jax.jit(m.init)(jax.random.key(0), jnp.ones(shape)) for m in (module, linen))
+    chex.assert_trees_all_equal_shapes_and_dtypes(variables, theirs)
+    bound = 1 / math.sqrt(fan_in)
+    for leaf in jax.tree.leaves(variables):
+        assert 0.7 * bound < jnp.abs(leaf).max() <= bound
+    kernel = variables["params"]["kernel"]
+    np.testing.assert_allclose(kernel.std(), bound / math.sqrt(3), rtol=0.1)
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        variables, jax.eval_shape(module.init, jax.random.key(0), jnp.ones(shape))
+    )
+
+
+def test_modules_compute_what_linens_do():
+    for name in ("dense", "conv"):
+        module, shape, linen, _ = MODULES[name]
+        (x,) = arrays(shape)
+        variables = module.init(jax.random.key(0), x)
+        np.testing.assert_allclose(module.apply(variables, x), linen.apply(variables, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_bfloat16_computes_in_it_and_keeps_float32_weights(name):
+    module, shape, _, _ = MODULES[name]
+    (x,) = arrays(shape)
+    half = module.clone(dtype=jnp.bfloat16)
+    variables = half.init(jax.random.key(0), x)
+    chex.assert_trees_all_equal_dtypes(variables, jax.tree.map(lambda a: a.astype(jnp.float32), variables))
+    y, reference = half.apply(variables, x), module.apply(variables, x)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y.astype(jnp.float32), reference, atol=0.05)
+    gradients = jax.jit(jax.grad(lambda v: half.apply(v, x).sum().astype(jnp.float32)))(variables)
+    chex.assert_tree_all_finite(gradients)
+    chex.assert_trees_all_equal_shapes_and_dtypes(gradients, variables)

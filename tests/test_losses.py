@@ -1,0 +1,53 @@
+"""Losses and metrics against their definitions, written out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlc import losses, metrics
+
+RNG = np.random.default_rng(0)
+
+
+class Bare:
+    """A model that is its own parameters: apply gives the logits it is handed."""
+
+    def apply(self, variables, image, *, train, mutable, rngs):
+        assert train
+        return variables["params"] + 0 * image[:, None], {}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_classification_loss_is_cross_entropy_in_float32(dtype):
+    logits, label = jnp.asarray(RNG.normal(size=(6, 4)), dtype), jnp.asarray(RNG.integers(0, 4, 6))
+    batch = {"image": jnp.zeros(6, dtype), "label": label}
+    loss, (aux, measured) = losses.classify(Bare())(logits, None, batch, jax.random.key(0))
+    exact = np.asarray(logits, np.float64)
+    probability = np.exp(exact) / np.exp(exact).sum(1, keepdims=True)
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, -np.log(probability[np.arange(6), label]).mean(), rtol=1e-6)
+    np.testing.assert_allclose(measured["error"], np.mean(exact.argmax(1) != np.asarray(label)), rtol=1e-6)
+    assert aux is None
+
+
+def test_maximum_a_posteriori_is_equation_9():
+    y, label, j = RNG.uniform(0, 5, (6, 10)), RNG.integers(0, 10, 6), 0.3
+    expected = np.mean([y[p, d] + np.log(np.exp(-j) + np.exp(-y[p]).sum()) for p, d in enumerate(label)])
+    batch = {"image": jnp.zeros(6), "label": jnp.asarray(label)}
+    loss, _ = losses.maximum_a_posteriori(Bare(), rubbish=j)(jnp.asarray(-y, jnp.float32), None, batch, jax.random.key(0))
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_error_and_cross_entropy_keep_the_axis_of_the_seeds():
+    logits, label = RNG.normal(size=(3, 8, 4)).astype(np.float32), RNG.integers(0, 4, 8)
+    for measure in (metrics.error, metrics.cross_entropy):
+        together = measure(jnp.asarray(logits), jnp.asarray(label))
+        alone = [measure(jnp.asarray(one), jnp.asarray(label)) for one in logits]
+        np.testing.assert_allclose(together, alone, rtol=1e-6)
+    np.testing.assert_allclose(metrics.error(jnp.asarray(logits[0]), jnp.asarray(logits[0].argmax(1))), 0)
+
+
+def test_confusion_counts_rows_by_label_and_columns_by_answer():
+    counts = metrics.confusion(jnp.array([0, 1, 1, 2]), jnp.array([0, 1, 2, 2]), 3)
+    np.testing.assert_array_equal(counts, [[1, 0, 0], [0, 1, 0], [0, 1, 1]])

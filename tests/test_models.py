@@ -1,0 +1,184 @@
+"""Every model: exact parameter counts, a loss that begins near log K, dtypes, jit, and what its paper says of it."""
+
+import inspect
+import math
+import pkgutil
+from importlib import import_module
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dlc import losses, models, train
+from dlc.models.convnet import Convnet
+from dlc.models.lenet import C3_TABLE, LeNet5, LeNet5Dense, PartialConv, Subsample, codes, squash
+from dlc.models.mlp import MLP
+
+MNIST, PADDED = (28, 28, 1), (32, 32, 1)
+
+# model, image, parameters (from the papers where they say, else computed from their tables)
+MODELS = {
+    "softmax regression": (MLP(), MNIST, 7_850),
+    "mlp 300": (MLP((300,)), MNIST, 238_510),
+    "mlp 300-100": (MLP((300, 100)), MNIST, 266_610),
+    "convnet": (Convnet(), MNIST, 832 + 51_264 + 51_400 + 2_010),
+    "lenet5": (LeNet5(), PADDED, 60_000),
+    "lenet5 dense": (LeNet5Dense(), PADDED, 61_706),
+}
+# Parts of a model, and not models
+PARTS = {PartialConv, Subsample}
+
+every = pytest.mark.parametrize(("model", "image", "parameters"), MODELS.values(), ids=MODELS)
+
+
+def count(tree):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+@every
+def test_parameters(model, image, parameters):
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image)))
+    assert count(variables["params"]) == parameters
+
+
+def test_no_model_is_missing_from_the_table():
+    found = set()
+    for module in pkgutil.iter_modules(models.__path__, "dlc.models."):
+        for _, cls in inspect.getmembers(import_module(module.name), inspect.isclass):
+            if issubclass(cls, nn.Module) and cls.__module__ == module.name and not cls.__name__.startswith("_"):
+                found.add(cls)
+    assert found - PARTS == {type(model) for model, _, _ in MODELS.values()}
+
+
+@every
+def test_the_loss_begins_near_that_of_a_guess(model, image, parameters):
+    if isinstance(model, LeNet5):
+        pytest.skip("its penalties begin far from each other: a guess is not where it starts")
+    x = jax.random.normal(jax.random.key(1), (64, *image))
+    logits = model.apply(model.init(jax.random.key(0), x), x)
+    label = jnp.arange(64) % 10
+    assert logits.shape == (64, 10)
+    assert abs(losses.cross_entropy(logits, label).mean() - math.log(10)) < 0.15
+
+
+@every
+def test_with_and_without_jit_are_the_same(model, image, parameters):
+    x = jax.random.normal(jax.random.key(1), (4, *image))
+    variables = model.init(jax.random.key(0), x)
+    np.testing.assert_allclose(model.apply(variables, x), jax.jit(model.apply)(variables, x), rtol=1e-4, atol=1e-5)
+
+
+@every
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights(model, image, parameters):
+    x = jax.random.normal(jax.random.key(1), (4, *image))
+    small = model.clone(dtype="bfloat16")
+    variables = small.init(jax.random.key(0), x)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+    exact = model.apply(variables, x)
+    np.testing.assert_allclose(small.apply(variables, x), exact, rtol=0.05, atol=0.05 * float(jnp.abs(exact).max()))
+    half = model.clone(param_dtype="bfloat16").init(jax.random.key(0), x)
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(half))
+
+
+@every
+def test_a_batch_can_be_overfitted(model, image, parameters):
+    batch = {"image": jax.random.normal(jax.random.key(1), (8, *image)) / 2, "label": jnp.arange(8)}
+    loss_fn = losses.maximum_a_posteriori(model) if isinstance(model, LeNet5) else losses.classify(model)
+    tx = optax.adam(2e-3)
+    state = train.init(model.init(jax.random.key(0), batch["image"])["params"], tx, jax.random.key(0))
+    _, metrics = train.compiled(train.scanned(train.make_step(loss_fn, tx)))(
+        state, jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (150, *leaf.shape)), batch)
+    )
+    assert metrics["error"][0] > 0
+    assert metrics["error"][-1] == 0
+
+
+@every
+def test_a_module_is_a_frozen_value(model, image, parameters):
+    assert model == model.clone()
+    assert hash(model) == hash(model.clone())
+
+
+def test_lenet5_has_the_parameters_of_each_layer_that_section_2b_lists():
+    params = jax.eval_shape(LeNet5().init, jax.random.key(0), jnp.zeros((1, *PADDED)))["params"]
+    listed = {"C1": 156, "S2": 12, "C3": 1_516, "S4": 32, "C5": 48_120, "F6": 10_164}
+    assert {name: count(layer) for name, layer in params.items()} == listed
+
+
+def test_c3_sees_only_the_maps_of_table_1():
+    """The gradient of map o with respect to input map i is exactly zero unless the table connects them."""
+    assert [len(row) for row in C3_TABLE] == [3] * 6 + [4] * 9 + [6]
+    layer, x = PartialConv(), jax.random.normal(jax.random.key(0), (1, 14, 14, 6))
+    variables = layer.init(jax.random.key(1), x)
+    jacobian = jax.jacobian(lambda x: layer.apply(variables, x).sum((0, 1, 2)))(x)
+    seen = np.asarray(jnp.abs(jacobian).sum((1, 2, 3)) > 0)
+    np.testing.assert_array_equal(seen, [[i in row for i in range(6)] for row in C3_TABLE])
+
+
+def test_c3_is_the_convolution_with_the_missing_weights_at_zero():
+    layer, x = PartialConv(), jax.random.normal(jax.random.key(0), (2, 14, 14, 6))
+    params = layer.init(jax.random.key(1), x)["params"]
+    dense, at = np.zeros((5, 5, 6, 16), np.float32), 0
+    for o, row in enumerate(C3_TABLE):
+        for i in row:
+            dense[:, :, i, o] = params["kernel"][:, :, at]
+            at += 1
+    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(x), (5, 5), (1, 2))  # [B, h, w, C, KH, KW]
+    expected = np.einsum("bhwcij,ijco->bhwo", windows, dense) + np.asarray(params["bias"])[None, None, None]
+    np.testing.assert_allclose(layer.apply({"params": params}, x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_subsampling_multiplies_the_sum_of_each_square():
+    x = jnp.asarray([[1.0, 2, 3, 4], [5, 6, 7, 8]])[None, :, :, None]
+    out = Subsample().apply({"params": {"kernel": jnp.array([2.0]), "bias": jnp.array([1.0])}}, x)
+    np.testing.assert_array_equal(out[0, :, :, 0], [[2 * 14 + 1, 2 * 22 + 1]])
+
+
+def test_squash_maps_one_to_one_and_saturates_at_1_7159():
+    np.testing.assert_allclose(squash(jnp.array([-1.0, 0, 1])), [-1, 0, 1], atol=1e-4)
+    np.testing.assert_allclose(squash(jnp.float32(50)), 1.7159)
+
+
+def test_the_codes_are_ten_different_pictures():
+    assert codes().shape == (10, 84)
+    assert set(np.unique(codes())) == {-1, 1}
+    distances = (codes()[:, None] != codes()[None]).sum(-1)
+    assert distances[~np.eye(10, dtype=bool)].min() >= 4
+
+
+def test_lenet5_is_right_when_f6_shows_the_code():
+    """Its output is minus the squared distance to each code, so zero exactly for the class that is shown."""
+    model = LeNet5()
+    variables = model.init(jax.random.key(0), jnp.zeros((1, *PADDED)))
+    _, seen = model.apply(variables, jnp.ones((2, *PADDED)), capture_intermediates=True)
+    f6 = squash(seen["intermediates"]["F6"]["__call__"][0])
+    expected = -((np.asarray(f6)[:, None] - codes()[None]) ** 2).sum(-1)
+    np.testing.assert_allclose(seen["intermediates"]["__call__"][0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("image", [(28, 28, 1), (32, 32, 3)])
+def test_lenet5_refuses_images_of_another_size(image):
+    with pytest.raises(ValueError, match=f"takes images of 32 x 32 x 1, not {image[0]} x {image[1]} x {image[2]}"):
+        LeNet5().init(jax.random.key(0), jnp.zeros((1, *image)))
+
+
+def test_every_layer_can_be_looked_at_without_code_in_the_model():
+    x = jnp.zeros((2, *MNIST))
+    _, seen = Convnet().apply(Convnet().init(jax.random.key(0), x), x, capture_intermediates=True)
+    shapes = {name: layer["__call__"][0].shape for name, layer in seen["intermediates"].items() if name != "__call__"}
+    assert shapes == {"conv1": (2, 8, 8, 32), "conv2": (2, 2, 2, 64), "dense1": (2, 200), "dense2": (2, 10)}
+
+
+def test_initial_weights_are_those_of_pytorch_in_distribution():
+    params = Convnet().init(jax.random.key(0), jnp.zeros((1, *MNIST)))["params"]
+    for name, fan_in in {"conv1": 25, "conv2": 800, "dense1": 256, "dense2": 200}.items():
+        for leaf in params[name].values():
+            values = np.asarray(leaf).ravel() * math.sqrt(fan_in)
+            assert np.abs(values).max() <= 1
+            if values.size > 500:
+                assert abs(values.std() - 1 / math.sqrt(3)) < 0.03
+    chex.assert_tree_all_finite(params)

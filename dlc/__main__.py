@@ -18,7 +18,8 @@ def main() -> None:
     try:
         run.require(arguments.require)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     device = record.device()
     ready = [name for name in data.NAMES if data.is_ready(name)]
     rows = {

@@ -22,7 +22,7 @@ def moments(images: UInt8[np.ndarray, "N H W C"]) -> tuple[float, float]:
 def standardise(mean: float, std: float) -> Callable[[Any], Any]:
     """uint8 images [B, H, W, C] to float32 ones of mean 0 and standard deviation 1, given those on the scale 0 to 1."""
 
-    def prepare(images: UInt8[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        return (images.astype(jnp.float32) / 255 - mean) / std
+    def prepare(images: UInt8[Array | np.ndarray, "B H W C"]) -> Float[Array, "B H W C"]:
+        return (jnp.asarray(images, jnp.float32) / 255 - mean) / std
 
     return prepare

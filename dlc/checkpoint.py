@@ -1,12 +1,22 @@
 """Checkpoints of a state through Orbax: written in the background, whole or not at all, the newest few kept."""
 
+import errno
+import logging
+import os
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dlc.errors import UserError
+
+
+class Unwritten(UserError):
+    """A checkpoint cannot be written, most often because the disk is full."""
 
 
 class Checkpoints:
@@ -20,6 +30,8 @@ class Checkpoints:
         if self._orbax is None:
             import orbax.checkpoint as ocp
 
+            # Orbax logs a traceback for what is said here in one sentence.
+            logging.getLogger("absl").setLevel(logging.CRITICAL)
             options = ocp.CheckpointManagerOptions(max_to_keep=self.keep)
             self._orbax = ocp.CheckpointManager(self.folder, options=options)
         return self._orbax
@@ -29,23 +41,28 @@ class Checkpoints:
         return sorted(self.open().all_steps()) if self.folder.is_dir() else []
 
     def save(self, step: int, state: Any) -> None:
-        """Copies the state and writes it in the background. Raises UserError if this or the last one cannot be written."""
+        """Copies the state and writes it in the background. Raises Unwritten if this one, or the last, cannot be."""
         import orbax.checkpoint as ocp
 
+        values = _to_numpy(state)
         try:
-            self.open().save(step, args=ocp.args.StandardSave(_to_numpy(state)), force=True)
+            if step in self.steps():  # a damaged one, which `restore` passed over
+                self.open().delete(step)
+            self.open().save(
+                step, args=ocp.args.StandardSave({"state": values, "crc32": _checksum(values)}), force=True
+            )
         except Exception as error:
             raise self._unwritten(error) from error
 
     def wait(self) -> None:
-        """Returns when everything is on the disk. Raises UserError if it could not be written."""
+        """Returns when everything is on the disk. Raises Unwritten if it could not be written."""
         try:
             if self._orbax is not None:
                 self._orbax.wait_until_finished()
         except Exception as error:
             raise self._unwritten(error) from error
 
-    def restore(self, like: Any, warn: Any) -> Any | None:
+    def restore(self, like: Any, warn: Callable[[str], None]) -> Any | None:
         """The newest checkpoint that is whole, shaped and placed as `like`, or None where there is none at all.
 
         Damaged ones are passed over, with a sentence to `warn`. Raises UserError if all are damaged.
@@ -55,19 +72,29 @@ class Checkpoints:
         template, steps = _to_numpy(like), self.steps()
         for i, step in enumerate(reversed(steps)):
             try:
-                values = self.open().restore(step, args=ocp.args.StandardRestore(template))
-                return jax.tree.map(_as, like, values)
+                arguments = ocp.args.StandardRestore({"state": template, "crc32": _checksum(template)})
+                read = self.open().restore(step, args=arguments)
+                if read["crc32"] != _checksum(
+                    read["state"]
+                ):  # TensorStore sees that a file is cut off, not that it changed
+                    raise ValueError("its checksum is wrong")
+                return jax.tree.map(_as, like, read["state"])
             except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
-                reason = str(error).strip().split("\n")[0][:120]
                 older = f"; going back to that of step {steps[-2 - i]}" if i + 1 < len(steps) else ""
-                warn(f"the checkpoint of step {step} is damaged ({type(error).__name__}: {reason}){older}")
+                warn(f"the checkpoint of step {step} is damaged ({_reason(error)}){older}")
         if steps:
             raise UserError(f"no checkpoint in {self.folder} can be read; start a new run")
         return None
 
-    def _unwritten(self, error: Exception) -> UserError:
-        reason = str(error).strip().split("\n")[0][:200]
-        return UserError(f"cannot save a checkpoint in {self.folder} ({reason}); free some space, then resume")
+    def _unwritten(self, error: Exception) -> Unwritten:
+        return Unwritten(f"cannot save a checkpoint in {self.folder}: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    """What the operating system said, where it is somewhere in the message; else the message's first line."""
+    text = str(error)
+    known = (os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS))
+    return next((words for words in known if words in text), text.strip().split("\n")[0][:120])
 
 
 def _to_numpy(state: Any) -> Any:
@@ -81,9 +108,16 @@ def _to_numpy(state: Any) -> Any:
     return jax.tree.map(copy, state)
 
 
+def _checksum(values: Any) -> np.ndarray:
+    total = 0
+    for leaf in jax.tree.leaves(values):
+        total = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), total)
+    return np.array(total, np.uint32)
+
+
 def _as(like: Any, value: np.ndarray) -> Any:
     if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
-        return jax.device_put(jax.random.wrap_key_data(value), like.sharding)
+        return jax.device_put(jax.random.wrap_key_data(jnp.asarray(value)), like.sharding)
     if value.shape != like.shape:
         raise ValueError(f"shape {value.shape} where {like.shape} is expected")
     return jax.device_put(value.astype(like.dtype), like.sharding)

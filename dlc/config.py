@@ -54,7 +54,7 @@ def parse(name: str, summary: str, default: Any, smoke: Any, argv: list[str]) ->
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     if peek.resume and (changed := differences(default, parsed.config)):
-        raise UserError(f"{peek.resume} was started with {'; '.join(changed)}: leave those flags out, or start a new run")
+        raise UserError(f"{peek.resume} was started with {'; '.join(changed)}: leave that out, or start a new run")
     return parsed
 
 

@@ -4,14 +4,15 @@ Shapes: B batch, H W height and width, h w the same after the layer, C channels,
 I O its input and output channels (I = C), D features. Images are NHWC, [B, H, W, C]; kernels HWIO, [KH, KW, I, O].
 
 Every function here gives one result in one of two forms. The plain form (`plain_conv`, `plain_max_pool`) is XLA's own
-and is what runs on GPU and TPU. On a CPU XLA's convolution is slow (inside `lax.scan` several times slower still) and
-so is the gradient of its pooling; there small images take a form made of one matrix product and reductions. The
-choice is made while compiling, so the program holds the chosen form alone.
+and is what runs on GPU and TPU. On a CPU XLA's convolution is slow (inside `lax.scan` up to sixty times slower still)
+and so is the gradient of its pooling; there all but large images take a form made of one matrix product and
+reductions. The choice is made while compiling, so the program holds the chosen form alone.
 """
 
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +25,9 @@ from jaxtyping import Array, Shaped
 
 Padding = str | Sequence[tuple[int, int]]
 
-# Gathering the windows of an image costs as much as it writes. Up to here (128 KiB in float32, so that an image stays
-# in the cache of a core) it is cheaper than XLA's convolution on CPU; LeNet-5 and the lecture's network are below it.
-_LARGEST_PATCHES = 2**15
+# Numbers gathered from one image up to which the matrix product is chosen on CPU. There it took 0.5 to 1.35 times what
+# XLA's convolution takes, and inside `lax.scan` 0.5 to 0.02 times. Beyond, a batch of 128 would gather over 128 MiB.
+_LARGEST_GATHER = 2**18
 
 
 def fan_in_uniform(fan_in: int | None = None) -> Initializer:
@@ -37,9 +38,9 @@ def fan_in_uniform(fan_in: int | None = None) -> Initializer:
     `kaiming_uniform_(a=sqrt(5))`, which is the same.) A bias must be given its kernel's.
     """
 
-    def init(key: Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Array:
+    def init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
         bound = 1 / math.sqrt(fan_in or math.prod(shape[:-1]))
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
+        return jax.random.uniform(key, shape, dtype, -bound, bound, out_sharding=out_sharding)
 
     return init
 
@@ -60,10 +61,9 @@ def conv(
     size = kernel.shape[:2]
     pads = tuple(lax.padtype_to_pads(x.shape[1:3], size, strides, padding)) if isinstance(padding, str) else padding
     padded = tuple(n + sum(pad) for n, pad in zip(x.shape[1:3], pads, strict=True))
-    _check_fits(size, padded, "kernel")
-    _check_channels(x, kernel)
+    _check("kernel", size, padded, kernel.shape[2], x.shape[3])
     plain = functools.partial(plain_conv, strides=strides, padding=pads)
-    if not _small(padded, size, strides, x.shape[3]):
+    if math.prod(_count(padded, size, strides)) * math.prod(kernel.shape[:3]) > _LARGEST_GATHER:
         return plain(x, kernel)
 
     def gemm(x: Array, kernel: Array) -> Array:
@@ -79,7 +79,7 @@ def max_pool(x: Shaped[Array, "B H W C"], window: tuple[int, int]) -> Shaped[Arr
 
     Raises ValueError when the window is larger than the image.
     """
-    _check_fits(window, x.shape[1:3], "pooling window")
+    _check("pooling window", window, x.shape[1:3])
 
     def reduce(x: Array) -> Array:
         (p, q), (h, w) = window, _count(x.shape[1:3], window, window)
@@ -104,19 +104,18 @@ def conv_max_pool(
     Raises ValueError when the kernel is larger than the image or made for another number of channels, or the window is
     larger than what the convolution leaves.
     """
-    (p, q), (kh, kw, _, features) = window, kernel.shape
-    tile = (kh + p - 1, kw + q - 1)
-    _check_fits(kernel.shape[:2], x.shape[1:3], "kernel")
-    _check_channels(x, kernel)
-    _check_fits(window, _count(x.shape[1:3], kernel.shape[:2], (1, 1)), "pooling window")
+    (p, q), (kh, kw, channels, features) = window, kernel.shape
+    image, tile = x.shape[1:3], (kh + p - 1, kw + q - 1)
+    _check("kernel", (kh, kw), image, channels, x.shape[3])
+    _check("pooling window", window, _count(image, (kh, kw), (1, 1)))
     bias = bias.reshape(1, 1, 1, -1)
-    if not _small(x.shape[1:3], tile, window, x.shape[3]):
+    if math.prod(_count(image, tile, window)) * math.prod(tile) * channels > _LARGEST_GATHER:
         return max_pool(conv(x, kernel) + bias, window)
 
     def gemm(x: Array, kernel: Array) -> Array:
         shifts = [((i, p - 1 - i), (j, q - 1 - j), (0, 0), (0, 0)) for i in range(p) for j in range(q)]
         kernels = jnp.stack([jnp.pad(kernel, shift) for shift in shifts], axis=3)
-        y = _correlate(x, kernels.reshape(*tile, -1, p * q * features), window)
+        y = _correlate(x, kernels.reshape(*tile, channels, p * q * features), window)
         return _first_max(y.reshape(*y.shape[:3], p * q, features), (3,))
 
     def plain(x: Array, kernel: Array) -> Array:
@@ -213,30 +212,38 @@ def _correlate(x: Array, kernel: Array, strides: tuple[int, int]) -> Array:
         rows = jnp.concatenate(pixels, axis=3)
     # Two axes each: the gradient of a product over more of them transposes what it multiplies, at half the speed.
     kernel = kernel.reshape(-1, features)
-    return (rows.reshape(-1, len(kernel)) @ kernel).reshape(-1, h, w, features)
+    return _matmul(rows.reshape(-1, len(kernel)), kernel).reshape(-1, h, w, features)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+@jax.custom_jvp
+def _matmul(a: Array, b: Array) -> Array:
+    return a @ b
+
+
+@_matmul.defjvp
+def _matmul_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (a, b), (da, db) = primals, tangents
+    # XLA's faster matrix product (YNNPACK) wants rows on the left. The barrier has the transposition of `a`, which the
+    # gradient for `b` needs, done beforehand; without it XLA merges the two and takes the slower product.
+    at = lax.optimization_barrier(a.T)
+    return a @ b, da @ b + at.T @ db
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _first_max(x: Array, axes: tuple[int, ...]) -> Array:
     """`jnp.max(x, axes)`, whose gradient goes to the first maximum instead of being shared among equal ones."""
     return jnp.max(x, axes)
 
 
-def _first_max_forward(x: Array, axes: tuple[int, ...]) -> tuple[Array, tuple[Array, Array]]:
+@_first_max.defjvp
+def _first_max_jvp(axes: tuple[int, ...], primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
     sizes = [n if axis in axes else 1 for axis, n in enumerate(x.shape)]
     position = jnp.arange(math.prod(sizes)).reshape(sizes)
     largest = jnp.max(x, axes, keepdims=True)
-    # Reductions, because XLA recomputes an argmax inside whatever consumes it.
+    # Reductions, because XLA would compute an unrolled argmax again inside everything that reads it.
     first = jnp.min(jnp.where(x == largest, position, position.size), axes, keepdims=True)
-    return jnp.squeeze(largest, axes), (first, position)
-
-
-def _first_max_backward(axes: tuple[int, ...], residuals: tuple[Array, Array], g: Array) -> tuple[Array]:
-    first, position = residuals
-    return (jnp.where(first == position, jnp.expand_dims(g, axes), 0),)
-
-
-_first_max.defvjp(_first_max_forward, _first_max_backward)
+    return jnp.squeeze(largest, axes), jnp.sum(jnp.where(first == position, dx, 0), axes)
 
 
 def _count(image: Sequence[int], size: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
@@ -244,15 +251,10 @@ def _count(image: Sequence[int], size: Sequence[int], strides: Sequence[int]) ->
     return tuple((n - k) // s + 1 for n, k, s in zip(image, size, strides, strict=True))
 
 
-def _small(image: Sequence[int], size: Sequence[int], strides: Sequence[int], channels: int) -> bool:
-    return math.prod(_count(image, size, strides)) * math.prod(size) * channels <= _LARGEST_PATCHES
-
-
-def _check_fits(size: Sequence[int], image: Sequence[int], name: str) -> None:
+def _check(
+    name: str, size: Sequence[int], image: Sequence[int], channels: int | None = None, image_channels: int | None = None
+) -> None:
     if any(k > n for k, n in zip(size, image, strict=True)):
         raise ValueError(f"a {name} of {size[0]}x{size[1]} is larger than its image of {image[0]}x{image[1]}")
-
-
-def _check_channels(x: Array, kernel: Array) -> None:
-    if x.shape[3] != kernel.shape[2]:
-        raise ValueError(f"a kernel for {kernel.shape[2]} channels cannot read an image of {x.shape[3]}")
+    if channels != image_channels:
+        raise ValueError(f"a {name} for {channels} channels cannot read an image of {image_channels}")

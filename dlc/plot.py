@@ -28,7 +28,9 @@ def curves(history: list[dict[str, Any]], steps_per_epoch: int) -> Figure:
             axis.plot(x, y, color=color, label=title, linewidth=1.4, marker="o" if len(x) < 30 else None, markersize=3)
             if several:
                 spread = scale * np.array([line[key]["std"] for line in lines])
-                axis.fill_between(x, np.maximum(y - spread, y.min() / 2), y + spread, color=color, alpha=0.2, linewidth=0)
+                axis.fill_between(
+                    x, np.maximum(y - spread, y.min() / 2), y + spread, color=color, alpha=0.2, linewidth=0
+                )
         axis.set(xlabel="epoch", ylabel=label, yscale="log")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.25)
@@ -67,7 +69,9 @@ def confusion(counts: np.ndarray, classes: tuple[str, ...]) -> Figure:
     return figure
 
 
-def mistakes(images: np.ndarray, logits: np.ndarray, label: np.ndarray, classes: tuple[str, ...], most: int = 24) -> Figure:
+def mistakes(
+    images: np.ndarray, logits: np.ndarray, label: np.ndarray, classes: tuple[str, ...], most: int = 24
+) -> Figure:
     """The images [N, H, W, C] (uint8) on which the logits [N, K] are furthest from the label, with both answers."""
     shifted = logits - logits.max(-1, keepdims=True)
     probability = np.exp(shifted) / np.exp(shifted).sum(-1, keepdims=True)

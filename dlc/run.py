@@ -15,7 +15,6 @@ import contextlib
 import errno
 import inspect
 import json
-import math
 import os
 import shlex
 import signal
@@ -32,8 +31,10 @@ from rich.console import Console
 
 from dlc import config as configs
 from dlc import progress, record, train
-from dlc.checkpoint import Checkpoints
+from dlc.checkpoint import Checkpoints, Unwritten
 from dlc.errors import UserError
+
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 
 
 class Diverged(UserError):
@@ -145,6 +146,12 @@ class Run:
         """One line for the person who watches."""
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
+    def close(self) -> None:
+        """Closes the files. What they hold stays."""
+        for file in (self._log, self._tensorboard):
+            if file:
+                file.close()
+
     # What follows is between `fit` and the disk.
 
     def _restore(self, state: train.State) -> tuple[train.State, int]:
@@ -168,14 +175,14 @@ class Run:
                     return  # the line that was being written when the run was killed
 
     def _open(self, step: int) -> None:
-        """Opens the log and TensorBoard after `step` steps, and imports what is slow to import, before the clock runs."""
+        """Opens log and TensorBoard after `step` steps, and imports what is slow to import, before the clock runs."""
         if not (self.folder and self._checkpoints):
             return
         # The log begins with what came before the checkpoint; lines from after it are about to be written again.
         fresh = self.folder / "log.jsonl.new"
         fresh.write_text("".join(json.dumps(line) + "\n" for line in self.history))
         fresh.replace(self.folder / "log.jsonl")
-        self._log = open(self.folder / "log.jsonl", "a", buffering=1)  # noqa: SIM115 (closed in `finish`)
+        self._log = open(self.folder / "log.jsonl", "a", buffering=1)  # noqa: SIM115 (closed in `close`)
         from tensorboardX import SummaryWriter
 
         self._tensorboard = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
@@ -192,7 +199,7 @@ class Run:
                 self._tensorboard.add_scalar(name, value["mean"] if several else value, line["step"])
 
     def _report(self, first: int, metrics: train.Metrics, clock: float, examples: int, bar: progress.Bar) -> float:
-        """Logs the mean of the metrics of steps `first`, `first` + 1, ...; returns the time at which they were there."""
+        """Logs the means of the metrics of steps `first`, `first` + 1, ...; returns the time they were there."""
         values = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
         now = time.perf_counter()
         self.seconds["train"] += now - clock
@@ -233,10 +240,6 @@ class Run:
 
     def finish(self, name: str, claim: str, config: Any, figures: dict[str, Any], command: str) -> dict[str, Any]:
         """Writes result.json, whole or not at all, and returns what it holds."""
-        if self._log:
-            self._log.close()
-        if self._tensorboard:
-            self._tensorboard.close()
         trained = self.facts.get("steps", 0) * self.facts.get("examples_per_step", 0)
         seed = getattr(config, "seed", 0)
         result = {
@@ -276,9 +279,8 @@ def launch(main: Callable[[Any, Run], dict[str, Any]], default: Any, smoke: Any,
         require(options.require)
         folder = _folder(name, options, config)
         run = Run(folder, resume=bool(options.resume), console=console)
-        with _signals(run):
+        with _signals(run), contextlib.closing(run):
             figures = main(config, run)
-            run._finish_saving()
             command = shlex.join(["python", "-m", f"experiments.{name}", *argv])
             result = run.finish(name, _claim(module), config, figures, command)
         _conclude(run, result)
@@ -287,13 +289,14 @@ def launch(main: Callable[[Any, Run], dict[str, Any]], default: Any, smoke: Any,
         _say_how_to_resume(console, name, folder)
         sys.exit(128 + interrupted.signum)
     except UserError as error:
-        console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        _say_error(console, str(error))
+        if isinstance(error, Unwritten):
+            _say_how_to_resume(console, name, folder)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno not in UNWRITABLE:
             raise
-        where = f" {error.filename}" if error.filename else ""
-        console.print(f"error: cannot write{where}: {os.strerror(error.errno)}", style="red", highlight=False, markup=False)
+        _say_error(console, f"cannot write{f' {error.filename}' if error.filename else ''}: {os.strerror(error.errno)}")
         _say_how_to_resume(console, name, folder)
         sys.exit(2)
 
@@ -306,7 +309,7 @@ def require(platform: str | None) -> None:
         raise UserError(f"JAX finds no device: {str(error).splitlines()[0]}") from None
     if platform and found != platform:
         extra = {"gpu": "cuda", "tpu": "tpu"}.get(platform)
-        hint = f"install it with pip install -e .[{extra}] on a machine that has one" if extra else "unset JAX_PLATFORMS"
+        hint = f"on a machine that has one, pip install -e .[{extra}]" if extra else "unset JAX_PLATFORMS"
         raise UserError(f"a {platform} is required, but JAX finds only {found} here: {hint}")
 
 
@@ -353,8 +356,12 @@ def _signals(run: Run) -> Iterator[None]:
             signal.signal(signum, handler)
 
 
+def _say_error(console: Console, sentence: str) -> None:
+    console.print(f"error: {sentence}", style="red", highlight=False, markup=False, soft_wrap=True)
+
+
 def _say_how_to_resume(console: Console, name: str, folder: Path | None) -> None:
-    if folder:
+    if folder and (folder / "config.json").exists():
         line = f"continue with: python -m experiments.{name} --resume {shlex.quote(str(folder))}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -363,7 +370,8 @@ def _conclude(run: Run, result: dict[str, Any]) -> None:
     rows = {key.replace("_", " "): record.show(key, value) for key, value in result["figures"].items()}
     rows["claim"] = result["claim"]
     seconds = result["seconds"]
-    rows["time"] = f"{seconds['train']:.1f} s training, {seconds['evaluate']:.1f} s evaluating, {seconds['compile']:.1f} s compiling"
+    spent = ("train", "training"), ("evaluate", "evaluating"), ("compile", "compiling")
+    rows["time"] = ", ".join(f"{seconds[key]:.1f} s {word}" for key, word in spent)
     if result["examples_per_second"]:
         rows["speed"] = f"{result['examples_per_second']:,.0f} examples/s on {result['device']['kind']}"
     rows["figures"] = f"{run.folder}/figures"

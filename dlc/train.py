@@ -1,4 +1,4 @@
-"""A training step is a value: a pure function `step(state, batch) -> (state, metrics)`, and functions from step to step.
+"""A training step is a value, a pure function `step(state, batch) -> (state, metrics)`, and changed by functions.
 
     step = make_step(loss_fn, tx)            # from a loss and an optimizer
     step = on_device(step, arrays)           # batches become row indices into arrays that stay on the device
@@ -22,12 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.tree_util import Partial
-from jaxtyping import Array, Int, Key, PyTree, Shaped
+from jaxtyping import Array, Int, Key, PyTree
 
 from dlc.errors import UserError
 
-Params = PyTree[Shaped[Array, "..."]]
-Batch = PyTree
+Params = Any  # a tree of arrays
+Batch = Any  # a tree of arrays
 Metrics = dict[str, Any]
 
 
@@ -52,7 +52,7 @@ BatchesOf = Callable[[int, int], Batch]  # (first, count) -> that many batches, 
 
 
 def init(params: Params, tx: optax.GradientTransformation, key: Key[Array, ""], aux: PyTree = None) -> State:
-    """The state before the first step. The weights are copied, so that donating the state never deletes the caller's."""
+    """The state before the first step. The weights are copied: donating the state never deletes the caller's."""
     params, aux = jax.tree.map(jnp.copy, (params, aux))
     return State(jnp.zeros((), jnp.int32), params, tx.init(params), aux, jnp.copy(key))
 
@@ -157,7 +157,7 @@ def minibatches(examples: int, batch: int, shuffle: bool = False, seeds: Sequenc
 
 
 def in_batches(forward: Callable[[State, Any], Any], arrays: PyTree, size: int) -> Callable[[State], Any]:
-    """`forward(state, batch)` over all N rows of `arrays`, `size` at a time, in one program: `state -> outputs [N, ...]`.
+    """`forward(state, batch)` over all N rows of `arrays`, `size` at a time: `state -> outputs [N, ...]`.
 
     The last batch is filled up with copies of the last row, whose outputs are cut off again.
     """

@@ -1,4 +1,4 @@
-"""The rules that every test runs under: eight CPU devices, no silent rank promotion, and no data or runs of the user's."""
+"""The rules that every test runs under: eight CPU devices, no silent rank promotion, nothing of the user's."""
 
 import os
 
@@ -9,6 +9,12 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compilation_cache(tmp_path_factory):
+    """Programs that several tests start processes for are compiled once."""
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("xla"))
 
 
 @pytest.fixture(autouse=True)

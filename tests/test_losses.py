@@ -35,7 +35,9 @@ def test_maximum_a_posteriori_is_equation_9():
     y, label, j = RNG.uniform(0, 5, (6, 10)), RNG.integers(0, 10, 6), 0.3
     expected = np.mean([y[p, d] + np.log(np.exp(-j) + np.exp(-y[p]).sum()) for p, d in enumerate(label)])
     batch = {"image": jnp.zeros(6), "label": jnp.asarray(label)}
-    loss, _ = losses.maximum_a_posteriori(Bare(), rubbish=j)(jnp.asarray(-y, jnp.float32), None, batch, jax.random.key(0))
+    loss, _ = losses.maximum_a_posteriori(Bare(), rubbish=j)(
+        jnp.asarray(-y, jnp.float32), None, batch, jax.random.key(0)
+    )
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 

@@ -62,7 +62,8 @@ def test_the_loss_begins_near_that_of_a_guess(model, image, parameters):
     logits = model.apply(model.init(jax.random.key(0), x), x)
     label = jnp.arange(64) % 10
     assert logits.shape == (64, 10)
-    assert abs(losses.cross_entropy(logits, label).mean() - math.log(10)) < 0.15
+    # Logits of variance v cost about v / 2 above log K; softmax regression begins with v = 1/3 on noise of variance 1.
+    assert abs(losses.cross_entropy(logits, label).mean() - math.log(10)) < 0.25
 
 
 @every

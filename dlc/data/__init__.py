@@ -17,7 +17,7 @@ from dlc.data import cache, sources, tfds
 from dlc.data.dataset import DataDamaged, Dataset, DataUnavailable, Split, data_dir, say
 from dlc.errors import UserError
 
-__all__ = ["NAMES", "DataDamaged", "DataUnavailable", "Dataset", "data_dir", "load"]
+__all__ = ["NAMES", "DataDamaged", "DataUnavailable", "Dataset", "data_dir", "is_ready", "load"]
 
 NAMES = (*sources.PUBLISHED, "digits")
 
@@ -55,6 +55,11 @@ def load(name: str) -> Dataset:
             f"the data directory {root} cannot be used: {error.strerror or error}{where}; "
             f"{mend} set DLC_DATA to another directory"
         ) from error
+
+
+def is_ready(name: str) -> bool:
+    """Whether `load` finds the set prepared, without looking into its files."""
+    return name == "digits" or cache.folder(data_dir(), name).is_dir()
 
 
 def _prepare(root: Path, name: str, held: int) -> Dataset:

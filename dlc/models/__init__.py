@@ -1,1 +1,1 @@
-"""Pure Flax models, one family a file. A module is a frozen dataclass without arrays; its weights are a separate tree."""
+"""Pure Flax models, one family a file. A module is a frozen dataclass without arrays; its weights are a tree apart."""

@@ -24,8 +24,8 @@ C3_TABLE = (
     (0, 1, 2, 3, 4, 5),
 )  # fmt: skip
 
-# The target code of each digit: a stylised picture of it, 7 wide and 12 high, +1 where ink is. Figure 3 of [1] shows the
-# pictures that were used; these are drawn anew in their manner.
+# The target code of each digit: a stylised picture of it, 7 wide and 12 high, +1 where ink is. Figure 3 of [1] shows
+# the pictures that were used; these are drawn anew in their manner.
 GLYPHS = """
 .#####.  ...#...  .#####.  #######  ....##.  #######  ..####.  #######  .#####.  .#####.
 ##...##  ..##...  ##...##  .....##  ...###.  ##.....  .##....  #....##  ##...##  ##...##
@@ -128,7 +128,9 @@ class LeNet5(nn.Module):
         x = squash(Subsample(**kinds, name="S2")(x))
         x = squash(PartialConv(**kinds, name="C3")(x))
         x = squash(Subsample(**kinds, name="S4")(x))
-        x = squash(layers.Dense(120, **uniform(400), name="C5")(x.reshape(len(x), -1)))  # a 5 x 5 convolution of 5 x 5 maps
+        x = squash(
+            layers.Dense(120, **uniform(400), name="C5")(x.reshape(len(x), -1))
+        )  # a 5 x 5 convolution of 5 x 5 maps
         x = squash(layers.Dense(84, **uniform(120), name="F6")(x))
         return -jnp.square(x.astype(jnp.float32)[:, None] - codes()[None]).sum(-1)
 

@@ -1,0 +1,139 @@
+"""From the records under results/ to the tables in docs/results.md and README.md.
+
+python -m dlc.results              writes the tables anew
+python -m dlc.results RUN ...      adds the records of these runs first
+"""
+
+import argparse
+import json
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from dlc import record
+from dlc.errors import UserError
+
+BEGIN, END = "<!-- results: written by `make results` -->", "<!-- end of results -->"
+
+
+def add(results: Path, run: Path) -> Path:
+    """Copies the record of a finished run to `results`, under a name made of its experiment, flags and platform."""
+    try:
+        result = json.loads((run / "result.json").read_text())
+    except (OSError, ValueError):
+        raise UserError(f"{run} has no result.json that can be read; only a run that ended by itself has one") from None
+    name = [
+        result.get("experiment") or f"bench.{result['bench']}",
+        *_flags(result["command"]),
+        result["device"]["platform"],
+    ]
+    target = results / (".".join(name).replace("/", "_").replace(" ", "-") + ".json")
+    results.mkdir(exist_ok=True)
+    shutil.copyfile(run / "result.json", target)
+    return target
+
+
+def tables(results: Path) -> tuple[str, str]:
+    """The Markdown of docs/results.md, and of the part of it that stands in README.md."""
+    records = []
+    for path in sorted(results.glob("*.json")):
+        try:
+            records.append(json.loads(path.read_text()))
+        except ValueError:
+            raise UserError(f"{path} is damaged: restore it, or delete it") from None
+    runs = [r for r in records if "experiment" in r]
+    benches = [r for r in records if "bench" in r]
+    short = _experiments(runs)
+    page = [
+        "# Results",
+        "",
+        "Written by `make results` from the records under `results/`. Nothing here is typed by hand.",
+        "",
+    ]
+    page += ["## Experiments", "", short, ""]
+    for bench in benches:
+        page += [f"## {bench['title']}", "", bench["method"], "", _bench(bench), ""]
+    page += ["## Where and with what", "", _origins(records), ""]
+    return "\n".join(page), "\n\n".join([short, *(f"{b['title']}:\n\n{_bench(b)}" for b in benches)])
+
+
+def write(root: Path) -> None:
+    """Writes docs/results.md, and README.md between its two marks. Raises UserError if they are not there."""
+    page, short = tables(root / "results")
+    readme = root / "README.md"
+    text = readme.read_text()
+    if BEGIN not in text or END not in text:
+        raise UserError(f"{readme} has no place for the results: it needs the lines {BEGIN} and {END}")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    (root / "docs").mkdir(exist_ok=True)
+    (root / "docs" / "results.md").write_text(page)
+    readme.write_text(f"{before}{BEGIN}\n\n{short}\n\n{END}{after}")
+
+
+def _flags(command: str) -> list[str]:
+    """What tells one record of an experiment from another: its flags, without those that only say where it runs."""
+    words, kept = shlex.split(command)[3:], []
+    while words:
+        word = words.pop(0)
+        values = []
+        while words and not words[0].startswith("--"):
+            values.append(words.pop(0))
+        if word not in ("--out", "--resume", "--require"):
+            kept.append("-".join([word.removeprefix("--"), *values]))
+    return kept
+
+
+def _experiments(runs: list[dict[str, Any]]) -> str:
+    rows = ["| command | claim | measured | seeds | training | device |", "|---|---|---|---|---|---|"]
+    for run in runs:
+        figures = ", ".join(f"{k.replace('_', ' ')} {record.show(k, v)}" for k, v in run["figures"].items())
+        what = " ".join(
+            [f"`{run['experiment']}`", *(f"`--{flag.replace('-', ' ', 1)}`" for flag in _flags(run["command"]))]
+        )
+        seconds = f"{run['seconds']['train']:.1f} s" + (" for all" if len(run["seeds"]) > 1 else "")
+        rows.append(f"| {what} | {run['claim']} | **{figures}** | {len(run['seeds'])} | {seconds} | {_device(run)} |")
+    return "\n".join(rows)
+
+
+def _bench(bench: dict[str, Any]) -> str:
+    rows = [f"| | {' | '.join(bench['columns'])} |", "|---" * (len(bench["columns"]) + 1) + "|"]
+    rows += [
+        f"| {name} | {' | '.join(str(row[column]) for column in bench['columns'])} |"
+        for name, row in bench["rows"].items()
+    ]
+    return "\n".join(rows) + f"\n\n{_device(bench)}, {bench['date'][:10]}."
+
+
+def _origins(records: list[dict[str, Any]]) -> str:
+    rows = ["| record | date | commit | versions |", "|---|---|---|---|"]
+    for one in records:
+        versions = ", ".join(f"{name} {version}" for name, version in one["versions"].items())
+        rows.append(f"| `{one['command']}` | {one['date'][:10]} | {one['commit']} | {versions} |")
+    return "\n".join(rows)
+
+
+def _device(one: dict[str, Any]) -> str:
+    device = one["device"]
+    return f"{device['cores']} cores of {device['kind']}" if device["platform"] == "cpu" else device["kind"]
+
+
+def main(arguments: list[str] | None = None, root: Path | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m dlc.results", description="Writes the tables of results.")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folders of runs whose records to add first")
+    options = parser.parse_args(arguments)
+    root = root or Path(__file__).parents[1]
+    try:
+        for run in options.runs:
+            print(f"added {add(root / 'results', run).relative_to(root)}")
+        write(root)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print("wrote docs/results.md and the table in README.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""The lecture's MNIST program beside what a user would pick instead: PyTorch, and Flax as one would first write it.
+
+    python -m experiments.bench.mnist                 both parts, about 10 minutes
+    python -m experiments.bench.mnist --part steps    time per training step, by form
+    python -m experiments.bench.mnist --part program  the whole program, from start to printed test error
+
+The images are the real ones, because PyTorch's pooling branches on what it sees. The time of a step is the median over
+rounds in which every form, in a process of its own, runs a chunk of 100 steps in turn; each has trained for 300 before.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+import tyro
+
+from dlc import bench, data, record
+from dlc.errors import UserError
+from dlc.run import write_record
+
+BATCH, CHUNK, WARM = 100, 100, 3
+
+
+def ours() -> Callable[[], float]:
+    """The experiment's own step, scanned as `Run.fit` scans it."""
+    import optax
+
+    from dlc import augment, losses, train
+    from dlc.models.convnet import Convnet
+
+    mnist = data.load("mnist")
+    prepare = augment.standardise(*augment.moments(mnist.train["image"]))
+    model, tx = Convnet(), optax.sgd(0.1)
+    params = model.init(jax.random.key(0), prepare(mnist.train["image"][:1]))["params"]
+    step = train.on_device(train.make_step(losses.classify(model, prepare), tx), mnist.train)
+    step, rows = train.compiled(train.scanned(step)), train.minibatches(60_000, BATCH)
+    return chunks(
+        lambda state, at: jax.block_until_ready(step(state, rows(at, CHUNK))[0]),
+        train.init(params, tx, jax.random.key(0)),
+    )
+
+
+def naive() -> Callable[[], float]:
+    """Flax's own layers, one jitted step at a time: how a user would write it."""
+    import flax.linen as nn
+    import jax.numpy as jnp
+    import optax
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.max_pool(nn.Conv(32, (5, 5), padding="VALID")(x), (3, 3), (3, 3)))
+            x = nn.relu(nn.max_pool(nn.Conv(64, (5, 5), padding="VALID")(x), (2, 2), (2, 2)))
+            return nn.Dense(10)(nn.relu(nn.Dense(200)(x.reshape(len(x), -1))))
+
+    mnist = data.load("mnist")
+    images = (mnist.train["image"].astype(np.float32) / 255 - 0.1307) / 0.3081
+    model, tx = Net(), optax.sgd(0.1)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+
+    @jax.jit
+    def step(params, opt_state, image, label):
+        def loss(params):
+            return optax.losses.softmax_cross_entropy_with_integer_labels(model.apply(params, image), label).mean()
+
+        updates, opt_state = tx.update(jax.grad(loss)(params), opt_state)
+        return optax.apply_updates(params, updates), opt_state
+
+    def chunk(state, at):
+        for i in range(at, at + CHUNK):
+            rows = slice(i % 600 * BATCH, (i % 600 + 1) * BATCH)
+            state = step(*state, images[rows], mnist.train["label"][rows])
+        return jax.block_until_ready(state)
+
+    return chunks(chunk, (params, tx.init(params)))
+
+
+def torch_eager(channels_last: bool = False, compiled: bool = False) -> Callable[[], float]:
+    """The lecture's program in PyTorch; with `channels_last` in PyTorch's fastest layout; or through its compiler."""
+    import torch
+
+    from experiments.bench.mnist_torch import Net, load
+
+    images, _, labels, _ = load()
+    model = Net()
+    if channels_last:
+        model, images = (
+            model.to(memory_format=torch.channels_last),
+            images.contiguous(memory_format=torch.channels_last),
+        )
+    forward = torch.compile(model) if compiled else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def chunk(state, at):
+        for i in range(at, at + CHUNK):
+            rows = slice(i % 600 * BATCH, (i % 600 + 1) * BATCH)
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(forward(images[rows]), labels[rows]).backward()
+            optimizer.step()
+
+    return chunks(chunk, None)
+
+
+FORMS: dict[str, Callable[[], Callable[[], float]]] = {
+    "PyTorch, channels_last": lambda: torch_eager(channels_last=True),
+    "PyTorch, as the lecture writes it": torch_eager,
+    "PyTorch, compiled, channels_last": lambda: torch_eager(channels_last=True, compiled=True),
+    "Flax, as one would first write it": naive,
+    "dlc": ours,
+}
+
+
+def chunks(run, state) -> Callable[[], float]:
+    """A function that runs the next chunk and returns its seconds per step. The first chunks, unmeasured, warm it up."""
+    at = 0
+    for _ in range(WARM):
+        state, at = run(state, at), at + CHUNK
+
+    def measure() -> float:
+        nonlocal state, at
+        began = time.perf_counter()
+        state = run(state, at % 60_000)
+        at += CHUNK
+        return (time.perf_counter() - began) / CHUNK
+
+    return measure

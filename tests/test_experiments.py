@@ -1,0 +1,83 @@
+"""Every experiment: runs its SMOKE, states its claim, and is a file of the agreed form."""
+
+import ast
+import dataclasses
+import inspect
+import json
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from dlc import run
+from dlc.data import NAMES
+
+ROOT = Path(__file__).parents[1]
+FILES = [p for p in sorted((ROOT / "experiments").glob("*/[!_]*.py")) if p.parent.name != "bench"]
+MODULES = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in FILES]
+
+every = pytest.mark.parametrize("module", MODULES)
+
+
+@every
+def test_smoke(module, tmp_path):
+    experiment = import_module(module)
+    here = run.Run(tmp_path, console=Console(quiet=True))
+    figures = experiment.main(experiment.SMOKE, here)
+    here.close()
+    assert figures
+    result = here.finish(module, run._claim(experiment), experiment.SMOKE, figures, "")
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    reports = [line["loss"] for line in here.history if "loss" in line]
+    assert reports[-1] < reports[0]
+    assert len(list((tmp_path / "figures").iterdir())) >= 3
+
+
+@every
+def test_form(module):
+    experiment = import_module(module)
+    assert dataclasses.is_dataclass(experiment.Config)
+    assert experiment.Config.__dataclass_params__.frozen
+    assert experiment.SMOKE.dataset == "digits"
+    assert f"python -m {module}" in experiment.__doc__
+    assert run._claim(experiment)
+    assert len(inspect.getsource(experiment).splitlines()) <= 120
+
+
+@every
+def test_datasets_on_offer_exist(module):
+    offered = import_module(module).Config.__annotations__["dataset"]
+    assert set(offered.__args__) <= set(NAMES)
+
+
+def imported(path):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_a_floor_imports_only_from_floors_below():
+    """Experiments import no experiment; pure modules import no effects, and Flax only where models and layers are."""
+    for path in FILES:
+        assert not [name for name in imported(path) if name.startswith("experiments")], path
+    effects = {"run", "config", "data", "checkpoint", "plot", "progress", "record", "results", "classify", "host"}
+    pure = [ROOT / f"dlc/{name}.py" for name in ("train", "losses", "metrics", "optim", "augment", "layers")]
+    for path in [*pure, *(ROOT / "dlc/models").glob("*.py")]:
+        names = set(imported(path))
+        assert not {f"dlc.{effect}" for effect in effects} & names, path
+        if path.name != "layers.py" and path.parent.name != "models":
+            assert not [name for name in names if name.startswith("flax")], path
+
+
+def test_importing_the_library_is_light_and_changes_nothing():
+    code = "import sys, os; before = dict(os.environ); import dlc.train, dlc.models.convnet; print(*sys.modules)\n"
+    code += "assert dict(os.environ) == before"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"tyro", "matplotlib", "tensorflow_datasets", "orbax", "tensorboardX"} & set(done.stdout.split())

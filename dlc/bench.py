@@ -48,7 +48,7 @@ def serve(chunk: Callable[[], float]) -> None:
 
 
 def interleaved(measures: dict[str, Callable[[], float]], rounds: int, warmup: int = 1) -> dict[str, np.ndarray]:
-    """Calls every measure once a round, in turn; returns what each gave, [rounds], without the first `warmup` rounds."""
+    """Calls every measure once a round, in turn; returns what each gave, [rounds], the first `warmup` left out."""
     gave: dict[str, list[float]] = {name: [] for name in measures}
     for _ in range(warmup + rounds):
         for name, measure in measures.items():

@@ -223,8 +223,8 @@ def _matmul(a: Array, b: Array) -> Array:
 @_matmul.defjvp
 def _matmul_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     (a, b), (da, db) = primals, tangents
-    # XLA's faster matrix product (YNNPACK) wants rows on the left. The barrier has the transposition of `a`, which the
-    # gradient for `b` needs, done beforehand; without it XLA merges the two and takes the slower product.
+    # On CPU XLA's faster matrix product (YNNPACK) sums over the left operand's last axis only, and the gradient for `b`
+    # sums over the first of `a`. The barrier keeps XLA from folding the transposition into its slower product.
     at = lax.optimization_barrier(a.T)
     return a @ b, da @ b + at.T @ db
 
@@ -239,7 +239,7 @@ def _first_max(x: Array, axes: tuple[int, ...]) -> Array:
 def _first_max_jvp(axes: tuple[int, ...], primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (x,), (dx,) = primals, tangents
     sizes = [n if axis in axes else 1 for axis, n in enumerate(x.shape)]
-    position = jnp.arange(math.prod(sizes)).reshape(sizes)
+    position = jnp.arange(math.prod(sizes), dtype=jnp.int32).reshape(sizes)
     largest = jnp.max(x, axes, keepdims=True)
     # Reductions, because XLA would compute an unrolled argmax again inside everything that reads it.
     first = jnp.min(jnp.where(x == largest, position, position.size), axes, keepdims=True)

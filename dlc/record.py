@@ -1,9 +1,11 @@
 """What every record says about where it was made: device, versions, commit."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,24 @@ def commit() -> str | None:
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def origin(command: str, *packages: str) -> dict[str, Any]:
+    """When, where, with what and by which command a record was made."""
+    return {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "device": device(),
+        "versions": versions(*packages),
+        "commit": commit(),
+        "command": command,
+    }
+
+
+def write(folder: Path, result: dict[str, Any]) -> None:
+    """Writes `result.json`, whole or not at all."""
+    fresh = folder / "result.json.new"
+    fresh.write_text(json.dumps(result, indent=2) + "\n")
+    fresh.replace(folder / "result.json")
 
 
 def summary(values: Any) -> Any:

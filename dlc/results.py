@@ -54,9 +54,9 @@ def tables(results: Path) -> tuple[str, str]:
     ]
     page += ["## Experiments", "", short, ""]
     for bench in benches:
-        page += [f"## {bench['title']}", "", bench["method"], "", _bench(bench), ""]
+        page += [f"## {bench['title']}", "", bench["method"], "", bench_table(bench), ""]
     page += ["## Where and with what", "", _origins(records), ""]
-    return "\n".join(page), "\n\n".join([short, *(f"{b['title']}:\n\n{_bench(b)}" for b in benches)])
+    return "\n".join(page), "\n\n".join([short, *(f"{b['title']}:\n\n{bench_table(b)}" for b in benches)])
 
 
 def write(root: Path) -> None:
@@ -97,7 +97,8 @@ def _experiments(runs: list[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
-def _bench(bench: dict[str, Any]) -> str:
+def bench_table(bench: dict[str, Any]) -> str:
+    """The rows of a benchmark's record as a Markdown table, and where they were measured."""
     rows = [f"| | {' | '.join(bench['columns'])} |", "|---" * (len(bench["columns"]) + 1) + "|"]
     rows += [
         f"| {name} | {' | '.join(str(row[column]) for column in bench['columns'])} |"

@@ -245,22 +245,16 @@ class Run:
         result = {
             "experiment": name,
             "claim": claim,
-            "date": datetime.now().astimezone().isoformat(timespec="seconds"),
             "figures": {key: record.summary(value) for key, value in figures.items()},
             **self.facts,
             "seeds": list(range(seed, seed + self.facts.get("seeds", 1))),
             "seconds": {key: round(value, 3) for key, value in self.seconds.items()},
             "examples_per_second": round(trained / self.seconds["train"], 1) if self.seconds["train"] else None,
             "config": configs.to_json(config),
-            "device": record.device(),
-            "versions": record.versions(),
-            "commit": record.commit(),
-            "command": command,
+            **record.origin(command),
         }
         if self.folder:
-            fresh = self.folder / "result.json.new"
-            fresh.write_text(json.dumps(result, indent=2) + "\n")
-            fresh.replace(self.folder / "result.json")
+            record.write(self.folder, result)
         return result
 
 
@@ -277,7 +271,9 @@ def launch(main: Callable[[Any, Run], dict[str, Any]], default: Any, smoke: Any,
     try:
         config, options = configs.parse(name, *_described(module), default, smoke, argv)
         require(options.require)
-        folder = _folder(name, options, config)
+        folder = options.resume or new_folder(options.out, name)
+        if not options.resume:
+            configs.save(folder, name, config)
         run = Run(folder, resume=bool(options.resume), console=console)
         with _signals(run), contextlib.closing(run):
             figures = main(config, run)
@@ -324,18 +320,15 @@ def _claim(module: Any) -> str:
     return next(" ".join(p.removeprefix("Claim:").split()) for p in paragraphs if p.startswith("Claim:"))
 
 
-def _folder(name: str, options: configs.Options, config: Any) -> Path:
-    if options.resume:
-        return options.resume
-    parent = options.out / name
-    parent.mkdir(parents=True, exist_ok=True)
+def new_folder(out: Path, name: str) -> Path:
+    """A folder of its own for a run begun now: `out`/`name`/date-and-time."""
+    (out / name).mkdir(parents=True, exist_ok=True)
     stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")
     for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
         with contextlib.suppress(FileExistsError):
-            (parent / (stamp + suffix)).mkdir()
-            configs.save(parent / (stamp + suffix), name, config)
-            return parent / (stamp + suffix)
-    raise UserError(f"{parent} is full of runs begun at {stamp}; choose another folder with --out")
+            (out / name / (stamp + suffix)).mkdir()
+            return out / name / (stamp + suffix)
+    raise UserError(f"{out / name} is full of runs begun at {stamp}; choose another folder with --out")
 
 
 @contextlib.contextmanager

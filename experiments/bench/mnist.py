@@ -8,11 +8,12 @@ The images are the real ones, because PyTorch's pooling branches on what it sees
 rounds in which every form, in a process of its own, runs a chunk of 100 steps in turn; each has trained for 300 before.
 """
 
+import functools
+import shlex
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -20,9 +21,9 @@ import jax
 import numpy as np
 import tyro
 
-from dlc import bench, data, record
+from dlc import bench, data, record, results
 from dlc.errors import UserError
-from dlc.run import write_record
+from dlc.run import new_folder
 
 BATCH, CHUNK, WARM = 100, 100, 3
 
@@ -40,10 +41,8 @@ def ours() -> Callable[[], float]:
     params = model.init(jax.random.key(0), prepare(mnist.train["image"][:1]))["params"]
     step = train.on_device(train.make_step(losses.classify(model, prepare), tx), mnist.train)
     step, rows = train.compiled(train.scanned(step)), train.minibatches(60_000, BATCH)
-    return chunks(
-        lambda state, at: jax.block_until_ready(step(state, rows(at, CHUNK))[0]),
-        train.init(params, tx, jax.random.key(0)),
-    )
+    state = train.init(params, tx, jax.random.key(0))
+    return chunks(lambda state, at: jax.block_until_ready(step(state, rows(at, CHUNK))[0]), state)
 
 
 def naive() -> Callable[[], float]:
@@ -117,7 +116,7 @@ FORMS: dict[str, Callable[[], Callable[[], float]]] = {
 
 
 def chunks(run, state) -> Callable[[], float]:
-    """A function that runs the next chunk and returns its seconds per step. The first chunks, unmeasured, warm it up."""
+    """A function that runs the next chunk and returns its seconds per step, warmed up by the first ones."""
     at = 0
     for _ in range(WARM):
         state, at = run(state, at), at + CHUNK
@@ -130,3 +129,71 @@ def chunks(run, state) -> Callable[[], float]:
         return (time.perf_counter() - began) / CHUNK
 
     return measure
+
+
+@dataclass(frozen=True)
+class Config:
+    part: Literal["all", "steps", "program"] = "all"
+    rounds: int = 15  # of chunks, for the steps
+    runs: int = 3  # of each whole program
+    out: Path = Path("runs")  # folder in which the record gets a folder of its own
+
+
+def steps(config: Config) -> dict:
+    """The record of the time per step, every form beside PyTorch's best."""
+    workers = {name: bench.Worker("experiments.bench.mnist", "--worker", name) for name in FORMS}
+    times = bench.interleaved({name: worker.measure for name, worker in workers.items()}, config.rounds)
+    for worker in workers.values():
+        worker.close()
+    best = bench.ratios(times, "PyTorch, channels_last")
+    rows = {
+        name: {
+            "ms per step": f"{1e3 * np.median(seconds):.2f}",
+            "quartiles": "{:.2f} to {:.2f}".format(*1e3 * np.percentile(seconds, [25, 75])),
+            "of PyTorch's best": f"{best[name]:.2f}",
+        }
+        for name, seconds in times.items()
+    }
+    method = f"Training, batches of {BATCH}, float32; medians of {config.rounds} interleaved chunks of {CHUNK} steps."
+    return {"bench": "mnist.steps", "title": "One step of the lecture's MNIST convnet", "method": method, "rows": rows}
+
+
+def program(config: Config) -> dict:
+    """The record of the whole program, from its start to its end, ours with a warm compilation cache."""
+    ours = [sys.executable, "-m", "experiments.mnist.convnet", "--out", str(config.out)]
+    bench.command([*ours, "--epochs", "1"])  # fills the cache: the program does not depend on the number of epochs
+    theirs = [sys.executable, "-m", "experiments.bench.mnist_torch"]
+    commands = {"PyTorch, as the lecture writes it": theirs, "dlc": ours}
+    measures = {name: functools.partial(bench.command, words) for name, words in commands.items()}
+    times = bench.interleaved(measures, config.runs, warmup=0)
+    ratio = bench.ratios(times, "PyTorch, as the lecture writes it")
+    rows = {
+        name: {
+            "seconds": f"{np.median(seconds):.1f}",
+            "all runs": ", ".join(f"{s:.1f}" for s in seconds),
+            "of PyTorch": f"{ratio[name]:.2f}",
+        }
+        for name, seconds in times.items()
+    }
+    method = "Ten epochs on the real images, from the start of the command to its printed test error, run in turn."
+    return {"bench": "mnist.program", "title": "The lecture's MNIST program, whole", "method": method, "rows": rows}
+
+
+def main(config: Config) -> None:
+    for name, part in {"steps": steps, "program": program}.items():
+        if config.part in ("all", name):
+            result = part(config)
+            result["columns"] = list(next(iter(result["rows"].values())))
+            result |= record.origin(shlex.join(["python", "-m", "experiments.bench.mnist", "--part", name]), "torch")
+            folder = new_folder(config.out, f"bench.mnist.{name}")
+            record.write(folder, result)
+            print(f"{results.bench_table(result)}\n\nrecord {folder}/result.json\n")
+
+
+if __name__ == "__main__":
+    try:
+        if sys.argv[1:2] == ["--worker"]:
+            sys.exit(bench.serve(FORMS[sys.argv[2]]()))
+        main(tyro.cli(Config, prog="python -m experiments.bench.mnist", description=__doc__.splitlines()[0]))
+    except (UserError, ModuleNotFoundError) as error:
+        sys.exit(f"error: {error}" + ("; pip install -e .[peers]" if isinstance(error, ModuleNotFoundError) else ""))

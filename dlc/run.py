@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jax.tree_util import Partial
 from rich.console import Console
 
 from dlc import config as configs
@@ -96,7 +97,7 @@ class Run:
         seeds = len(keys)
         if seeds > 1:
             init, step = jax.vmap(init), train.over_seeds(step, batch_axis)
-            predict = predict and jax.tree_util.Partial(lambda f, state: jax.vmap(f)(state), predict)
+            predict = predict and Partial(lambda predict, state: train.for_each_seed(predict)(state), predict)
 
         state, first = self._restore(jax.jit(init)(keys if seeds > 1 else keys[0]))
         example = batches(first % steps, chunk)

@@ -1,0 +1,185 @@
+"""The rest of the effects floor: figures, schedules, records, tables, timing."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dlc import augment, bench, host, optim, plot, record, results
+from dlc.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+# Figures
+
+
+def test_curves_show_training_and_test_and_a_band_for_several_seeds():
+    one = [{"step": 10 * i, "loss": 1 / i, "error": 0.1 / i} for i in (1, 2, 3)]
+    one += [{"step": 30, "test_loss": 0.5, "test_error": 0.05}]
+    axes = plot.curves(one, steps_per_epoch=10).axes
+    assert [axis.get_ylabel() for axis in axes] == ["cross-entropy (nats)", "error (%)"]
+    np.testing.assert_allclose(axes[1].lines[0].get_xydata(), [[1, 10], [2, 5], [3, 10 / 3]])
+    assert not axes[0].collections
+    several = [{"step": 10 * i, **{k: {"mean": 1 / i, "std": 0.1} for k in ("loss", "error")}} for i in (1, 2)]
+    band = plot.curves(several, steps_per_epoch=10).axes[0].collections[0].get_paths()[0].vertices
+    assert band[:, 1].max() == pytest.approx(1.1)
+
+
+def test_mistakes_come_worst_first_and_name_both_answers():
+    images = np.zeros((3, 4, 4, 1), np.uint8)
+    logits = np.array([[2.0, 0.0], [9.0, 0.0], [0.0, 1.0]])
+    figure = plot.mistakes(images, logits, np.array([1, 1, 1]), ("cat", "dog"))
+    titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
+    assert titles == ["cat (100%)\nis dog", "cat (88%)\nis dog"]
+
+
+def test_confusion_writes_the_counts_where_they_belong():
+    axis = plot.confusion(np.array([[5, 1], [0, 7]]), ("a", "b")).axes[0]
+    assert {(text.get_position(), text.get_text()) for text in axis.texts} == {
+        ((0, 0), "5"),
+        ((1, 0), "1"),
+        ((1, 1), "7"),
+    }
+
+
+def test_filters_share_one_scale():
+    kernel = np.linspace(-1, 3, 50).reshape(5, 5, 1, 2)
+    limits = {axis.images[0].get_clim() for axis in plot.filters(kernel).axes if axis.images}
+    assert limits == {(-3.0, 3.0)}
+
+
+# Schedules and images
+
+
+def test_by_epoch_holds_each_factor_from_its_epoch_on():
+    schedule = optim.by_epoch(2.0, {0: 1.0, 2: 0.5, 3: 0.1}, steps_per_epoch=10)
+    np.testing.assert_allclose([schedule(s) for s in (0, 19, 20, 29, 30, 999)], [2, 2, 1, 1, 0.2, 0.2], rtol=1e-6)
+
+
+def test_standardised_images_have_mean_0_and_deviation_1():
+    images = np.random.default_rng(0).integers(0, 256, (20, 5, 5, 1), dtype=np.uint8)
+    mean, std = augment.moments(images)
+    np.testing.assert_allclose((mean, std), ((images / 255).mean(), (images / 255).std()), rtol=1e-9)
+    out = np.asarray(augment.standardise(mean, std)(images))
+    np.testing.assert_allclose((out.mean(), out.std()), (0, 1), atol=1e-5)
+
+
+# Records and tables
+
+
+def test_a_summary_is_a_number_or_mean_and_sample_deviation():
+    assert record.summary(0.5) == 0.5
+    assert record.summary([1.0, 3.0]) == {"mean": 2.0, "std": pytest.approx(2**0.5), "values": [1.0, 3.0]}
+    assert record.show("test_error", 0.0123) == "1.23 %"
+    assert record.show("test_error", {"mean": 0.01, "std": 0.001}) == "1.00 ± 0.10 %"
+    assert record.show("loss", 0.012345) == "0.01235"
+
+
+def finished_run(folder, **changes):
+    folder.mkdir(parents=True)
+    result = {
+        "experiment": "mnist.convnet", "claim": "about 1 %", "figures": {"test_error": 0.01}, "seeds": [0],
+        "seconds": {"train": 1.0}, **record.origin("python -m experiments.mnist.convnet --seeds 2 --out x"), **changes,
+    }  # fmt: skip
+    record.write(folder, result)
+    return folder
+
+
+def test_results_are_written_from_records(tmp_path):
+    (tmp_path / "README.md").write_text(f"# Title\n{results.BEGIN}\nold\n{results.END}\nrest\n")
+    table = {"columns": ["ms"], "rows": {"ours": {"ms": "1.0"}}, "method": "how", "title": "A step"}
+    finished_run(tmp_path / "timing", bench="steps", **table)
+    timing = json.loads((tmp_path / "timing" / "result.json").read_text())
+    del timing["experiment"]
+    record.write(tmp_path / "timing", timing)
+    runs = [str(finished_run(tmp_path / "run")), str(tmp_path / "timing")]
+    assert results.main(runs, root=tmp_path) == 0
+    assert {p.name for p in (tmp_path / "results").iterdir()} == {
+        "mnist.convnet.seeds-2.cpu.json", "bench.steps.seeds-2.cpu.json"
+    }  # fmt: skip
+    page, readme = (tmp_path / "docs" / "results.md").read_text(), (tmp_path / "README.md").read_text()
+    for text in (page, readme):
+        assert "| `mnist.convnet` `--seeds 2` | about 1 % | **test error 1.00 %** | 1 | 1.0 s |" in text
+        assert "| ours | 1.0 |" in text
+    assert readme.startswith(f"# Title\n{results.BEGIN}\n")
+    assert readme.endswith(f"{results.END}\nrest\n")
+    assert "old" not in readme
+    results.write(tmp_path)
+    assert (tmp_path / "README.md").read_text() == readme
+
+
+def test_a_record_that_is_missing_or_damaged_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"has no result\.json that can be read"):
+        results.add(tmp_path / "results", tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "bad.json").write_text("{")
+    with pytest.raises(UserError, match=r"bad\.json is damaged: restore it, or delete it"):
+        results.tables(tmp_path / "results")
+
+
+def test_the_pages_in_the_repository_are_what_the_records_give(tmp_path):
+    for name in ("README.md", "results"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    results.write(tmp_path)
+    assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text()
+    assert (tmp_path / "docs" / "results.md").read_text() == (ROOT / "docs" / "results.md").read_text()
+
+
+# Timing and the process
+
+
+def test_interleaving_takes_turns_and_drops_the_warm_up():
+    calls = []
+
+    def form(name):
+        return lambda: calls.append(name) or float(len(calls))
+
+    times = bench.interleaved({"a": form("a"), "b": form("b")}, rounds=2, warmup=1)
+    assert calls == ["a", "b"] * 3
+    np.testing.assert_array_equal(times["a"], [3, 5])
+    assert bench.ratios(times, "a")["b"] == pytest.approx(5 / 4)
+
+
+def test_a_worker_that_dies_is_named():
+    worker = bench.Worker("dlc.no_such_module")
+    with pytest.raises(UserError, match=r"dlc\.no_such_module ended before it had measured anything"):
+        worker.measure()
+    worker.close()
+
+
+def test_a_command_that_fails_says_why():
+    with pytest.raises(UserError, match="failed: no such luck"):
+        bench.command([sys.executable, "-c", "import sys; sys.exit('no such luck')"])
+    assert bench.command([sys.executable, "-c", ""]) > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is Linux's")
+def test_malloc_is_set_unless_the_user_has():
+    code = "from dlc import host; print(host.keep_freed_memory())"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    for extra, expected in (({}, "True"), ({"MALLOC_ARENA_MAX": "4"}, "False")):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env={**environment, **extra},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == expected
+
+
+def test_preparing_keeps_what_the_user_has_set(monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    host.prepare()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "/elsewhere"
+    assert os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "0"

@@ -23,6 +23,8 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Shaped
 
+from dlc.errors import UserError
+
 Padding = str | Sequence[tuple[int, int]]
 
 # Numbers gathered from one image up to which the matrix product is chosen on CPU. There it took 0.5 to 1.35 times what
@@ -56,7 +58,7 @@ def conv(
 
     y[b, i, j, o] = sum over u, v, c of x[b, i s + u, j t + v, c] kernel[u, v, c, o], the strides being (s, t).
 
-    Raises ValueError when the kernel is larger than the padded image or made for another number of channels.
+    Raises UserError when the kernel is larger than the padded image or made for another number of channels.
     """
     size = kernel.shape[:2]
     pads = tuple(lax.padtype_to_pads(x.shape[1:3], size, strides, padding)) if isinstance(padding, str) else padding
@@ -77,7 +79,7 @@ def max_pool(x: Shaped[Array, "B H W C"], window: tuple[int, int]) -> Shaped[Arr
 
     Of equal maxima the first, row by row, receives the gradient, as in PyTorch.
 
-    Raises ValueError when the window is larger than the image.
+    Raises UserError when the window is larger than the image.
     """
     _check("pooling window", window, x.shape[1:3])
 
@@ -101,7 +103,7 @@ def conv_max_pool(
     window. Tiles overlap less than the windows of a convolution, so there is several times less to gather, for up to
     twice the arithmetic, and the candidates for a maximum come out side by side.
 
-    Raises ValueError when the kernel is larger than the image or made for another number of channels, or the window is
+    Raises UserError when the kernel is larger than the image or made for another number of channels, or the window is
     larger than what the convolution leaves.
     """
     (p, q), (kh, kw, channels, features) = window, kernel.shape
@@ -255,6 +257,6 @@ def _check(
     name: str, size: Sequence[int], image: Sequence[int], channels: int | None = None, image_channels: int | None = None
 ) -> None:
     if any(k > n for k, n in zip(size, image, strict=True)):
-        raise ValueError(f"a {name} of {size[0]}x{size[1]} is larger than its image of {image[0]}x{image[1]}")
+        raise UserError(f"a {name} of {size[0]}x{size[1]} is larger than its image of {image[0]}x{image[1]}")
     if channels != image_channels:
-        raise ValueError(f"a {name} for {channels} channels cannot read an image of {image_channels}")
+        raise UserError(f"a {name} for {channels} channels cannot read an image of {image_channels}")

@@ -31,12 +31,9 @@ class Bar:
         now = time.monotonic()
         if now - self._last_line >= SECONDS_BETWEEN_LINES or done == self.total:
             left = (now - self._began) * (self.total - done) / max(done - self._first, 1)
-            self.say(f"{done}/{self.total}  {text}  {timedelta(seconds=round(left))} left")
+            line = f"{done}/{self.total}  {text}  {timedelta(seconds=round(left))} left"
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
             self._last_line = now
-
-    def say(self, line: str) -> None:
-        """Prints a line of its own, above the bar where there is one."""
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

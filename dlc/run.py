@@ -99,12 +99,12 @@ class Run:
             init, step = jax.vmap(init), train.over_seeds(step, batch_axis)
             predict = predict and Partial(lambda predict, state: train.for_each_seed(predict)(state), predict)
 
-        state, first = self._restore(jax.jit(init)(keys if seeds > 1 else keys[0]))
-        example = batches(first % steps, chunk)
-        examples = jax.tree.leaves(example)[0].shape[1 + (seeds > 1 and batch_axis == 0)] * seeds
         began = time.perf_counter()
+        state, first = self._restore(jax.jit(init)(keys if seeds > 1 else keys[0]))
+        example = batches(0, chunk)
+        examples = jax.tree.leaves(example)[0].shape[1 + (seeds > 1 and batch_axis == 0)] * seeds
         run_step = train.compiled(train.scanned(step), state, example)
-        run_predict = jax.jit(predict).lower(state).compile() if predict else (lambda state: None)
+        run_predict = train.compiled(predict, state, donate=False) if predict else (lambda state: None)
         self.seconds["compile"] += time.perf_counter() - began
         self.facts |= {"seeds": seeds, "steps": steps, "examples_per_step": examples}
 
@@ -124,7 +124,7 @@ class Run:
                     clock = self._report(*pending, clock, examples, bar)
                     pending = None
                     outputs = run_predict(state)
-                    self._evaluate(done, measure(outputs) if predict else {}, bar)
+                    self._evaluate(done, measure(outputs) if predict else {})
                     self._save(done, state)
                     self.seconds["evaluate"] += time.perf_counter() - clock
                     clock = time.perf_counter()
@@ -184,8 +184,12 @@ class Run:
         fresh.write_text("".join(json.dumps(line) + "\n" for line in self.history))
         fresh.replace(self.folder / "log.jsonl")
         self._log = open(self.folder / "log.jsonl", "a", buffering=1)  # noqa: SIM115 (closed in `close`)
+        # Where PyTorch is installed tensorboardX imports it, for two seconds and for nothing: it is not to find it.
+        hidden = sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
         from tensorboardX import SummaryWriter
 
+        if hidden is None:
+            del sys.modules["torch"]
         self._tensorboard = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
         self._checkpoints.open()
 
@@ -212,15 +216,14 @@ class Run:
         count, speed = len(loss), len(loss) * examples / (now - clock)
         means = {name: record.summary(value.mean(0)) for name, value in values.items()}
         self._write({"step": first + count - 1, **means, "examples_per_second": speed, "seconds": dict(self.seconds)})
-        shown = "  ".join(f"{name} {record.show(name, value)}" for name, value in means.items())
-        bar.update(first + count - 1, f"{shown}  {speed:,.0f} examples/s")
+        bar.update(first + count - 1, f"{_shown(means)}  {speed:,.0f} examples/s")
         return now
 
-    def _evaluate(self, step: int, measured: dict[str, Any], bar: progress.Bar) -> None:
+    def _evaluate(self, step: int, measured: dict[str, Any]) -> None:
         if measured:
             means = {name: record.summary(value) for name, value in measured.items()}
             self._write({"step": step, **means, "seconds": dict(self.seconds)})
-            bar.say(f"step {step}  " + "  ".join(f"{name} {record.show(name, value)}" for name, value in means.items()))
+            self.say(f"step {step}  {_shown(means)}")
 
     def _save(self, step: int, state: train.State) -> None:
         for leaf in jax.tree.leaves(state.params):
@@ -358,6 +361,10 @@ def _say_how_to_resume(console: Console, name: str, folder: Path | None) -> None
     if folder and (folder / "config.json").exists():
         line = f"continue with: python -m experiments.{name} --resume {shlex.quote(str(folder))}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _shown(means: dict[str, Any]) -> str:
+    return "  ".join(f"{name.replace('_', ' ')} {record.show(name, value)}" for name, value in means.items())
 
 
 def _conclude(run: Run, result: dict[str, Any]) -> None:

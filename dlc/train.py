@@ -128,14 +128,15 @@ def for_each_seed(function: Callable[..., Any], in_axes: Sequence[int | None] = 
     )
 
 
-def compiled(step: Step, *example: Any) -> Step:
-    """The step as one XLA program. The state passed in is donated: use the one returned, the old one is deleted.
+def compiled(function: Callable[..., Any], *example: Any, donate: bool = True) -> Callable[..., Any]:
+    """A step, or any function of a state, as one XLA program.
 
-    Given an example `(state, batch)` it is compiled now, for these shapes alone, and not at the first call.
+    The state passed in is donated: use the one returned, the old one is deleted; not so with `donate=False`. Given an
+    example of the arguments it is compiled now, for their shapes alone, and not at the first call.
     """
-    call: Any = jax.jit(lambda step, state, batch: step(state, batch), donate_argnums=1)
-    step = _value(step)
-    return functools.partial(call.lower(step, *example).compile() if example else call, step)
+    call: Any = jax.jit(lambda function, *arguments: function(*arguments), donate_argnums=1 if donate else ())
+    function = _value(function)
+    return functools.partial(call.lower(function, *example).compile() if example else call, function)
 
 
 def fit(step: Step, state: State, batches: Sequence[Batch]) -> tuple[State, list[Metrics]]:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dlc import layers
+from dlc.errors import UserError
 
 # Which of S2's six maps each of C3's sixteen maps sees: table I of [1].
 C3_TABLE = (
@@ -109,7 +110,7 @@ class LeNet5(nn.Module):
     the negative penalties [B, 10], minus the squared distance of F6 to the code of each class: the paper's y_i with the
     sign turned, so that the largest is the answer. The codes are fixed, and therefore no parameters.
 
-    Raises ValueError for images of another size.
+    Raises UserError for images of another size.
     """
 
     dtype: Any = None
@@ -118,7 +119,7 @@ class LeNet5(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B K"]:
         if x.shape[1:] != (32, 32, 1):
-            raise ValueError(f"LeNet-5 takes images of 32 x 32 x 1, not {' x '.join(map(str, x.shape[1:]))}")
+            raise UserError(f"LeNet-5 takes images of 32 x 32 x 1, not {' x '.join(map(str, x.shape[1:]))}")
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
         def uniform(fan_in: int) -> dict[str, Any]:

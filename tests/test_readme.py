@@ -1,0 +1,40 @@
+"""The README tells the truth: its programs run, its commands exist, its tree is the tree."""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_importing_a_model_takes_six_lines():
+    assert len([line for line in PROGRAMS[0].splitlines() if line]) <= 6
+    names = {}
+    exec(PROGRAMS[0], names)
+    assert names["logits"].shape == (8, 10)
+
+
+def test_an_experiment_of_ones_own_takes_thirty_lines(capsys):
+    assert len(PROGRAMS[1].splitlines()) <= 30
+    names = {}
+    exec(PROGRAMS[1], names)
+    assert 0.03 < names["best"] < 3
+    assert "the best of 200 learning rates" in capsys.readouterr().out
+
+
+def test_every_module_that_is_named_exists():
+    for module in set(re.findall(r"python -m ([a-z0-9_.]+)", README)):
+        assert find_spec(module), module
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`?make ([a-z]+)", README)) - {"one"} <= targets
+
+
+def test_the_tree_is_the_tree():
+    tree = README.split("## The tree")[1]
+    there = {p.name for p in (ROOT / "dlc").glob("[!_]*.py")}
+    assert there - set(re.findall(r"\w+\.py", tree)) == {"errors.py"}
+    assert set(re.findall(r"\w+\.py", tree)) <= there
+    for p in (ROOT / "dlc/models").glob("[!_]*.py"):
+        assert p.stem in tree

@@ -36,7 +36,7 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights are float32
 
     def __post_init__(self) -> None:
-        positive(self, "epochs", "batch", "lr", "seeds")
+        positive(self, "epochs", "batch", "seeds", *(["lr"] if self.lr is not None else []))
 
 
 SMOKE = Config(dataset="digits", epochs=2)
@@ -54,7 +54,8 @@ def prepare(images):
 def main(config: Config, run: Run) -> dict:
     digits = data.load(config.dataset)
     steps_per_epoch = len(digits.train["label"]) // config.batch
-    tx = optax.sgd(optim.by_epoch(config.lr, SCHEDULE, steps_per_epoch), config.momentum)
+    lr = config.lr or {"1998": 0.001, "dense": 0.05}[config.variant]
+    tx = optax.sgd(optim.by_epoch(lr, SCHEDULE, steps_per_epoch), config.momentum)
     if config.variant == "1998":
         model = LeNet5(dtype=config.dtype)
         loss_fn = losses.maximum_a_posteriori(model, prepare)

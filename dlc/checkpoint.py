@@ -1,5 +1,6 @@
 """Checkpoints of a state through Orbax: written in the background, whole or not at all, the newest few kept."""
 
+import contextlib
 import errno
 import logging
 import os
@@ -30,8 +31,9 @@ class Checkpoints:
         if self._orbax is None:
             import orbax.checkpoint as ocp
 
-            # Orbax logs a traceback for what is said here in one sentence.
-            logging.getLogger("absl").setLevel(logging.CRITICAL)
+            # Both log a traceback for what is said here in one sentence.
+            for name in ("absl", "asyncio"):
+                logging.getLogger(name).setLevel(logging.CRITICAL)
             options = ocp.CheckpointManagerOptions(max_to_keep=self.keep)
             self._orbax = ocp.CheckpointManager(self.folder, options=options)
         return self._orbax
@@ -61,6 +63,12 @@ class Checkpoints:
                 self._orbax.wait_until_finished()
         except Exception as error:
             raise self._unwritten(error) from error
+
+    def close(self) -> None:
+        """Ends Orbax's threads, whatever became of what they were writing."""
+        if self._orbax is not None:
+            with contextlib.suppress(Exception):
+                self._orbax.close()
 
     def restore(self, like: Any, warn: Callable[[str], None]) -> Any | None:
         """The newest checkpoint that is whole, shaped and placed as `like`, or None where there is none at all.

@@ -77,9 +77,11 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def save(folder: Path, name: str, config: Any) -> None:
-    """Writes `config.json`, which `load` reads."""
+    """Writes `config.json`, which `load` reads, whole or not at all."""
     text = json.dumps({"experiment": name, "config": to_json(config)}, indent=2) + "\n"
-    (folder / "config.json").write_text(text)
+    fresh = folder / "config.json.new"
+    fresh.write_text(text)
+    fresh.replace(folder / "config.json")
 
 
 def load(folder: Path, name: str, kind: type) -> Any:

@@ -149,9 +149,10 @@ class Run:
 
     def close(self) -> None:
         """Closes the files. What they hold stays."""
-        for file in (self._log, self._tensorboard):
+        for file in (self._log, self._tensorboard, self._checkpoints):
             if file:
-                file.close()
+                with contextlib.suppress(OSError):  # of a full disk, which was said when it was written to
+                    file.close()
 
     # What follows is between `fit` and the disk.
 
@@ -197,7 +198,10 @@ class Run:
         self.history.append(line)
         if self._log is None:
             return
-        self._log.write(json.dumps(line) + "\n")
+        try:
+            self._log.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._log.name) from None  # Python does not name the file
         for name, value in line.items():
             if name not in ("step", "seconds"):
                 several = isinstance(value, dict)
@@ -272,6 +276,7 @@ def launch(main: Callable[[Any, Run], dict[str, Any]], default: Any, smoke: Any,
     argv = sys.argv[1:] if argv is None else argv
     console = Console(stderr=True)
     folder = None
+    sys.excepthook = _say_no_late_futures
     try:
         config, options = configs.parse(name, *_described(module), default, smoke, argv)
         require(options.require)
@@ -351,6 +356,12 @@ def _signals(run: Run) -> Iterator[None]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def _say_no_late_futures(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Where one file of a checkpoint cannot be written, TensorStore's threads print a traceback for every other one."""
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _say_error(console: Console, sentence: str) -> None:

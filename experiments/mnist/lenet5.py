@@ -28,7 +28,7 @@ class Config:
     variant: Literal["1998", "dense"] = "1998"
     epochs: int = 20
     batch: int = 50
-    lr: float = 0.01  # of the first passes; the schedule below multiplies it
+    lr: float | None = None  # of the first passes; unless given, 0.001 for 1998 and 0.05 for dense
     momentum: float = 0.9
     shuffle: bool = True  # a new order every epoch
     seed: int = 0

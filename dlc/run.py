@@ -276,7 +276,7 @@ def launch(main: Callable[[Any, Run], dict[str, Any]], default: Any, smoke: Any,
     argv = sys.argv[1:] if argv is None else argv
     console = Console(stderr=True)
     folder = None
-    sys.excepthook = _say_no_late_futures
+    sys.unraisablehook = _say_no_late_futures
     try:
         config, options = configs.parse(name, *_described(module), default, smoke, argv)
         require(options.require)
@@ -358,10 +358,10 @@ def _signals(run: Run) -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def _say_no_late_futures(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+def _say_no_late_futures(unraisable: Any) -> None:
     """Where one file of a checkpoint cannot be written, TensorStore's threads print a traceback for every other one."""
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, trace)
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _say_error(console: Console, sentence: str) -> None:

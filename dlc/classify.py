@@ -46,6 +46,10 @@ def fit(
     def forward(state: train.State, batch: Any) -> Any:
         return model.apply({"params": state.params, **(state.aux or {})}, prepare(batch["image"]))
 
+    @jax.jit
+    def measure(logits: Any) -> dict[str, Any]:
+        return {"test_loss": metrics.cross_entropy(logits, label), "test_error": metrics.error(logits, label)}
+
     state, logits = run.fit(
         init,
         train.on_device(train.make_step(loss_fn, tx), train_set, augment),
@@ -53,10 +57,7 @@ def fit(
         steps=epochs * steps_per_epoch,
         keys=train.seed_keys(seed, seeds),
         predict=train.in_batches(forward, test_set, size=1000),
-        measure=lambda logits: {
-            "test_loss": metrics.cross_entropy(logits, label),
-            "test_error": metrics.error(logits, label),
-        },
+        measure=measure,
         evaluate_every=steps_per_epoch,
         batch_axis=0 if shuffle and seeds > 1 else None,
     )

@@ -18,6 +18,7 @@ class Options:
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None  # continue the run in this folder
     require: Annotated[Literal["cpu", "gpu", "tpu"] | None, tyro.conf.arg(metavar="cpu|gpu|tpu")] = None
     """Stop at once unless JAX runs on this."""
+    save_every: float = 10.0  # seconds of training between checkpoints, at the least; the last state is always saved
     smoke: bool = False  # the small version: a few seconds, no download
 
 

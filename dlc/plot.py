@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 
 INK, ACCENT = "#1b3a5c", "#c8553d"
 
@@ -16,7 +16,7 @@ def curves(history: list[dict[str, Any]], steps_per_epoch: int) -> Figure:
     """Loss and error against epochs, training and test; with several seeds the band is one standard deviation."""
     figure = Figure(figsize=(9, 3.4), dpi=150, layout="constrained")
     for axis, name, scale, label in zip(
-        figure.subplots(1, 2), ("loss", "error"), (1, 100), ("cross-entropy (nats)", "error (%)"), strict=True
+        figure.subplots(1, 2), ("loss", "error"), (1, 100), ("loss (nats)", "error (%)"), strict=True
     ):
         for key, color, title in ((name, INK, "training"), (f"test_{name}", ACCENT, "test")):
             lines = [line for line in history if key in line]
@@ -32,6 +32,7 @@ def curves(history: list[dict[str, Any]], steps_per_epoch: int) -> Figure:
                     x, np.maximum(y - spread, y.min() / 2), y + spread, color=color, alpha=0.2, linewidth=0
                 )
         axis.set(xlabel="epoch", ylabel=label, yscale="log")
+        axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.25)
         axis.legend(frameon=False)

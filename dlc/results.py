@@ -80,7 +80,7 @@ def _flags(command: str) -> list[str]:
         values = []
         while words and not words[0].startswith("--"):
             values.append(words.pop(0))
-        if word not in ("--out", "--resume", "--require"):
+        if word not in ("--out", "--resume", "--require", "--save-every"):
             kept.append("-".join([word.removeprefix("--"), *values]))
     return kept
 

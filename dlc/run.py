@@ -55,8 +55,14 @@ class Interrupted(Exception):
 class Run:
     """Where an experiment reports to. `Run()`, without a folder, trains just the same and leaves nothing behind."""
 
-    def __init__(self, folder: Path | None = None, resume: bool = False, console: Console | None = None):
-        self.folder, self.resume = folder, resume
+    def __init__(
+        self,
+        folder: Path | None = None,
+        resume: bool = False,
+        console: Console | None = None,
+        save_every: float = 0.0,
+    ):
+        self.folder, self.resume, self.save_every = folder, resume, save_every
         self.console = console or Console(quiet=True)
         self.history: list[dict[str, Any]] = []
         self.facts: dict[str, Any] = {}
@@ -85,7 +91,8 @@ class Run:
 
         `init(key)` gives the first state; with several `keys` [S] all runs are trained at once, and everything gains a
         leading axis [S]. `batches(first, count)` gives that many batches, stacked (with `batch_axis=0`, batches of
-        each seed's own). Every `evaluate_every` steps `measure(predict(state))` is reported and the state is saved.
+        each seed's own). Every `evaluate_every` steps `measure(predict(state))` is reported; the state is saved then
+        if the last time was `save_every` seconds ago.
 
         Reports come from `report_every` steps that are one compiled program, or from the greatest number below it that
         divides the whole, so that only one program is ever compiled.
@@ -112,7 +119,7 @@ class Run:
         self._open(first)
         self.training = True
         with progress.bar(steps, first, self.console) as bar:
-            clock = time.perf_counter()
+            clock = saved = time.perf_counter()
             for at in range(first, steps, chunk):
                 state, metrics = run_step(state, batches(at, chunk))
                 # The device already works on these steps while the host reads those before them.
@@ -125,7 +132,9 @@ class Run:
                     pending = None
                     outputs = run_predict(state)
                     self._evaluate(done, measure(outputs) if predict else {})
-                    self._save(done, state)
+                    if done == steps or self.stop or clock - saved >= self.save_every:
+                        self._save(done, state)
+                        saved = clock
                     self.seconds["evaluate"] += time.perf_counter() - clock
                     clock = time.perf_counter()
                 if self.stop:
@@ -283,7 +292,7 @@ def launch(main: Callable[[Any, Run], dict[str, Any]], default: Any, smoke: Any,
         folder = options.resume or new_folder(options.out, name)
         if not options.resume:
             configs.save(folder, name, config)
-        run = Run(folder, resume=bool(options.resume), console=console)
+        run = Run(folder, bool(options.resume), console, options.save_every)
         with _signals(run), contextlib.closing(run):
             figures = main(config, run)
             command = shlex.join(["python", "-m", f"experiments.{name}", *argv])

@@ -23,7 +23,7 @@ def test_curves_show_training_and_test_and_a_band_for_several_seeds():
     one = [{"step": 10 * i, "loss": 1 / i, "error": 0.1 / i} for i in (1, 2, 3)]
     one += [{"step": 30, "test_loss": 0.5, "test_error": 0.05}]
     axes = plot.curves(one, steps_per_epoch=10).axes
-    assert [axis.get_ylabel() for axis in axes] == ["cross-entropy (nats)", "error (%)"]
+    assert [axis.get_ylabel() for axis in axes] == ["loss (nats)", "error (%)"]
     np.testing.assert_allclose(axes[1].lines[0].get_xydata(), [[1, 10], [2, 5], [3, 10 / 3]])
     assert not axes[0].collections
     several = [{"step": 10 * i, **{k: {"mean": 1 / i, "std": 0.1} for k in ("loss", "error")}} for i in (1, 2)]

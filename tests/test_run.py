@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LINEAR = ("experiments.mnist.linear", "--dataset", "digits", "--epochs", "30")
+LINEAR = ("experiments.mnist.linear", "--dataset", "digits", "--save-every", "0", "--epochs", "30")
 
 
 def environment(**changes):
@@ -96,7 +96,9 @@ def test_a_run_leaves_a_complete_folder(whole):
     assert result["device"]["platform"] == "cpu"
     assert {"jax", "jaxlib", "flax", "optax", "python"} <= result["versions"].keys()
     assert re.fullmatch(r"[0-9a-f]{12}(\+changes)?", result["commit"] or "0" * 12)
-    assert result["command"].startswith("python -m experiments.mnist.linear --dataset digits")
+    assert result["command"].startswith(
+        "python -m experiments.mnist.linear --dataset digits --save-every 0 --epochs 30"
+    )
     measured = [line["test_error"] for line in lines(folder) if "test_error" in line]
     assert len(measured) == 30
     assert measured[-1] == pytest.approx(result["figures"]["test_error"])
@@ -172,7 +174,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, h
             time.sleep(0.005)
         process.send_signal(how)
         assert finish(process)[0] in (-signal.SIGKILL, 143)
-        process = start(LINEAR[0], "--resume", folder_of(out))
+        process = start(LINEAR[0], "--resume", folder_of(out), "--save-every", 0)
     code, _, stderr = finish(process)
     assert code == 0, stderr
     assert "resuming after step" in stderr
@@ -200,7 +202,7 @@ def copy_of(whole, tmp_path):
 
 def test_a_finished_run_can_be_resumed_and_only_measures_again(whole, tmp_path):
     folder = copy_of(whole, tmp_path)
-    code, _, stderr = python(LINEAR[0], "--resume", folder)
+    code, _, stderr = python(LINEAR[0], "--resume", folder, "--save-every", 0)
     assert code == 0, stderr
     before, after = (json.loads((f / "result.json").read_text()) for f in (whole[0], folder))
     assert before["figures"] == after["figures"]
@@ -218,7 +220,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(wh
         middle = len(content) // 2
         flipped = bytes(b ^ 0xFF for b in content[middle : middle + 8])
         largest.write_bytes(content[:middle] + (b"" if harm == "truncate" else flipped + content[middle + 8 :]))
-    code, _, stderr = python(LINEAR[0], "--resume", folder)
+    code, _, stderr = python(LINEAR[0], "--resume", folder, "--save-every", 0)
     assert code == 0, stderr
     assert re.search(r"the checkpoint of step 420 is damaged \(.+\); going back to that of step 406", stderr)
     assert_same_weights(whole[0], folder)
@@ -228,7 +230,9 @@ def test_all_checkpoints_damaged_is_said(whole, tmp_path):
     folder = copy_of(whole, tmp_path)
     for path in (folder / "checkpoints").rglob("manifest.ocdbt"):
         path.write_bytes(b"")
-    assert_refused(python(LINEAR[0], "--resume", folder), "no checkpoint in .* can be read; start a new run")
+    assert_refused(
+        python(LINEAR[0], "--resume", folder, "--save-every", 0), "no checkpoint in .* can be read; start a new run"
+    )
 
 
 def assert_refused(result, sentence, status=2):
@@ -331,7 +335,7 @@ def test_resuming_what_is_no_run_is_said(whole, tmp_path):
     assert_refused(other, "is a run of experiments.mnist.linear, not of experiments.mnist.mlp")
     folder = copy_of(whole, tmp_path)
     (folder / "config.json").write_text("{")
-    assert_refused(python(LINEAR[0], "--resume", folder), "config.json is damaged")
+    assert_refused(python(LINEAR[0], "--resume", folder, "--save-every", 0), "config.json is damaged")
 
 
 def test_python_m_dlc_says_what_it_runs_on():

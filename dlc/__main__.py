@@ -7,7 +7,7 @@ import argparse
 import os
 import sys
 
-from dlc import data, host, record, run
+from dlc import data, host, launch, record
 from dlc.errors import UserError
 
 
@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--require", choices=("cpu", "gpu", "tpu"), help="fail unless JAX computes on this")
     arguments = parser.parse_args()
     try:
-        run.require(arguments.require)
+        launch.require(arguments.require)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 
-def moments(images: UInt8[np.ndarray, "N H W C"]) -> tuple[float, float]:
+def mean_and_std(images: UInt8[np.ndarray, "N H W C"]) -> tuple[float, float]:
     """Mean and standard deviation over all pixels of all images, on the scale 0 to 1 (MNIST: 0.1307 and 0.3081)."""
     counts = np.bincount(images.reshape(-1), minlength=256)
     values = np.arange(256) / 255

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,24 +55,15 @@ def interleaved(measures: dict[str, Callable[[], float]], rounds: int, warmup: i
     return {name: np.array(values[warmup:]) for name, values in gave.items()}
 
 
-def command(words: list[str], **options: Any) -> float:
-    """Seconds that a command takes, from its start to its end. Raises UserError if it fails."""
+def command(words: list[str], **options: Any) -> tuple[float, str]:
+    """Seconds that a command takes from its start to its end, and what it printed. Raises UserError if it fails."""
     began = time.perf_counter()
     done = subprocess.run(words, capture_output=True, text=True, **options)
     if done.returncode:
         raise UserError(f"{' '.join(map(str, words))} failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
-    return time.perf_counter() - began
+    return time.perf_counter() - began, done.stdout
 
 
 def ratios(times: dict[str, np.ndarray], against: str) -> dict[str, float]:
     """The median time of each form divided by that of `against`."""
     return {name: float(np.median(values) / np.median(times[against])) for name, values in times.items()}
-
-
-def peak_memory(pid_status: Path = Path("/proc/self/status")) -> int | None:
-    """The most memory this process has held, in bytes; None where the system does not say."""
-    try:
-        line = next(line for line in pid_status.read_text().splitlines() if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return None
-    return 1024 * int(line.split()[1])

@@ -48,8 +48,6 @@ class Checkpoints:
 
         values = _to_numpy(state)
         try:
-            if step in self.steps():  # a damaged one, which `restore` passed over
-                self.open().delete(step)
             self.open().save(
                 step, args=ocp.args.StandardSave({"state": values, "crc32": _checksum(values)}), force=True
             )
@@ -86,10 +84,14 @@ class Checkpoints:
                     read["state"]
                 ):  # TensorStore sees that a file is cut off, not that it changed
                     raise ValueError("its checksum is wrong")
-                return jax.tree.map(_as, like, read["state"])
+                state = jax.tree.map(_as, like, read["state"])
             except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
                 older = f"; going back to that of step {steps[-2 - i]}" if i + 1 < len(steps) else ""
                 warn(f"the checkpoint of step {step} is damaged ({_reason(error)}){older}")
+                continue
+            for damaged in steps[len(steps) - i :]:  # its steps are about to be made again
+                self.open().delete(damaged)
+            return state
         if steps:
             raise UserError(f"no checkpoint in {self.folder} can be read; start a new run")
         return None
@@ -125,7 +127,8 @@ def _checksum(values: Any) -> np.ndarray:
 
 def _as(like: Any, value: np.ndarray) -> Any:
     if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
-        return jax.device_put(jax.random.wrap_key_data(jnp.asarray(value)), like.sharding)
+        key = jax.random.wrap_key_data(jnp.asarray(value), impl=jax.random.key_impl(like))
+        return jax.device_put(key, like.sharding)
     if value.shape != like.shape:
         raise ValueError(f"shape {value.shape} where {like.shape} is expected")
     return jax.device_put(value.astype(like.dtype), like.sharding)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 
-from dlc import metrics, plot, train
+from dlc import losses, metrics, plot, train
 from dlc.data import Dataset
 from dlc.run import Run
 
@@ -16,10 +16,10 @@ def fit(
     run: Run,
     dataset: Dataset,
     model: Any,
-    loss_fn: train.LossFn,
     tx: optax.GradientTransformation,
     *,
-    prepare: Callable[[Any], Any],
+    prepare: losses.Prepare,
+    criterion: losses.Criterion = losses.cross_entropy,
     epochs: int,
     batch: int,
     shuffle: bool = False,
@@ -29,7 +29,9 @@ def fit(
 ) -> tuple[train.State, np.ndarray]:
     """Trains `model` for `epochs` epochs; returns the last state and its logits on the test set, [N, K].
 
-    `prepare` maps uint8 images to what the model takes. With several seeds state and logits have a leading axis [S].
+    `prepare` maps uint8 images to what the model takes; the loss is the mean of `criterion`. With several seeds state
+    and logits have a leading axis [S].
+
     Saves the figures "curves", "confusion" and "mistakes", the last two of the first seed.
     """
     train_set, test_set = dataset.train, dataset.test
@@ -48,11 +50,11 @@ def fit(
 
     @jax.jit
     def measure(logits: Any) -> dict[str, Any]:
-        return {"test_loss": metrics.cross_entropy(logits, label), "test_error": metrics.error(logits, label)}
+        return {"test_loss": criterion(logits, label).mean(-1), "test_error": metrics.error(logits, label)}
 
     state, logits = run.fit(
         init,
-        train.on_device(train.make_step(loss_fn, tx), train_set, augment),
+        train.on_device(train.make_step(losses.classify(model, prepare, criterion), tx), train_set, augment),
         train.minibatches(len(train_set["label"]), batch, shuffle, numbers),
         steps=epochs * steps_per_epoch,
         keys=train.seed_keys(seed, seeds),
@@ -64,7 +66,7 @@ def fit(
     logits = np.asarray(logits, np.float32)
     shown = logits if seeds == 1 else logits[0]
     counts = metrics.confusion(shown.argmax(-1), label, len(dataset.classes))
-    run.figure("curves", plot.curves(run.history, steps_per_epoch))
+    run.figure("curves", plot.curves(run.history, steps_per_epoch, seeds))
     run.figure("confusion", plot.confusion(np.asarray(counts), dataset.classes))
     run.figure("mistakes", plot.mistakes(image, shown, label, dataset.classes))
     return state, logits

@@ -21,6 +21,9 @@ class Options:
     save_every: float = 10.0  # seconds of training between checkpoints, at the least; the last state is always saved
     smoke: bool = False  # the small version: a few seconds, no download
 
+    def __post_init__(self) -> None:
+        not_negative(self, "save_every")
+
 
 class Parsed(NamedTuple):
     """What the command line says."""
@@ -35,7 +38,8 @@ def parse(name: str, summary: str, default: Any, smoke: Any, argv: list[str]) ->
     With `--smoke` the defaults are those of `smoke`; with `--resume RUN` those of that run, and a flag that says
     otherwise is an error.
     """
-    peek, _ = tyro.cli(Options, args=[a for a in argv if a not in ("-h", "--help")], return_unknown_args=True)
+    prog, peeked = f"python -m experiments.{name}", [word for word in argv if word not in ("-h", "--help")]
+    peek, _ = tyro.cli(Options, prog=prog, args=peeked, return_unknown_args=True)
     if peek.resume:
         default = load(peek.resume, name, type(default))
     elif peek.smoke:
@@ -47,13 +51,7 @@ def parse(name: str, summary: str, default: Any, smoke: Any, argv: list[str]) ->
     flat = tyro.conf.OmitArgPrefixes
     together.__annotations__ = {"experiment": Annotated[type(default), flat], "run": Annotated[Options, flat]}
     together.__defaults__ = (default, Options())
-    parsed = tyro.cli(
-        together,
-        prog=f"python -m experiments.{name}",
-        description=summary,
-        args=argv,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    parsed = tyro.cli(together, prog=prog, description=summary, args=argv)
     if peek.resume and (changed := differences(default, parsed.config)):
         raise UserError(f"{peek.resume} was started with {'; '.join(changed)}: leave that out, or start a new run")
     return parsed
@@ -64,6 +62,13 @@ def positive(config: Any, *names: str) -> None:
     for name in names:
         if not (value := getattr(config, name)) > 0:
             raise UserError(f"--{name.replace('_', '-')} must be greater than 0, not {value}")
+
+
+def not_negative(config: Any, *names: str) -> None:
+    """Raises UserError unless each of these fields of `config` is zero or greater."""
+    for name in names:
+        if not (value := getattr(config, name)) >= 0:
+            raise UserError(f"--{name.replace('_', '-')} must not be negative, as {value} is")
 
 
 def differences(old: Any, new: Any) -> list[str]:
@@ -77,25 +82,38 @@ def to_json(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
-def save(folder: Path, name: str, config: Any) -> None:
+def save(folder: Path, name: str, config: Any, command: str) -> None:
     """Writes `config.json`, which `load` reads, whole or not at all."""
-    text = json.dumps({"experiment": name, "config": to_json(config)}, indent=2) + "\n"
+    record = {"experiment": name, "command": command, "config": to_json(config)}
     fresh = folder / "config.json.new"
-    fresh.write_text(text)
+    fresh.write_text(json.dumps(record, indent=2) + "\n")
     fresh.replace(folder / "config.json")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What `save` wrote: experiment, command and config. Raises UserError if it is missing or damaged."""
+    try:
+        record = json.loads((folder / "config.json").read_bytes())
+        if not all(
+            isinstance(record[key], kind) for key, kind in (("experiment", str), ("command", str), ("config", dict))
+        ):
+            raise TypeError
+    except OSError as error:
+        raise UserError(f"{folder} is not a run to resume: its config.json cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{folder}/config.json is damaged; start a new run") from None
+    return record
 
 
 def load(folder: Path, name: str, kind: type) -> Any:
     """The configuration of a run. Raises UserError if there is none, or if it is that of another experiment."""
-    try:
-        record = json.loads((folder / "config.json").read_text())
-    except OSError as error:
-        raise UserError(f"{folder} is not a run to resume: its config.json cannot be read ({error.strerror})") from None
-    except ValueError:
-        raise UserError(f"{folder}/config.json is damaged; start a new run") from None
+    record = read(folder)
     if record["experiment"] != name:
         raise UserError(f"{folder} is a run of experiments.{record['experiment']}, not of experiments.{name}")
     fields = {field.name for field in dataclasses.fields(kind)}
     if unknown := set(record["config"]) ^ fields:
         raise UserError(f"{folder} was made by another version of the experiment: it differs in {sorted(unknown)}")
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()})
+    try:
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()})
+    except TypeError:
+        raise UserError(f"{folder}/config.json is damaged; start a new run") from None

@@ -6,9 +6,12 @@
 import ctypes
 import os
 import sys
+import time
 from pathlib import Path
 
-# Numbers of glibc's <malloc.h>; the values are those of docs/design.md, "Speed".
+STARTED = time.perf_counter()  # near enough to when the process was started: experiments import this module first
+
+# Numbers of glibc's <malloc.h>; why these: docs/design.md, "Speed".
 _MALLOPT = {-1: 2**31 - 1, -2: 2**28, -4: 0, -8: 1}  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX
 
 

@@ -9,58 +9,57 @@ Glossary: B batch, C classes.
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
 from dlc import metrics
+from dlc.metrics import Either
 from dlc.train import LossFn
 
 Prepare = Callable[[Any], Any]
+Criterion = Callable[[Any, Any], Any]  # (outputs, label) -> a loss for each example
 
 
-def classify(model: Any, prepare: Prepare = lambda image: image) -> LossFn:
-    """Mean cross-entropy of a model from images to logits, with the error rate beside it.
+def classify(model: Any, prepare: Prepare = lambda image: image, criterion: Criterion | None = None) -> LossFn:
+    """The mean of `criterion(outputs, label)` of a model from images to logits, with the error rate beside it.
 
-    The batch holds `image` [B, ...] and `label` int [B]; `prepare` maps images to what the model takes. Dropout draws
-    from the step's key.
+    The batch holds `image` [B, ...] and `label` int [B]; `prepare` maps images to what the model takes; the criterion
+    is cross-entropy unless given. Dropout draws from the step's key.
     """
-    return _over(model, prepare, lambda logits, label: cross_entropy(logits, label).mean())
+    criterion = criterion or cross_entropy
 
-
-def maximum_a_posteriori(model: Any, prepare: Prepare = lambda image: image, rubbish: float = 0.1) -> LossFn:
-    """LeNet-5's discriminative loss on the penalties of its radial basis functions.
-
-        E = mean over the batch of  y_d + log(exp(-j) + sum_i exp(-y_i))
-
-    The model returns -y, so that its largest output is its answer. j (`rubbish`) is the constant penalty of a class of
-    its own for everything that is no digit: it keeps the penalties of classes that are far away already from growing.
-
-    References: LeCun, Bottou, Bengio, Haffner 1998, "Gradient-based learning applied to document recognition", eq. 9.
-    The paper gives no value for j.
-    """
-
-    def loss(negative: Float[Array, "B C"], label: Int[Array, " B"]) -> Float[Array, ""]:
-        negative = negative.astype(jnp.float32)
-        right = jnp.take_along_axis(negative, label[:, None], axis=1)[:, 0]
-        others = jax.nn.logsumexp(jnp.pad(negative, ((0, 0), (0, 1)), constant_values=-rubbish), axis=1)
-        return (others - right).mean()
-
-    return _over(model, prepare, loss)
-
-
-def cross_entropy(logits: Float[Array, "*batch C"], label: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """-log softmax(logits)[label], in nats, float32, one for each example."""
-    return optax.losses.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), label)
-
-
-def _over(model: Any, prepare: Prepare, loss: Callable[[Any, Any], Any]) -> LossFn:
     def loss_fn(params: Any, aux: Any, batch: Any, key: Any) -> Any:
         variables = {"params": params, **(aux or {})}
         outputs, updated = model.apply(
             variables, prepare(batch["image"]), train=True, mutable=list(aux or ()), rngs={"dropout": key}
         )
-        return loss(outputs, batch["label"]), (updated or aux, {"error": metrics.error(outputs, batch["label"])})
+        loss = criterion(outputs, batch["label"]).mean()
+        return loss, (updated or aux, {"error": metrics.error(outputs, batch["label"])})
 
     return loss_fn
+
+
+def cross_entropy(logits: Float[Array, "*runs B C"], label: Int[Either, " B"]) -> Float[Array, "*runs B"]:
+    """-log softmax(logits)[label], in nats, float32, one for each example."""
+    logits = logits.astype(jnp.float32)
+    label = jnp.broadcast_to(label, logits.shape[:-1])
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, label)
+
+
+def maximum_a_posteriori(
+    negative: Float[Array, "*runs B C"], label: Int[Either, " B"], rubbish: float = 0.1
+) -> Float[Array, "*runs B"]:
+    """LeNet-5's discriminative criterion on the penalties y of its radial basis functions, one for each example.
+
+        E = y_d + log(exp(-j) + sum_i exp(-y_i))
+
+    The model returns -y (`negative`), so that its largest output is its answer. j (`rubbish`) is the constant penalty
+    of a class of its own for everything that is no digit: it keeps the penalties of classes that are far away already
+    from growing.
+
+    References: LeCun, Bottou, Bengio, Haffner 1998, "Gradient-based learning applied to document recognition", eq. 9.
+    The paper gives no value for j.
+    """
+    rest = jnp.full((*negative.shape[:-1], 1), -rubbish, jnp.float32)
+    return cross_entropy(jnp.concatenate([negative.astype(jnp.float32), rest], axis=-1), label)

@@ -3,25 +3,17 @@
 Glossary: N examples, C classes. Leading axes (`*runs`) are kept, so that eight seeds give eight numbers.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-Either = Array | np.ndarray
+Either = Array | np.ndarray  # labels often come straight from a data set
 
 
 def error(logits: Float[Either, "*runs N C"], label: Int[Either, " N"]) -> Float[Array, "*runs"]:
     """The share of examples, 0 to 1, whose largest logit is not their label's. Of equal logits the first counts."""
     wrong = jnp.argmax(logits, axis=-1) != jnp.broadcast_to(label, logits.shape[:-1])
     return wrong.mean(axis=-1, dtype=jnp.float32)
-
-
-def cross_entropy(logits: Float[Either, "*runs N C"], label: Int[Either, " N"]) -> Float[Array, "*runs"]:
-    """The mean of -log softmax(logits)[label], in nats, float32."""
-    log_probability = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    at = jnp.broadcast_to(label[:, None], (*logits.shape[:-1], 1))
-    return -jnp.take_along_axis(log_probability, at, axis=-1)[..., 0].mean(axis=-1)
 
 
 def confusion(prediction: Int[Either, " N"], label: Int[Either, " N"], classes: int) -> Int[Array, "C C"]:

@@ -12,9 +12,10 @@ from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 INK, ACCENT = "#1b3a5c", "#c8553d"
 
 
-def curves(history: list[dict[str, Any]], steps_per_epoch: int) -> Figure:
-    """Loss and error against epochs, training and test; with several seeds the band is one standard deviation."""
+def curves(history: list[dict[str, Any]], steps_per_epoch: int, seeds: int = 1) -> Figure:
+    """Loss and error against epochs, training and test; with several seeds their mean, in a band of one deviation."""
     figure = Figure(figsize=(9, 3.4), dpi=150, layout="constrained")
+    band = f", mean ± std of {seeds} seeds" if seeds > 1 else ""
     for axis, name, scale, label in zip(
         figure.subplots(1, 2), ("loss", "error"), (1, 100), ("loss (nats)", "error (%)"), strict=True
     ):
@@ -25,7 +26,9 @@ def curves(history: list[dict[str, Any]], steps_per_epoch: int) -> Figure:
             x = np.array([line["step"] for line in lines]) / steps_per_epoch
             several = isinstance(lines[0][key], dict)
             y = scale * np.array([line[key]["mean"] if several else line[key] for line in lines])
-            axis.plot(x, y, color=color, label=title, linewidth=1.4, marker="o" if len(x) < 30 else None, markersize=3)
+            axis.plot(
+                x, y, color=color, label=title + band, linewidth=1.4, marker="o" if len(x) < 30 else None, markersize=3
+            )
             if several:
                 spread = scale * np.array([line[key]["std"] for line in lines])
                 axis.fill_between(
@@ -51,7 +54,7 @@ def filters(kernel: np.ndarray, columns: int = 8) -> Figure:
 
 
 def confusion(counts: np.ndarray, classes: tuple[str, ...]) -> Figure:
-    """A confusion matrix [K, K]: rows the right class, columns the answer, colour the share of the row."""
+    """A confusion matrix [K, K]: rows the true class, columns the predicted one, colour the share that is mistaken."""
     figure = Figure(figsize=(5.4, 5), dpi=150, layout="constrained")
     axis = figure.subplots()
     # Colour only the mistakes: beside a diagonal of 99 % they would all look white.
@@ -64,7 +67,8 @@ def confusion(counts: np.ndarray, classes: tuple[str, ...]) -> Figure:
     ticks = np.arange(len(classes))
     axis.set_xticks(ticks, classes, rotation=0 if max(map(len, classes)) < 3 else 60)
     axis.set_yticks(ticks, classes)
-    axis.set(xlabel="answer", ylabel="right")
+    axis.set(xlabel="predicted class", ylabel="true class")
+    axis.set_title("colour: the share of each true class that is mistaken", fontsize=8)
     return figure
 
 
@@ -92,7 +96,7 @@ def mistakes(
     for place, i in enumerate(worst):
         row, column = divmod(place, columns)
         x, y = column * (W + 1) + W / 2, row * (above + H + 1) + above - 1
-        text = f"{classes[answer[i]]} ({probability[i, answer[i]]:.0%})\nis {classes[label[i]]}"
+        text = f"{classes[answer[i]]} ({probability[i, answer[i]]:.0%})\ntrue: {classes[label[i]]}"
         axis.text(x, y, text, ha="center", va="bottom", fontsize=8, color=INK)
     if not len(worst):
         axis.text(columns * W / 2, above, "no mistakes", ha="center")

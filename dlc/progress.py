@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -19,9 +20,11 @@ class Bar:
         self._began, self._first, self._last_line = time.monotonic(), done, -SECONDS_BETWEEN_LINES
         self._bar = None
         if console.is_terminal:
-            columns = [TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}")]
-            self._bar = Progress(*columns, TimeRemainingColumn(compact=True), console=console)
-            self._task = self._bar.add_task("training", total=total, completed=done, text="compiling")
+            # The text comes last: on a narrow terminal it is the one to be cut.
+            columns = [MofNCompleteColumn(), BarColumn(bar_width=12), TimeRemainingColumn(compact=True)]
+            text = TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+            self._bar = Progress(*columns, text, console=console)
+            self._task = self._bar.add_task("", total=total, completed=done, text="")
 
     def update(self, done: int, text: str) -> None:
         """`done` steps are over; `text` says what they gave."""

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,15 +30,14 @@ def versions(*extra: str) -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of this checkout, with "+changes" where files differ from it; None outside a git checkout."""
+    """The commit of this checkout, with "+changes" where its code differs from it; None outside a git checkout."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        # Records are results, not causes: adding one does not change the code that the next run measures.
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/results", ":!/docs", ":!/*.md")
+        changed = git("status", "--porcelain", "--", ":/dlc", ":/experiments")
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -59,6 +59,15 @@ def write(folder: Path, result: dict[str, Any]) -> None:
     fresh = folder / "result.json.new"
     fresh.write_text(json.dumps(result, indent=2) + "\n")
     fresh.replace(folder / "result.json")
+
+
+def peak_memory() -> int | None:
+    """The most memory this process has held, in bytes; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def summary(values: Any) -> Any:

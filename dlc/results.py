@@ -24,12 +24,9 @@ def add(results: Path, run: Path) -> Path:
         result = json.loads((run / "result.json").read_text())
     except (OSError, ValueError):
         raise UserError(f"{run} has no result.json that can be read; only a run that ended by itself has one") from None
-    name = [
-        result.get("experiment") or f"bench.{result['bench']}",
-        *_flags(result["command"]),
-        result["device"]["platform"],
-    ]
-    target = results / (".".join(name).replace("/", "_").replace(" ", "-") + ".json")
+    what = result.get("experiment") or f"bench.{result['bench']}"
+    flags = ("-".join(flag).removeprefix("--") for flag in _flags(result["command"]))
+    target = results / (".".join([what, *flags, result["device"]["platform"]]).replace("/", "_") + ".json")
     results.mkdir(exist_ok=True)
     shutil.copyfile(run / "result.json", target)
     return target
@@ -41,6 +38,8 @@ def tables(results: Path) -> tuple[str, str]:
     for path in sorted(results.glob("*.json")):
         try:
             records.append(json.loads(path.read_text()))
+            if not {"command", "device", "versions", "date"} <= records[-1].keys():
+                raise ValueError
         except ValueError:
             raise UserError(f"{path} is damaged: restore it, or delete it") from None
     runs = [r for r in records if "experiment" in r]
@@ -72,28 +71,26 @@ def write(root: Path) -> None:
     readme.write_text(f"{before}{BEGIN}\n\n{short}\n\n{END}{after}")
 
 
-def _flags(command: str) -> list[str]:
-    """What tells one record of an experiment from another: its flags, without those that only say where it runs."""
-    words, kept = shlex.split(command)[3:], []
-    while words:
-        word = words.pop(0)
-        values = []
-        while words and not words[0].startswith("--"):
-            values.append(words.pop(0))
-        if word not in ("--out", "--resume", "--require", "--save-every"):
-            kept.append("-".join([word.removeprefix("--"), *values]))
-    return kept
+def _flags(command: str) -> list[list[str]]:
+    """What tells one record of an experiment from another: its flags with their values, but not where it runs."""
+    flags: list[list[str]] = []
+    for word in shlex.split(command)[3:]:
+        if word.startswith("--"):
+            flags.append(word.split("=", 1))
+        elif flags:
+            flags[-1].append(word)
+    return [flag for flag in flags if flag[0] not in ("--out", "--resume", "--require", "--save-every")]
 
 
 def _experiments(runs: list[dict[str, Any]]) -> str:
-    rows = ["| command | claim | measured | seeds | training | device |", "|---|---|---|---|---|---|"]
+    rows = ["| experiment | claim | measured | seeds | training | device |", "|---|---|---|---|---|---|"]
     for run in runs:
         figures = ", ".join(f"{k.replace('_', ' ')} {record.show(k, v)}" for k, v in run["figures"].items())
-        what = " ".join(
-            [f"`{run['experiment']}`", *(f"`--{flag.replace('-', ' ', 1)}`" for flag in _flags(run["command"]))]
-        )
+        what = " ".join([run["experiment"], *(" ".join(flag) for flag in _flags(run["command"]))])
         seconds = f"{run['seconds']['train']:.1f} s" + (" for all" if len(run["seeds"]) > 1 else "")
-        rows.append(f"| {what} | {run['claim']} | **{figures}** | {len(run['seeds'])} | {seconds} | {_device(run)} |")
+        where = f"on {run['dataset']}" if "dataset" in run else ""
+        measured = f"**{figures}** {where}"
+        rows.append(f"| `{what}` | {run['claim']} | {measured} | {len(run['seeds'])} | {seconds} | {_device(run)} |")
     return "\n".join(rows)
 
 

@@ -15,7 +15,7 @@ Glossary: B batch, N examples, K steps in one program, S seeds.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +74,7 @@ def make_step(loss_fn: LossFn, tx: optax.GradientTransformation) -> Step:
 
 
 def on_device(step: Step, arrays: PyTree, augment: Callable[[Any, Any], Any] | None = None) -> Step:
-    """A step whose batch is an index `[B]` of rows of `arrays`, which are put on the device once and stay there.
+    """A step whose batch is an index `[B]` of rows of `arrays`, which are copied to the device once and stay there.
 
     `augment(key, batch) -> batch` runs inside the step on the rows taken, with a key of its own for every step.
     """
@@ -87,7 +87,7 @@ def on_device(step: Step, arrays: PyTree, augment: Callable[[Any, Any], Any] | N
             batch = augment(key, batch)
         return step(state, batch)
 
-    return Partial(indexed, _value(step), jax.device_put(arrays))
+    return Partial(indexed, _value(step), jax.device_put(arrays, may_alias=False))
 
 
 def scanned(step: Step) -> Step:
@@ -95,7 +95,7 @@ def scanned(step: Step) -> Step:
     return Partial(lambda step, state, batches: jax.lax.scan(step, state, batches), _value(step))
 
 
-def over_seeds(step: Step, batch_axis: int | None = None) -> Step:
+def over_seeds(step: Step, batch_axis: Literal[0] | None = None) -> Step:
     """S runs trained at once: every leaf of the state, and of the metrics, gains a leading axis `[S]`.
 
     All seeds see the same batch; with `batch_axis=0` the batch has a leading axis `[S]` too, one for each. States that
@@ -107,11 +107,11 @@ def over_seeds(step: Step, batch_axis: int | None = None) -> Step:
     )
 
 
-def for_each_seed(function: Callable[..., Any], in_axes: Sequence[int | None] = (0,)) -> Callable[..., Any]:
+def for_each_seed(function: Callable[..., Any], in_axes: Sequence[Literal[0] | None] = (0,)) -> Callable[..., Any]:
     """`jax.vmap` over leading axes, 0 or None, of the arguments; on a CPU one seed after another, in one program.
 
-    A CPU is filled by one seed: there vmap's larger products cost a fifth more than they save (docs/design.md), and in
-    turn each seed computes to the bit what it would alone.
+    One seed fills a CPU: there vmap transposes more than its larger products save, and in turn each seed computes to
+    the bit what it would alone.
     """
 
     def in_turn(*arguments: Any) -> Any:

@@ -23,4 +23,6 @@ def _own_folders(tmp_path_factory, monkeypatch):
     root = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("DLC_DATA", str(root / "data"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(root / "tfds"))
+    monkeypatch.setenv("HOME", str(root))
     monkeypatch.chdir(root)

@@ -35,7 +35,7 @@ def test_mistakes_come_worst_first_and_name_both_answers():
     images = np.zeros((3, 4, 4, 1), np.uint8)
     logits = np.array([[2.0, 0.0], [9.0, 0.0], [0.0, 1.0]])
     figure = plot.mistakes(images, logits, np.array([1, 1, 1]), ("cat", "dog"))
-    assert [text.get_text() for text in figure.axes[0].texts] == ["cat (100%)\nis dog", "cat (88%)\nis dog"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["cat (100%)\ntrue: dog", "cat (88%)\ntrue: dog"]
 
 
 def test_confusion_writes_the_counts_where_they_belong():
@@ -67,7 +67,7 @@ def test_by_epoch_holds_each_factor_from_its_epoch_on():
 
 def test_standardised_images_have_mean_0_and_deviation_1():
     images = np.random.default_rng(0).integers(0, 256, (20, 5, 5, 1), dtype=np.uint8)
-    mean, std = augment.moments(images)
+    mean, std = augment.mean_and_std(images)
     np.testing.assert_allclose((mean, std), ((images / 255).mean(), (images / 255).std()), rtol=1e-9)
     out = np.asarray(augment.standardise(mean, std)(images))
     np.testing.assert_allclose((out.mean(), out.std()), (0, 1), atol=1e-5)
@@ -88,7 +88,8 @@ def finished_run(folder, **changes):
     folder.mkdir(parents=True)
     result = {
         "experiment": "mnist.convnet", "claim": "about 1 %", "figures": {"test_error": 0.01}, "seeds": [0],
-        "seconds": {"train": 1.0}, **record.origin("python -m experiments.mnist.convnet --seeds 2 --out x"), **changes,
+        "seconds": {"train": 1.0}, "dataset": "digits",
+        **record.origin("python -m experiments.mnist.convnet --seeds 2 --hidden 3 4 --out=x --save-every 0"), **changes,
     }  # fmt: skip
     record.write(folder, result)
     return folder
@@ -104,11 +105,12 @@ def test_results_are_written_from_records(tmp_path):
     runs = [str(finished_run(tmp_path / "run")), str(tmp_path / "timing")]
     assert results.main(runs, root=tmp_path) == 0
     assert {p.name for p in (tmp_path / "results").iterdir()} == {
-        "mnist.convnet.seeds-2.cpu.json", "bench.steps.seeds-2.cpu.json"
+        "mnist.convnet.seeds-2.hidden-3-4.cpu.json", "bench.steps.seeds-2.hidden-3-4.cpu.json"
     }  # fmt: skip
     page, readme = (tmp_path / "docs" / "results.md").read_text(), (tmp_path / "README.md").read_text()
     for text in (page, readme):
-        assert "| `mnist.convnet` `--seeds 2` | about 1 % | **test error 1.00 %** | 1 | 1.0 s |" in text
+        row = "| `mnist.convnet --seeds 2 --hidden 3 4` | about 1 % | **test error 1.00 %** on digits | 1 | 1.0 s |"
+        assert row in text
         assert "| ours | 1.0 |" in text
     assert readme.startswith(f"# Title\n{results.BEGIN}\n")
     assert readme.endswith(f"{results.END}\nrest\n")
@@ -121,9 +123,10 @@ def test_a_record_that_is_missing_or_damaged_is_named(tmp_path):
     with pytest.raises(UserError, match=r"has no result\.json that can be read"):
         results.add(tmp_path / "results", tmp_path)
     (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "bad.json").write_text("{")
-    with pytest.raises(UserError, match=r"bad\.json is damaged: restore it, or delete it"):
-        results.tables(tmp_path / "results")
+    for harm in ("{", "{}"):
+        (tmp_path / "results" / "bad.json").write_text(harm)
+        with pytest.raises(UserError, match=r"bad\.json is damaged: restore it, or delete it"):
+            results.tables(tmp_path / "results")
 
 
 def test_the_pages_in_the_repository_are_what_the_records_give(tmp_path):
@@ -160,7 +163,9 @@ def test_a_worker_that_dies_is_named():
 def test_a_command_that_fails_says_why():
     with pytest.raises(UserError, match="failed: no such luck"):
         bench.command([sys.executable, "-c", "import sys; sys.exit('no such luck')"])
-    assert bench.command([sys.executable, "-c", ""]) > 0
+    seconds, printed = bench.command([sys.executable, "-c", "print('done')"])
+    assert seconds > 0
+    assert printed == "done\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is Linux's")

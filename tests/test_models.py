@@ -3,6 +3,7 @@
 import inspect
 import math
 import pkgutil
+from dataclasses import FrozenInstanceError
 from importlib import import_module
 
 import chex
@@ -88,7 +89,8 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights(model, image, p
 @every
 def test_a_batch_can_be_overfitted(model, image, parameters):
     batch = {"image": jax.random.normal(jax.random.key(1), (8, *image)) / 2, "label": jnp.arange(8)}
-    loss_fn = losses.maximum_a_posteriori(model) if isinstance(model, LeNet5) else losses.classify(model)
+    criterion = losses.maximum_a_posteriori if isinstance(model, LeNet5) else losses.cross_entropy
+    loss_fn = losses.classify(model, criterion=criterion)
     tx = optax.adam(2e-3)
     state = train.init(model.init(jax.random.key(0), batch["image"])["params"], tx, jax.random.key(0))
     _, metrics = train.compiled(train.scanned(train.make_step(loss_fn, tx)))(
@@ -102,6 +104,8 @@ def test_a_batch_can_be_overfitted(model, image, parameters):
 def test_a_module_is_a_frozen_value(model, image, parameters):
     assert model == model.clone()
     assert hash(model) == hash(model.clone())
+    with pytest.raises(FrozenInstanceError):
+        model.dtype = "bfloat16"
 
 
 def test_lenet5_has_the_parameters_of_each_layer_that_section_2b_lists():

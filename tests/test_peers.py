@@ -53,7 +53,7 @@ def trained_here(dataset, params, prepare, steps):
     rows = train.minibatches(len(dataset.train["label"]), 100)(0, steps)
     state = train.init(params, optax.sgd(0.1), jax.random.key(0))
     state, history = train.compiled(train.scanned(step))(state, rows)
-    logits = Convnet().apply({"params": state.params}, prepare(dataset.test["image"]))
+    logits = jax.jit(Convnet().apply)({"params": state.params}, prepare(dataset.test["image"]))
     return history["loss"], metrics.error(logits, dataset.test["label"])
 
 
@@ -77,14 +77,16 @@ def trained_there(dataset, params, prepare, steps):
 
 
 def test_the_lectures_program_follows_pytorchs_losses_step_by_step(dataset):
-    prepare = augment.standardise(*augment.moments(dataset.train["image"]))
+    prepare = augment.standardise(*augment.mean_and_std(dataset.train["image"]))
     params = Convnet().init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))["params"]
-    ours, our_error = trained_here(dataset, params, prepare, 50)
-    theirs, their_error = trained_there(dataset, params, prepare, 50)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
-    assert ours[-1] < 0.7 * ours[0]
-    # A few test images sit on the line between two answers.
-    np.testing.assert_allclose(our_error, their_error, atol=0.002 if REAL else 2.5 / 360)
+    # With the real images the whole program, which takes two minutes; else ten epochs of the small set.
+    steps = 6000 if REAL else 140
+    ours, our_error = trained_here(dataset, params, prepare, steps)
+    theirs, their_error = trained_there(dataset, params, prepare, steps)
+    np.testing.assert_allclose(ours[:50], theirs[:50], rtol=1e-4)
+    assert ours[49] < 0.7 * ours[0]
+    # Three times the standard deviation of the test error over eight seeds, 0.06 % (docs/results.md).
+    np.testing.assert_allclose(our_error, their_error, atol=0.002 if REAL else 0.02)
 
 
 def test_the_initial_weights_are_drawn_as_pytorchs_layers_draw_them():

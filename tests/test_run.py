@@ -92,7 +92,9 @@ def test_a_run_leaves_a_complete_folder(whole):
     assert result["claim"].startswith("a linear classifier errs")
     assert result["config"]["epochs"] == 30
     assert result["seeds"] == [0]
-    assert result["seconds"].keys() == {"compile", "train", "evaluate"}
+    assert result["seconds"].keys() == {"compile", "train", "evaluate", "save"}
+    assert 0 < result["seconds_to_first_step"] < 60
+    assert 1e8 < result["peak_memory_bytes"] < 1.5e9
     assert result["device"]["platform"] == "cpu"
     assert {"jax", "jaxlib", "flax", "optax", "python"} <= result["versions"].keys()
     assert re.fullmatch(r"[0-9a-f]{12}(\+changes)?", result["commit"] or "0" * 12)
@@ -160,8 +162,8 @@ def test_ctrl_c_and_sigterm_save_and_say_how_to_resume(tmp_path, how, status):
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, how):
-    """To the bit. The run is cut off after about a fifth; then again, wherever it is; then it is left to finish."""
-    words = (*LINEAR[:-1], 80)
+    """To the bit. The run is cut off after an eighth; then again, wherever it is; then it is left to finish."""
+    words = (*LINEAR[:-1], 160)
     code, _, stderr = python(*words, "--out", tmp_path / "whole")
     assert code == 0, stderr
     process, out = start(*words, "--out", tmp_path / "cut"), tmp_path / "cut"
@@ -180,7 +182,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, h
     assert "resuming after step" in stderr
     assert_same_weights(folder_of(tmp_path / "whole"), folder_of(out))
     steps = [line["step"] for line in lines(folder_of(out)) if "loss" in line]
-    assert steps == list(range(14, 1121, 14))
+    assert steps == list(range(14, 2241, 14))
 
 
 def test_killed_before_the_first_checkpoint_it_starts_from_the_beginning(tmp_path):
@@ -250,6 +252,8 @@ def assert_refused(result, sentence, status=2):
         (["--dataset", "minst"], "invalid choice 'minst' for argument '--dataset'"),
         (["--epochs", 0], "--epochs must be greater than 0, not 0"),
         (["--batch", -5], "--batch must be greater than 0, not -5"),
+        (["--seed", -1], "--seed must not be negative, as -1 is"),
+        (["--save-every", "nan"], "--save-every must not be negative, as nan is"),
         (["--seeds", 0], "--seeds must be greater than 0, not 0"),
         (["--lr", 0], "--lr must be greater than 0, not 0"),
         (["--lr", "nan"], "--lr must be greater than 0, not nan"),
@@ -262,10 +266,12 @@ def assert_refused(result, sentence, status=2):
 )
 def test_mistakes_in_flags_get_one_sentence(tmp_path, flags, sentence):
     assert_refused(python("experiments.mnist.convnet", "--smoke", "--out", tmp_path, *flags), sentence)
+    assert not list(tmp_path.glob("*/*"))  # what never began leaves nothing behind
 
 
 def test_data_that_cannot_be_had_is_said_and_never_replaced(tmp_path):
-    code, stdout, stderr = python("experiments.mnist.convnet", "--out", tmp_path, HTTPS_PROXY="http://127.0.0.1:9")
+    nowhere = dict.fromkeys(("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY"), "http://127.0.0.1:9")
+    code, stdout, stderr = python("experiments.mnist.convnet", "--out", tmp_path, **nowhere, no_proxy="", NO_PROXY="")
     assert code == 3
     assert "mnist" in stderr
     assert "digits" in stderr  # named as the one that needs no download
@@ -280,8 +286,8 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_keeps_the_last_good_checkpo
     assert not (folder_of(tmp_path) / "result.json").exists()
 
 
-def test_a_loss_that_diverges_late_leaves_the_good_checkpoints(whole, tmp_path):
-    """A run that was fine for 30 epochs, continued as if with weights that overflow: the old checkpoint stays."""
+def test_a_loss_that_diverges_late_leaves_the_good_checkpoints(tmp_path):
+    """A loss that is infinite from the seventh step on, in a run that is saved every four."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -308,7 +314,11 @@ def test_a_loss_that_diverges_late_leaves_the_good_checkpoints(whole, tmp_path):
 
 def test_an_unwritable_run_directory_is_said(tmp_path):
     (tmp_path / "file").write_text("")
-    assert_refused(python(*LINEAR, "--out", tmp_path / "file"), "cannot write .*file.*: Not a directory")
+    assert_refused(
+        python(*LINEAR, "--out", tmp_path / "file"), "cannot write .*file.*: Not a directory; choose another"
+    )
+    (tmp_path / "mnist.linear").write_text("")
+    assert_refused(python(*LINEAR, "--out", tmp_path), "cannot write .*mnist.linear: File exists; choose another")
 
 
 @pytest.mark.parametrize(("limit", "what"), [(20_000, "save a checkpoint in"), (600, "write")])
@@ -334,8 +344,90 @@ def test_resuming_what_is_no_run_is_said(whole, tmp_path):
     other = python("experiments.mnist.mlp", "--resume", whole[0])
     assert_refused(other, "is a run of experiments.mnist.linear, not of experiments.mnist.mlp")
     folder = copy_of(whole, tmp_path)
-    (folder / "config.json").write_text("{")
-    assert_refused(python(LINEAR[0], "--resume", folder, "--save-every", 0), "config.json is damaged")
+    for harm in ("{", "{}", '{"experiment": "mnist.linear", "command": "x", "config": {"epochs": "x"}}'):
+        (folder / "config.json").write_text(harm)
+        assert_refused(python(LINEAR[0], "--resume", folder), "config.json is damaged|another version")
+
+
+def test_an_experiment_started_as_a_file_says_how_to_start_it():
+    done = subprocess.run(
+        [sys.executable, ROOT / "experiments/mnist/linear.py", "--smoke"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "start it as a module, from the root of the repository: python -m experiments.mnist.linear" in done.stderr
+
+
+def test_a_run_that_is_still_going_cannot_be_resumed(tmp_path):
+    process = start(*LINEAR[:-1], 4000, "--out", tmp_path)
+    while not list(tmp_path.glob("*/*/log.jsonl")) and process.poll() is None:
+        time.sleep(0.01)
+    assert_refused(python(LINEAR[0], "--resume", folder_of(tmp_path)), "is still being written by another process")
+    process.kill()
+    finish(process)
+
+
+def test_a_damaged_log_is_cut_where_it_is_damaged(whole, tmp_path):
+    folder = copy_of(whole, tmp_path)
+    text = (folder / "log.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "log.jsonl").write_bytes(b"".join(text[:7]) + b"7\n" + b"\xff\n" + b"".join(text[7:]))
+    code, _, stderr = python(LINEAR[0], "--resume", folder)
+    assert code == 0, stderr
+    assert len(lines(folder)) == 7
+
+
+def test_a_resumed_run_keeps_the_command_that_began_it(whole, tmp_path):
+    folder = copy_of(whole, tmp_path)
+    assert python(LINEAR[0], "--resume", folder)[0] == 0
+    before, after = (json.loads((f / "result.json").read_text()) for f in (whole[0], folder))
+    assert before["command"] == after["command"]
+
+
+def test_a_signal_while_a_checkpoint_is_read_or_written_is_no_damage(tmp_path):
+    from dlc.checkpoint import Checkpoints
+    from dlc.run import Interrupted
+
+    class Orbax:
+        def all_steps(self):
+            return [1]
+
+        def restore(self, *args, **kwargs):
+            raise Interrupted(signal.SIGINT)
+
+        save = restore
+
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints._orbax = Orbax()
+    for act in (lambda: checkpoints.restore({}, print), lambda: checkpoints.save(1, {})):
+        with pytest.raises(Interrupted):
+            act()
+
+
+def test_steps_that_do_not_divide_are_reported_before_each_evaluation():
+    from dlc.run import _plan
+
+    plan = _plan(steps=2 * 937 + 5, report_every=100, evaluate_every=937)
+    assert [at for at, _ in plan] == list(np.cumsum([0, *(count for _, count in plan)])[:-1])
+    assert sum(count for _, count in plan) == 2 * 937 + 5
+    assert {count for _, count in plan} == {100, 37, 5}
+    assert {937, 2 * 937} <= {at + count for at, count in plan}
+
+
+def test_the_run_that_diverged_is_named_among_many(tmp_path):
+    code, _, stderr = python(*LINEAR, "--seeds", 2, "--lr", "1e38", "--out", tmp_path)
+    assert code == 4
+    assert re.search(r"at step \d+ of run [12] of 2", stderr)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="script(1) has other flags elsewhere")
+def test_on_a_terminal_there_is_a_bar(tmp_path):
+    words = f"{sys.executable} -m {' '.join(LINEAR)} --out {tmp_path}"
+    done = subprocess.run(["script", "-qec", words, "/dev/null"], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "━" in done.stdout
+    assert "420/420" in done.stdout
 
 
 def test_python_m_dlc_says_what_it_runs_on():

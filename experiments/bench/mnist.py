@@ -9,6 +9,7 @@ rounds in which every form, in a process of its own, runs a chunk of 100 steps i
 """
 
 import functools
+import re
 import shlex
 import sys
 import time
@@ -22,8 +23,9 @@ import numpy as np
 import tyro
 
 from dlc import bench, data, record, results
+from dlc.config import positive
 from dlc.errors import UserError
-from dlc.run import new_folder
+from dlc.launch import new_folder
 
 BATCH, CHUNK, WARM = 100, 100, 3
 
@@ -36,7 +38,7 @@ def ours() -> Callable[[], float]:
     from dlc.models.convnet import Convnet
 
     mnist = data.load("mnist")
-    prepare = augment.standardise(*augment.moments(mnist.train["image"]))
+    prepare = augment.standardise(*augment.mean_and_std(mnist.train["image"]))
     model, tx = Convnet(), optax.sgd(0.1)
     params = model.init(jax.random.key(0), prepare(mnist.train["image"][:1]))["params"]
     step = train.on_device(train.make_step(losses.classify(model, prepare), tx), mnist.train)
@@ -86,8 +88,9 @@ def torch_eager(channels_last: bool = False, compiled: bool = False) -> Callable
 
     from experiments.bench.mnist_torch import Net, load
 
-    images, _, labels, _ = load()
-    model = Net()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    images, _, labels, _ = (tensor.to(device) for tensor in load())
+    model = Net().to(device)
     if channels_last:
         model, images = (
             model.to(memory_format=torch.channels_last),
@@ -102,6 +105,8 @@ def torch_eager(channels_last: bool = False, compiled: bool = False) -> Callable
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(forward(images[rows]), labels[rows]).backward()
             optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     return chunks(chunk, None)
 
@@ -138,6 +143,9 @@ class Config:
     runs: int = 3  # of each whole program
     out: Path = Path("runs")  # folder in which the record gets a folder of its own
 
+    def __post_init__(self) -> None:
+        positive(self, "rounds", "runs")
+
 
 def steps(config: Config) -> dict:
     """The record of the time per step, every form beside PyTorch's best."""
@@ -164,14 +172,21 @@ def program(config: Config) -> dict:
     bench.command([*ours, "--epochs", "1"])  # fills the cache: the program does not depend on the number of epochs
     theirs = [sys.executable, "-m", "experiments.bench.mnist_torch"]
     commands = {"PyTorch, as the lecture writes it": theirs, "dlc": ours}
-    measures = {name: functools.partial(bench.command, words) for name, words in commands.items()}
-    times = bench.interleaved(measures, config.runs, warmup=0)
+    errors: dict[str, list[float]] = {name: [] for name in commands}
+
+    def measure(name: str) -> float:
+        seconds, printed = bench.command(commands[name])
+        errors[name].append(float(re.search(r"test error +([0-9.]+) %", printed)[1]))
+        return seconds
+
+    times = bench.interleaved({name: functools.partial(measure, name) for name in commands}, config.runs, warmup=0)
     ratio = bench.ratios(times, "PyTorch, as the lecture writes it")
     rows = {
         name: {
             "seconds": f"{np.median(seconds):.1f}",
             "all runs": ", ".join(f"{s:.1f}" for s in seconds),
             "of PyTorch": f"{ratio[name]:.2f}",
+            "test error": f"{np.mean(errors[name]):.2f} %",
         }
         for name, seconds in times.items()
     }
@@ -184,7 +199,9 @@ def main(config: Config) -> None:
         if config.part in ("all", name):
             result = part(config)
             result["columns"] = list(next(iter(result["rows"].values())))
-            result |= record.origin(shlex.join(["python", "-m", "experiments.bench.mnist", "--part", name]), "torch")
+            words = ["--part", name, *(["--rounds", config.rounds] if name == "steps" else ["--runs", config.runs])]
+            command = shlex.join(["python", "-m", "experiments.bench.mnist", *map(str, words)])
+            result |= record.origin(command, "torch")
             folder = new_folder(config.out, f"bench.mnist.{name}")
             record.write(folder, result)
             print(f"{results.bench_table(result)}\n\nrecord {folder}/result.json\n")

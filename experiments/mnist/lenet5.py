@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import optax
 
 from dlc import classify, data, losses, metrics, optim, plot
-from dlc.config import positive
+from dlc.config import not_negative, positive
+from dlc.launch import launch
 from dlc.models.lenet import LeNet5, LeNet5Dense
-from dlc.run import Run, launch
+from dlc.run import Run
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Config:
 
     def __post_init__(self) -> None:
         positive(self, "epochs", "batch", "seeds", *(["lr"] if self.lr is not None else []))
+        not_negative(self, "seed", "momentum")
 
 
 SMOKE = Config(dataset="digits", epochs=2)
@@ -57,15 +59,13 @@ def main(config: Config, run: Run) -> dict:
     lr = config.lr or {"1998": 0.001, "dense": 0.05}[config.variant]
     tx = optax.sgd(optim.by_epoch(lr, SCHEDULE, steps_per_epoch), config.momentum)
     if config.variant == "1998":
-        model = LeNet5(dtype=config.dtype)
-        loss_fn = losses.maximum_a_posteriori(model, prepare)
+        model, criterion = LeNet5(dtype=config.dtype), losses.maximum_a_posteriori
     else:
-        model = LeNet5Dense(len(digits.classes), dtype=config.dtype)
-        loss_fn = losses.classify(model, prepare)
+        model, criterion = LeNet5Dense(len(digits.classes), dtype=config.dtype), losses.cross_entropy
 
     state, logits = classify.fit(
-        run, digits, model, loss_fn, tx,
-        prepare=prepare, epochs=config.epochs, batch=config.batch, shuffle=config.shuffle,
+        run, digits, model, tx,
+        prepare=prepare, criterion=criterion, epochs=config.epochs, batch=config.batch, shuffle=config.shuffle,
         seed=config.seed, seeds=config.seeds,
     )  # fmt: skip
 

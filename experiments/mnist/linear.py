@@ -14,10 +14,11 @@ from typing import Literal
 
 import optax
 
-from dlc import augment, classify, data, losses, metrics, plot
-from dlc.config import positive
+from dlc import augment, classify, data, metrics, plot
+from dlc.config import not_negative, positive
+from dlc.launch import launch
 from dlc.models.mlp import MLP
-from dlc.run import Run, launch
+from dlc.run import Run
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Config:
 
     def __post_init__(self) -> None:
         positive(self, "epochs", "batch", "lr", "seeds")
+        not_negative(self, "seed")
 
 
 SMOKE = Config(dataset="digits", epochs=2)
@@ -40,12 +42,12 @@ SMOKE = Config(dataset="digits", epochs=2)
 
 def main(config: Config, run: Run) -> dict:
     digits = data.load(config.dataset)
-    prepare = augment.standardise(*augment.moments(digits.train["image"]))
+    prepare = augment.standardise(*augment.mean_and_std(digits.train["image"]))
     model = MLP((), len(digits.classes), dtype=config.dtype)
     tx = optax.sgd(config.lr)
 
     state, logits = classify.fit(
-        run, digits, model, losses.classify(model, prepare), tx,
+        run, digits, model, tx,
         prepare=prepare, epochs=config.epochs, batch=config.batch, shuffle=config.shuffle,
         seed=config.seed, seeds=config.seeds,
     )  # fmt: skip

@@ -15,11 +15,12 @@ from typing import Literal
 
 import optax
 
-from dlc import augment, classify, data, losses, metrics, plot
-from dlc.config import positive
+from dlc import augment, classify, data, metrics, plot
+from dlc.config import not_negative, positive
 from dlc.errors import UserError
+from dlc.launch import launch
 from dlc.models.mlp import MLP
-from dlc.run import Run, launch
+from dlc.run import Run
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Config:
 
     def __post_init__(self) -> None:
         positive(self, "epochs", "batch", "lr", "seeds")
+        not_negative(self, "seed")
         if not all(width > 0 for width in self.hidden):
             raise UserError(f"--hidden takes sizes greater than 0, not {self.hidden}")
 
@@ -45,12 +47,12 @@ SMOKE = Config(dataset="digits", epochs=2)
 
 def main(config: Config, run: Run) -> dict:
     digits = data.load(config.dataset)
-    prepare = augment.standardise(*augment.moments(digits.train["image"]))
+    prepare = augment.standardise(*augment.mean_and_std(digits.train["image"]))
     model = MLP(config.hidden, len(digits.classes), dtype=config.dtype)
     tx = optax.sgd(config.lr)
 
     state, logits = classify.fit(
-        run, digits, model, losses.classify(model, prepare), tx,
+        run, digits, model, tx,
         prepare=prepare, epochs=config.epochs, batch=config.batch, shuffle=config.shuffle,
         seed=config.seed, seeds=config.seeds,
     )  # fmt: skip

@@ -1,0 +1,74 @@
+"""What a run reports while it trains: a JSON line for each report, and the same for TensorBoard."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+
+def read(folder: Path) -> Iterator[dict[str, Any]]:
+    """The lines of `log.jsonl`, up to the first that is not whole: the one being written when the run was killed."""
+    path = folder / "log.jsonl"
+    for text in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            return
+        if not (isinstance(line, dict) and isinstance(line.get("step"), int)):
+            return
+        yield line
+
+
+class Log:
+    """The open files. Whatever is written is on its way to the disk when `write` returns; errors are OSErrors."""
+
+    def __init__(self, folder: Path, history: list[dict[str, Any]], step: int):
+        """Begins with `history`, what came before `step`; lines from after it are about to be written again."""
+        fresh = folder / "log.jsonl.new"
+        fresh.write_text("".join(json.dumps(line) + "\n" for line in history))
+        fresh.replace(folder / "log.jsonl")
+        self._lines = open(folder / "log.jsonl", "a", buffering=1)  # noqa: SIM115 (closed in `close`)
+        (folder / "tensorboard").mkdir(exist_ok=True)
+        self._tensorboard = _tensorboard()
+        # The plain writer, not SummaryWriter, whose thread dies of a full disk and leaves the run waiting for ever.
+        self._events = self._tensorboard.EventsWriter(str(folder / "tensorboard" / "events"))
+        session = self._tensorboard.SessionLog(
+            status=1
+        )  # START: TensorBoard forgets what an older file has from here on
+        self._event(step + 1, session_log=session)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Writes a line: `step`, and numbers or means by name."""
+        try:
+            self._lines.write(json.dumps(line) + "\n")
+            for name, value in line.items():
+                if name not in ("step", "seconds"):
+                    number = value["mean"] if isinstance(value, dict) else value
+                    self._event(line["step"], summary=self._tensorboard.scalar(name, number))
+            self._events.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._lines.name) from None  # Python does not name the file
+
+    def close(self) -> None:
+        """Closes the files. What they hold stays."""
+        self._lines.close()
+        self._events.close()
+
+    def _event(self, step: int, **what: Any) -> None:
+        self._events.write_event(self._tensorboard.Event(step=step, wall_time=time.time(), **what))
+
+
+def _tensorboard() -> Any:
+    """What `Log` needs of tensorboardX, without PyTorch: where that is installed, tensorboardX would import it too."""
+    hidden = sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    try:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+    finally:
+        if hidden is None:
+            del sys.modules["torch"]
+    return SimpleNamespace(EventsWriter=EventsWriter, Event=Event, SessionLog=SessionLog, scalar=scalar)

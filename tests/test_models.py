@@ -3,7 +3,6 @@
 import inspect
 import math
 import pkgutil
-from dataclasses import FrozenInstanceError
 from importlib import import_module
 
 import chex
@@ -101,11 +100,9 @@ def test_a_batch_can_be_overfitted(model, image, parameters):
 
 
 @every
-def test_a_module_is_a_frozen_value(model, image, parameters):
+def test_a_module_is_a_value(model, image, parameters):
     assert model == model.clone()
     assert hash(model) == hash(model.clone())
-    with pytest.raises(FrozenInstanceError):
-        model.dtype = "bfloat16"
 
 
 def test_lenet5_has_the_parameters_of_each_layer_that_section_2b_lists():

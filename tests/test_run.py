@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -197,8 +198,6 @@ def test_killed_before_the_first_checkpoint_it_starts_from_the_beginning(tmp_pat
 
 
 def copy_of(whole, tmp_path):
-    import shutil
-
     return shutil.copytree(whole[0], tmp_path / "copy")
 
 
@@ -421,10 +420,10 @@ def test_the_run_that_diverged_is_named_among_many(tmp_path):
     assert re.search(r"at step \d+ of run [12] of 2", stderr)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="script(1) has other flags elsewhere")
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("script"), reason="needs Linux's script(1)")
 def test_on_a_terminal_there_is_a_bar(tmp_path):
-    words = f"{sys.executable} -m {' '.join(LINEAR)} --out {tmp_path}"
-    done = subprocess.run(["script", "-qec", words, "/dev/null"], env=environment(), capture_output=True, text=True)
+    words = ["script", "-qec", f"{sys.executable} -m {' '.join(LINEAR)} --out {tmp_path}", "/dev/null"]
+    done = subprocess.run(words, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode == 0
     assert "━" in done.stdout
     assert "420/420" in done.stdout

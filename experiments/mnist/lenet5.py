@@ -4,7 +4,11 @@ Claim: 0.95 % test error after 20 passes over the training set, without distorti
 
 Source: LeCun, Bottou, Bengio, Haffner 1998, "Gradient-based learning applied to document recognition", sections II-B
 and III-B: network, inputs, loss, initial weights and the twenty passes with their falling step size are the paper's.
-Batches and momentum stand in for its step sizes of one image each, scaled by second derivatives.
+Batches and momentum stand in for its step sizes of one image each, scaled by second derivatives; their rates are barely
+tuned.
+
+Expect: 1.04 ± 0.06 % for the network of 1998 and 0.85 ± 0.11 % for the dense one, over three seeds; two minutes for one
+of them on two CPU cores.
 
     python -m experiments.mnist.lenet5
     python -m experiments.mnist.lenet5 --variant dense

@@ -6,6 +6,8 @@ Source: LeCun, Bottou, Bengio, Haffner 1998, "Gradient-based learning applied to
 (its linear classifier was trained on squared error; softmax regression does better). The settings below are ours, and
 untuned.
 
+Expect: 7.64 ± 0.05 % over eight seeds; two seconds for one of them on two CPU cores.
+
     python -m experiments.mnist.linear
 """
 

@@ -13,10 +13,12 @@ from jaxtyping import Array, Float, UInt8
 
 def mean_and_std(images: UInt8[np.ndarray, "N H W C"]) -> tuple[float, float]:
     """Mean and standard deviation over all pixels of all images, on the scale 0 to 1 (MNIST: 0.1307 and 0.3081)."""
-    counts = np.bincount(images.reshape(-1), minlength=256)
-    values = np.arange(256) / 255
-    mean = float(counts @ values / counts.sum())
-    return mean, float(np.sqrt(counts @ (values - mean) ** 2 / counts.sum()))
+    total = squares = 0.0
+    for part in np.array_split(images.reshape(-1), max(1, images.size // 2**20)):  # pieces that stay in the cache
+        values = part.astype(np.float64)  # whole numbers, so that the sums are exact
+        total, squares = total + values.sum(), squares + values @ values
+    mean = total / images.size
+    return float(mean / 255), float(np.sqrt(squares / images.size - mean**2) / 255)
 
 
 def standardise(mean: float, std: float) -> Callable[[Any], Any]:

@@ -58,7 +58,7 @@ def fit(
         train.minibatches(len(train_set["label"]), batch, shuffle, numbers),
         steps=epochs * steps_per_epoch,
         keys=train.seed_keys(seed, seeds),
-        predict=train.in_batches(forward, test_set, size=1000),
+        predict=train.in_batches(forward, test_set, size=100),
         measure=measure,
         evaluate_every=steps_per_epoch,
         batch_axis=0 if shuffle and seeds > 1 else None,

@@ -16,7 +16,8 @@ def mean_and_std(images: UInt8[np.ndarray, "N H W C"]) -> tuple[float, float]:
     total = squares = 0.0
     for part in np.array_split(images.reshape(-1), max(1, images.size // 2**20)):  # pieces that stay in the cache
         values = part.astype(np.float64)  # whole numbers, so that the sums are exact
-        total, squares = total + values.sum(), squares + values @ values
+        total += float(values.sum())
+        squares += float(values @ values)
     mean = total / images.size
     return float(mean / 255), float(np.sqrt(squares / images.size - mean**2) / 255)
 

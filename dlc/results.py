@@ -18,17 +18,28 @@ from dlc.errors import UserError
 BEGIN, END = "<!-- results: written by `make results` -->", "<!-- end of results -->"
 
 
-def add(results: Path, run: Path) -> Path:
-    """Copies the record of a finished run to `results`, under a name made of its experiment, flags and platform."""
+def add(root: Path, run: Path) -> Path:
+    """Copies the record of a finished run to results/, and what it drew of curves and mistakes to docs/figures/.
+
+    The record's name is made of its experiment, flags and platform. Raises UserError if the run has no record.
+    """
     try:
         result = json.loads((run / "result.json").read_text())
     except (OSError, ValueError):
         raise UserError(f"{run} has no result.json that can be read; only a run that ended by itself has one") from None
     what = result.get("experiment") or f"bench.{result['bench']}"
     flags = ("-".join(flag).removeprefix("--") for flag in _flags(result["command"]))
-    target = results / (".".join([what, *flags, result["device"]["platform"]]).replace("/", "_") + ".json")
-    results.mkdir(exist_ok=True)
-    shutil.copyfile(run / "result.json", target)
+    name = ".".join([what, *flags, result["device"]["platform"]]).replace("/", "_")
+    target = root / "results" / f"{name}.json"
+    target.parent.mkdir(exist_ok=True)
+    # Where it ran is no part of the result.
+    kept = [word for flag in _flags(result["command"]) for word in flag]
+    result["command"] = shlex.join([*shlex.split(result["command"])[:3], *kept])
+    target.write_text(json.dumps(result, indent=2) + "\n")
+    for figure in ("curves", "mistakes"):
+        if (run / "figures" / f"{figure}.png").exists():
+            (root / "docs" / "figures").mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(run / "figures" / f"{figure}.png", root / "docs" / "figures" / f"{name}.{figure}.png")
     return target
 
 
@@ -124,7 +135,7 @@ def main(arguments: list[str] | None = None, root: Path | None = None) -> int:
     root = root or Path(__file__).parents[1]
     try:
         for run in options.runs:
-            print(f"added {add(root / 'results', run).relative_to(root)}")
+            print(f"added {add(root, run).relative_to(root)}")
         write(root)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

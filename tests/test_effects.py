@@ -103,10 +103,13 @@ def test_results_are_written_from_records(tmp_path):
     del timing["experiment"]
     record.write(tmp_path / "timing", timing)
     runs = [str(finished_run(tmp_path / "run")), str(tmp_path / "timing")]
+    (tmp_path / "run" / "figures").mkdir()
+    (tmp_path / "run" / "figures" / "curves.png").write_bytes(b"PNG")
     assert results.main(runs, root=tmp_path) == 0
     assert {p.name for p in (tmp_path / "results").iterdir()} == {
         "mnist.convnet.seeds-2.hidden-3-4.cpu.json", "bench.steps.seeds-2.hidden-3-4.cpu.json"
     }  # fmt: skip
+    assert (tmp_path / "docs" / "figures" / "mnist.convnet.seeds-2.hidden-3-4.cpu.curves.png").read_bytes() == b"PNG"
     page, readme = (tmp_path / "docs" / "results.md").read_text(), (tmp_path / "README.md").read_text()
     for text in (page, readme):
         row = "| `mnist.convnet --seeds 2 --hidden 3 4` | about 1 % | **test error 1.00 %** on digits | 1 | 1.0 s |"
@@ -121,7 +124,7 @@ def test_results_are_written_from_records(tmp_path):
 
 def test_a_record_that_is_missing_or_damaged_is_named(tmp_path):
     with pytest.raises(UserError, match=r"has no result\.json that can be read"):
-        results.add(tmp_path / "results", tmp_path)
+        results.add(tmp_path, tmp_path)
     (tmp_path / "results").mkdir()
     for harm in ("{", "{}"):
         (tmp_path / "results" / "bad.json").write_text(harm)

@@ -31,6 +31,13 @@ def test_every_module_that_is_named_exists():
     assert set(re.findall(r"`?make ([a-z]+)", README)) - {"one"} <= targets
 
 
+def test_every_file_that_is_linked_exists():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
 def test_the_tree_is_the_tree():
     tree = README.split("## The tree")[1]
     there = {p.name for p in (ROOT / "dlc").glob("[!_]*.py")}

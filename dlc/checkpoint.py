@@ -48,9 +48,8 @@ class Checkpoints:
 
         values = _to_numpy(state)
         try:
-            self.open().save(
-                step, args=ocp.args.StandardSave({"state": values, "crc32": _checksum(values)}), force=True
-            )
+            arguments = ocp.args.StandardSave({"state": values, "crc32": _checksum(values)})
+            self.open().save(step, args=arguments, force=True)
         except Exception as error:
             raise self._unwritten(error) from error
 
@@ -80,9 +79,8 @@ class Checkpoints:
             try:
                 arguments = ocp.args.StandardRestore({"state": template, "crc32": _checksum(template)})
                 read = self.open().restore(step, args=arguments)
-                if read["crc32"] != _checksum(
-                    read["state"]
-                ):  # TensorStore sees that a file is cut off, not that it changed
+                # TensorStore notices a file that was cut off, and not one that was altered.
+                if read["crc32"] != _checksum(read["state"]):
                     raise ValueError("its checksum is wrong")
                 state = jax.tree.map(_as, like, read["state"])
             except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file

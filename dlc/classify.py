@@ -1,6 +1,5 @@
 """What experiments on image classification share: training on the device, evaluating every epoch, three figures."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,7 +24,6 @@ def fit(
     shuffle: bool = False,
     seed: int = 0,
     seeds: int = 1,
-    augment: Callable[[Any, Any], Any] | None = None,
 ) -> tuple[train.State, np.ndarray]:
     """Trains `model` for `epochs` epochs; returns the last state and its logits on the test set, [N, K].
 
@@ -54,7 +52,7 @@ def fit(
 
     state, logits = run.fit(
         init,
-        train.on_device(train.make_step(losses.classify(model, prepare, criterion), tx), train_set, augment),
+        train.on_device(train.make_step(losses.classify(model, prepare, criterion), tx), train_set),
         train.minibatches(len(train_set["label"]), batch, shuffle, numbers),
         steps=epochs * steps_per_epoch,
         keys=train.seed_keys(seed, seeds),

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
+from dlc import record
 from dlc.errors import UserError
 
 
@@ -84,36 +85,33 @@ def to_json(config: Any) -> dict[str, Any]:
 
 def save(folder: Path, name: str, config: Any, command: str) -> None:
     """Writes `config.json`, which `load` reads, whole or not at all."""
-    record = {"experiment": name, "command": command, "config": to_json(config)}
-    fresh = folder / "config.json.new"
-    fresh.write_text(json.dumps(record, indent=2) + "\n")
-    fresh.replace(folder / "config.json")
+    content = {"experiment": name, "command": command, "config": to_json(config)}
+    record.write_whole(folder / "config.json", json.dumps(content, indent=2) + "\n")
 
 
 def read(folder: Path) -> dict[str, Any]:
     """What `save` wrote: experiment, command and config. Raises UserError if it is missing or damaged."""
     try:
-        record = json.loads((folder / "config.json").read_bytes())
-        if not all(
-            isinstance(record[key], kind) for key, kind in (("experiment", str), ("command", str), ("config", dict))
-        ):
+        content = json.loads((folder / "config.json").read_bytes())
+        kinds = {"experiment": str, "command": str, "config": dict}
+        if not all(isinstance(content[key], kind) for key, kind in kinds.items()):
             raise TypeError
     except OSError as error:
         raise UserError(f"{folder} is not a run to resume: its config.json cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{folder}/config.json is damaged; start a new run") from None
-    return record
+    return content
 
 
 def load(folder: Path, name: str, kind: type) -> Any:
     """The configuration of a run. Raises UserError if there is none, or if it is that of another experiment."""
-    record = read(folder)
-    if record["experiment"] != name:
-        raise UserError(f"{folder} is a run of experiments.{record['experiment']}, not of experiments.{name}")
+    content = read(folder)
+    if content["experiment"] != name:
+        raise UserError(f"{folder} is a run of experiments.{content['experiment']}, not of experiments.{name}")
     fields = {field.name for field in dataclasses.fields(kind)}
-    if unknown := set(record["config"]) ^ fields:
+    if unknown := set(content["config"]) ^ fields:
         raise UserError(f"{folder} was made by another version of the experiment: it differs in {sorted(unknown)}")
     try:
-        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()})
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in content["config"].items()})
     except TypeError:
         raise UserError(f"{folder}/config.json is damaged; start a new run") from None

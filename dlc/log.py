@@ -8,6 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from dlc import record
+
 
 def read(folder: Path) -> Iterator[dict[str, Any]]:
     """The lines of `log.jsonl`, up to the first that is not whole: the one being written when the run was killed."""
@@ -27,9 +29,7 @@ class Log:
 
     def __init__(self, folder: Path, history: list[dict[str, Any]], step: int):
         """Begins with `history`, what came before `step`; lines from after it are about to be written again."""
-        fresh = folder / "log.jsonl.new"
-        fresh.write_text("".join(json.dumps(line) + "\n" for line in history))
-        fresh.replace(folder / "log.jsonl")
+        record.write_whole(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in history))
         self._lines = open(folder / "log.jsonl", "a", buffering=1)  # noqa: SIM115 (closed in `close`)
         (folder / "tensorboard").mkdir(exist_ok=True)
         self._tensorboard = _tensorboard()

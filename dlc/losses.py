@@ -21,13 +21,19 @@ Prepare = Callable[[Any], Any]
 Criterion = Callable[[Any, Any], Any]  # (outputs, label) -> a loss for each example
 
 
-def classify(model: Any, prepare: Prepare = lambda image: image, criterion: Criterion | None = None) -> LossFn:
+def cross_entropy(logits: Float[Array, "*runs B C"], label: Int[Either, " B"]) -> Float[Array, "*runs B"]:
+    """-log softmax(logits)[label], in nats, float32, one for each example."""
+    logits = logits.astype(jnp.float32)
+    label = jnp.broadcast_to(label, logits.shape[:-1])
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, label)
+
+
+def classify(model: Any, prepare: Prepare = lambda image: image, criterion: Criterion = cross_entropy) -> LossFn:
     """The mean of `criterion(outputs, label)` of a model from images to logits, with the error rate beside it.
 
     The batch holds `image` [B, ...] and `label` int [B]; `prepare` maps images to what the model takes; the criterion
     is cross-entropy unless given. Dropout draws from the step's key.
     """
-    criterion = criterion or cross_entropy
 
     def loss_fn(params: Any, aux: Any, batch: Any, key: Any) -> Any:
         variables = {"params": params, **(aux or {})}
@@ -38,13 +44,6 @@ def classify(model: Any, prepare: Prepare = lambda image: image, criterion: Crit
         return loss, (updated or aux, {"error": metrics.error(outputs, batch["label"])})
 
     return loss_fn
-
-
-def cross_entropy(logits: Float[Array, "*runs B C"], label: Int[Either, " B"]) -> Float[Array, "*runs B"]:
-    """-log softmax(logits)[label], in nats, float32, one for each example."""
-    logits = logits.astype(jnp.float32)
-    label = jnp.broadcast_to(label, logits.shape[:-1])
-    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, label)
 
 
 def maximum_a_posteriori(

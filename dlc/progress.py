@@ -16,7 +16,7 @@ class Bar:
     """Shows how far `total` steps have come. `update` is cheap: it may be called after every report."""
 
     def __init__(self, total: int, done: int, console: Console):
-        self.total, self.console, self._text = total, console, ""
+        self.total, self.console = total, console
         self._began, self._first, self._last_line = time.monotonic(), done, -SECONDS_BETWEEN_LINES
         self._bar = None
         if console.is_terminal:

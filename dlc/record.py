@@ -55,9 +55,14 @@ def origin(command: str, *packages: str) -> dict[str, Any]:
 
 def write(folder: Path, result: dict[str, Any]) -> None:
     """Writes `result.json`, whole or not at all."""
-    fresh = folder / "result.json.new"
-    fresh.write_text(json.dumps(result, indent=2) + "\n")
-    fresh.replace(folder / "result.json")
+    write_whole(folder / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file under another name and renames it, so that a reader finds the old one or all of the new one."""
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.write_text(text)
+    fresh.replace(path)
 
 
 def peak_memory() -> int | None:

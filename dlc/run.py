@@ -91,7 +91,8 @@ class Run:
 
         Raises Diverged at the first loss that is not finite, naming the step, and Interrupted once a signal came.
         """
-        plan = _plan(steps, report_every, evaluate_every or steps)
+        evaluate_every = evaluate_every or steps
+        plan = _plan(steps, report_every, evaluate_every)
         seeds = len(keys)
         if seeds > 1:
             init, step = jax.vmap(init), train.over_seeds(step, batch_axis)
@@ -125,7 +126,7 @@ class Run:
                 if pending:
                     clock = self._report(*pending, clock, examples, bar)
                 pending = (at + 1, metrics)
-                if stop or done == steps or (evaluate_every and done % evaluate_every == 0):
+                if stop or done == steps or done % evaluate_every == 0:
                     clock = self._report(*pending, clock, examples, bar)
                     pending = None
                     outputs = run_predict(state)
@@ -181,14 +182,14 @@ class Run:
     # What follows is between `fit` and the disk.
 
     def _restore(self, state: train.State) -> tuple[train.State, int]:
-        if not self._checkpoints:
+        if not (self.folder and self._checkpoints):
             return state, 0
         self._checkpoints.open()
         if not self.resume:
             return state, 0
         restored = self._checkpoints.restore(state, self.say)
         step = 0 if restored is None else int(np.max(np.asarray(restored.step)))
-        self.history = [line for line in log.read(self._checkpoints.folder.parent) if line["step"] <= step]
+        self.history = [line for line in log.read(self.folder) if line["step"] <= step]
         for line in self.history:
             self.seconds |= line.get("seconds", {})
         self.say(f"resuming after step {step}" if step else "no checkpoint yet: starting from the beginning")

@@ -101,10 +101,7 @@ def over_seeds(step: Step, batch_axis: Literal[0] | None = None) -> Step:
     All seeds see the same batch; with `batch_axis=0` the batch has a leading axis `[S]` too, one for each. States that
     differ in a hyper-parameter (through `optax.inject_hyperparams`) instead of the key are trained just so.
     """
-    return Partial(
-        lambda step, state, batch: for_each_seed(step, (0, batch_axis))(state, batch),
-        _value(step),
-    )
+    return Partial(lambda step, state, batch: for_each_seed(step, (0, batch_axis))(state, batch), _value(step))
 
 
 def for_each_seed(function: Callable[..., Any], in_axes: Sequence[Literal[0] | None] = (0,)) -> Callable[..., Any]:
@@ -194,7 +191,7 @@ def in_batches(forward: Callable[[State, Any], Any], arrays: PyTree, size: int) 
         batches = jax.lax.map(lambda rows: forward(state, jax.tree.map(lambda array: array[rows], arrays)), index)
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:examples], batches)
 
-    return Partial(outputs, jax.device_put(arrays), jax.device_put(index))
+    return Partial(outputs, jax.device_put(arrays, may_alias=False), jax.device_put(index))
 
 
 def _value(step: Step) -> Partial:

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import json
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -45,6 +46,10 @@ def test_form(module):
     assert f"python -m {module}" in experiment.__doc__
     assert launch.claim_of(experiment)
     assert len(inspect.getsource(experiment).splitlines()) <= 120
+    expected = re.findall(r"\d+\.\d\d ± \d+\.\d\d %", experiment.__doc__)
+    results = (ROOT / "docs" / "results.md").read_text()
+    assert expected
+    assert all(figure in results for figure in expected)  # what a docstring expects, a record has measured
 
 
 @every

@@ -5,7 +5,7 @@ Claim: about 1 % test error after 10 epochs, in about 8 s on a GTX 1080.
 Source: the lecture's MNIST program, shown in full in its third and fifth parts. Its settings are the defaults below;
 the images go by in the set's own order, and the weights begin as PyTorch's defaults.
 
-Expect: 1.02 ± 0.06 % over eight seeds; half a minute for one of them on two CPU cores, in 0.7 GB.
+Expect: 1.02 ± 0.06 % over eight seeds; half a minute for one of them on two CPU cores, in 0.5 GB.
 
     python -m experiments.mnist.convnet
     python -m experiments.mnist.convnet --seeds 8

@@ -7,8 +7,8 @@ and III-B: network, inputs, loss, initial weights and the twenty passes with the
 Batches and momentum stand in for its step sizes of one image each, scaled by second derivatives; their rates are barely
 tuned.
 
-Expect: 1.04 ± 0.06 % for the network of 1998 and 0.85 ± 0.11 % for the dense one, over three seeds; two minutes for one
-of them on two CPU cores.
+Expect: 1.04 ± 0.06 % for the network of 1998 and 0.85 ± 0.11 % for the dense one, over three seeds; two minutes and a
+half and one and a quarter for one of them on two CPU cores.
 
     python -m experiments.mnist.lenet5
     python -m experiments.mnist.lenet5 --variant dense

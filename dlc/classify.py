@@ -1,5 +1,6 @@
 """What experiments on image classification share: training on the device, evaluating every epoch, three figures."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +20,8 @@ def fit(
     *,
     prepare: losses.Prepare,
     criterion: losses.Criterion = losses.cross_entropy,
-    epochs: int,
+    augment: Callable[[Any, Any], Any] | None = None,
+    epochs: int | float,
     batch: int,
     shuffle: bool = False,
     seed: int = 0,
@@ -27,21 +29,25 @@ def fit(
 ) -> tuple[train.State, np.ndarray]:
     """Trains `model` for `epochs` epochs; returns the last state and its logits on the test set, [N, K].
 
-    `prepare` maps uint8 images to what the model takes; the loss is the mean of `criterion`. With several seeds state
-    and logits have a leading axis [S].
+    `prepare` maps uint8 images to what the model takes; the loss is the mean of `criterion`. `augment(key, batch)`
+    changes what is trained on, after `prepare`. With several seeds state and logits have a leading axis [S].
 
     Saves the figures "curves", "confusion" and "mistakes", the last two of the first seed.
     """
     train_set, test_set = dataset.train, dataset.test
-    image, label = test_set["image"], test_set["label"]
+    label = test_set["label"]
     run.facts |= {"dataset": dataset.name, "source": dataset.source}
     numbers = range(seed, seed + seeds)
-    steps_per_epoch = len(train_set["label"]) // batch
+    steps_per_epoch = train.steps_per_epoch(len(train_set["label"]), batch)
 
     def init(key: Any) -> train.State:
         variables = model.init(key, prepare(train_set["image"][:1]))
         params = variables.pop("params")
         return train.init(params, tx, key, aux=variables or None)
+
+    def augmented(key: Any, batch: Any) -> Any:
+        batch = {**batch, "image": prepare(batch["image"])}
+        return augment(key, batch) if augment else batch
 
     def forward(state: train.State, batch: Any) -> Any:
         return model.apply({"params": state.params, **(state.aux or {})}, prepare(batch["image"]))
@@ -52,9 +58,9 @@ def fit(
 
     state, logits = run.fit(
         init,
-        train.on_device(train.make_step(losses.classify(model, prepare, criterion), tx), train_set),
+        train.on_device(train.make_step(losses.classify(model, criterion=criterion), tx), train_set, augmented),
         train.minibatches(len(train_set["label"]), batch, shuffle, numbers),
-        steps=epochs * steps_per_epoch,
+        steps=round(epochs * steps_per_epoch),
         keys=train.seed_keys(seed, seeds),
         predict=train.in_batches(forward, test_set, size=100),
         measure=measure,
@@ -62,12 +68,17 @@ def fit(
         batch_axis=0 if shuffle and seeds > 1 else None,
     )
     logits = np.asarray(logits, np.float32)
-    shown = logits if seeds == 1 else logits[0]
-    counts = metrics.confusion(shown.argmax(-1), label, len(dataset.classes))
     run.figure("curves", plot.curves(run.history, steps_per_epoch, seeds))
-    run.figure("confusion", plot.confusion(np.asarray(counts), dataset.classes))
-    run.figure("mistakes", plot.mistakes(image, shown, label, dataset.classes))
+    answers(run, dataset, logits if seeds == 1 else logits[0])
     return state, logits
+
+
+def answers(run: Run, dataset: Dataset, logits: np.ndarray) -> None:
+    """Saves the figures "confusion" and "mistakes" of logits [N, K] on the test set."""
+    image, label = dataset.test["image"], dataset.test["label"]
+    counts = metrics.confusion(logits.argmax(-1), label, len(dataset.classes))
+    run.figure("confusion", plot.confusion(np.asarray(counts), dataset.classes))
+    run.figure("mistakes", plot.mistakes(image, logits, label, dataset.classes))
 
 
 def first_seed(params: Any, seeds: int) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 STARTED = time.perf_counter()  # near enough to when the process was started: experiments import this module first
 
 # Numbers of glibc's <malloc.h>; why these: docs/design.md, "Speed".
-_MALLOPT = {-1: 2**31 - 1, -2: 2**28, -4: 0, -8: 1}  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX
+_MALLOPT = {-1: -1, -2: 2**28, -4: 0, -8: 1}  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX
 
 
 def cache_dir() -> Path:

@@ -23,13 +23,15 @@ from dlc.checkpoint import Unwritten
 from dlc.errors import UserError
 from dlc.run import Interrupted, Run
 
+MISSED = 5
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def launch(main: Callable[[Any, Run], dict[str, Any]], default: Any, smoke: Any, argv: list[str] | None = None) -> None:
     """Runs an experiment from the command line and exits: 0, or non-zero with one sentence for what went wrong.
 
-    2 a mistake in the flags, a file or the disk; 3 data that cannot be had; 4 diverged; 130 and 143 interrupted.
+    2 a mistake in the flags, a file or the disk; 3 data that cannot be had; 4 diverged; 5 a target that
+    the run did not reach; 130 and 143 interrupted.
     """
     module = sys.modules[main.__module__]
     argv = sys.argv[1:] if argv is None else argv
@@ -51,6 +53,10 @@ def launch(main: Callable[[Any, Run], dict[str, Any]], default: Any, smoke: Any,
             figures = main(config, run)
             result = run.finish(name, claim, config, figures, command)
         _conclude(run, result)
+        for sentence in run.missed:
+            _say(console, f"not reached: {sentence}", style="red")
+        if run.missed:
+            sys.exit(MISSED)
     except Interrupted as interrupted:
         _say(console, f"{interrupted}: stopped")
         _say_how_to_resume(console, name, folder)
@@ -59,7 +65,7 @@ def launch(main: Callable[[Any, Run], dict[str, Any]], default: Any, smoke: Any,
         _say(console, f"error: {error}", style="red")
         if isinstance(error, Unwritten):
             _say_how_to_resume(console, name, folder)
-        elif folder and not resume and not (folder / "log.jsonl").exists():
+        elif folder and not resume and not any(folder.rglob("log.jsonl")):
             shutil.rmtree(folder, ignore_errors=True)  # it never began
         sys.exit(error.exit_code)
     except OSError as error:
@@ -136,8 +142,8 @@ def _signals(run: Run) -> Iterator[None]:
     """Ctrl-C and SIGTERM stop training after the steps under way, and anything else, or a second one, at once."""
 
     def handle(signum: int, frame: Any) -> None:
-        if run.training and not run.stop:
-            run.stop = signum
+        if run.signals.training and not run.signals.stop:
+            run.signals.stop = signum
         else:
             raise Interrupted(signum)
 
@@ -168,8 +174,9 @@ def _conclude(run: Run, result: dict[str, Any]) -> None:
     rows = {key.replace("_", " "): record.show(key, value) for key, value in result["figures"].items()}
     rows["claim"] = result["claim"]
     seconds = result["seconds"]
-    spent = ("train", "training"), ("evaluate", "evaluating"), ("compile", "compiling")
-    rows["time"] = ", ".join(f"{seconds[key]:.1f} s {word}" for key, word in spent)
+    shown = {name: value for name, value in seconds.items() if value >= 0.05 and name != "save"}
+    if shown:
+        rows["time"] = ", ".join(f"{value:.1f} s {name.removesuffix('e')}ing" for name, value in shown.items())
     if result["examples_per_second"]:
         rows["speed"] = f"{result['examples_per_second']:,.0f} examples/s on {result['device']['kind']}"
     rows["figures"] = f"{run.folder}/figures"

@@ -9,8 +9,8 @@ Glossary: B batch, C classes.
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int
 
 from dlc import metrics
@@ -21,18 +21,33 @@ Prepare = Callable[[Any], Any]
 Criterion = Callable[[Any, Any], Any]  # (outputs, label) -> a loss for each example
 
 
-def cross_entropy(logits: Float[Array, "*runs B C"], label: Int[Either, " B"]) -> Float[Array, "*runs B"]:
-    """-log softmax(logits)[label], in nats, float32, one for each example."""
-    logits = logits.astype(jnp.float32)
-    label = jnp.broadcast_to(label, logits.shape[:-1])
-    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, label)
+def cross_entropy(
+    logits: Float[Array, "*runs B C"], label: Int[Either, " B"] | Float[Either, "B C"], smoothing: float = 0.0
+) -> Float[Array, "*runs B"]:
+    """-sum_c q_c log softmax(logits)_c, in nats, at least float32, one for each example.
+
+    q is the label, a class or a distribution over classes, of which `smoothing` takes a share and spreads it evenly
+    over all C classes: q = (1 - smoothing) label + smoothing / C.
+
+    References: label smoothing is section 7 of Szegedy, Vanhoucke, Ioffe, Shlens, Wojna 2015, "Rethinking the
+    Inception architecture".
+    """
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    if label.ndim == 1:
+        label = jnp.broadcast_to(label, logits.shape[:-1])
+        expected = jnp.take_along_axis(logits, label[..., None], axis=-1, mode="clip")[..., 0]
+    else:
+        expected = jnp.sum(jnp.broadcast_to(label, logits.shape) * logits, axis=-1)
+    if smoothing:
+        expected = (1 - smoothing) * expected + smoothing * logits.mean(-1)
+    return jax.nn.logsumexp(logits, axis=-1) - expected
 
 
 def classify(model: Any, prepare: Prepare = lambda image: image, criterion: Criterion = cross_entropy) -> LossFn:
     """The mean of `criterion(outputs, label)` of a model from images to logits, with the error rate beside it.
 
-    The batch holds `image` [B, ...] and `label` int [B]; `prepare` maps images to what the model takes; the criterion
-    is cross-entropy unless given. Dropout draws from the step's key.
+    The batch holds `image` [B, ...] and `label`, int [B] or a distribution [B, C]; `prepare` maps images to what the
+    model takes; the criterion is cross-entropy unless given. Dropout draws from the step's key.
     """
 
     def loss_fn(params: Any, aux: Any, batch: Any, key: Any) -> Any:
@@ -41,7 +56,9 @@ def classify(model: Any, prepare: Prepare = lambda image: image, criterion: Crit
             variables, prepare(batch["image"]), train=True, mutable=list(aux or ()), rngs={"dropout": key}
         )
         loss = criterion(outputs, batch["label"]).mean()
-        return loss, (updated or aux, {"error": metrics.error(outputs, batch["label"])})
+        label = batch["label"]  # of mixed images the larger share counts as the answer
+        answer = label if label.ndim == 1 else label.argmax(-1)
+        return loss, (updated or aux, {"error": metrics.error(outputs, answer)})
 
     return loss_fn
 

@@ -1,6 +1,15 @@
-"""Schedules that several papers share, as Optax schedules: step -> learning rate."""
+"""What several papers share around Optax: schedules (step -> learning rate), averages of the weights, Muon for filters.
 
+Averages and Muon are Optax transformations: links of a chain, whose state is part of the optimizer's.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 import optax
+
+from dlc.errors import UserError
 
 
 def by_epoch(lr: float, factors: dict[int, float], steps_per_epoch: int) -> optax.Schedule:
@@ -12,3 +21,120 @@ def by_epoch(lr: float, factors: dict[int, float], steps_per_epoch: int) -> opta
     rates = [lr * factors.get(0, 1.0), *(lr * factors[start] for start in starts)]
     boundaries = [start * steps_per_epoch for start in starts]
     return optax.join_schedules([optax.constant_schedule(rate) for rate in rates], boundaries)
+
+
+def triangle(peak: float, steps: int, rise: float, start: float = 0.0, end: float = 0.0) -> optax.Schedule:
+    """Linear from `start` to 1 over the share `rise` of the steps, then to `end`, all times `peak`.
+
+    The one-cycle policy without its third part (Smith, Topin 2017, "Super-convergence"); airbench94 rises from 0.2 over
+    0.23 of the steps and falls to 0.07.
+    """
+    up = round(rise * steps)
+    rising = optax.linear_schedule(start * peak, peak, max(up, 1))
+    return optax.join_schedules([rising, optax.linear_schedule(peak, end * peak, max(steps - up, 1))], [up])
+
+
+class Averaged(NamedTuple):
+    """State of `weight_average`; `average` has the shapes of the parameters."""
+
+    count: Any
+    average: Any
+
+
+def weight_average(decay: float) -> optax.GradientTransformation:
+    """Keeps an exponential moving average of the weights: average = decay * average + (1 - decay) * weights.
+
+    The last link of a chain; it changes no update. The decay of update t is min(decay, t / (t + 9)), so that the first
+    weights are soon forgotten. `averaged(opt_state)` gives the weights to evaluate with.
+
+    References: Polyak, Juditsky 1992, "Acceleration of stochastic approximation by averaging"; the warm-up is that of
+    TensorFlow's ExponentialMovingAverage.
+    """
+
+    def init(params: optax.Params) -> Averaged:
+        return Averaged(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
+
+    def update(updates: Any, state: Averaged, params: Any = None) -> tuple[Any, Averaged]:
+        now = jnp.minimum(decay, (1 + state.count) / (10 + state.count))
+        new = optax.apply_updates(params, updates)
+        return updates, Averaged(state.count + 1, _mixed(new, state.average, now))
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged(opt_state: optax.OptState) -> Any:
+    """The average that a `weight_average` in the chain has kept. Raises UserError if there is none."""
+    found = [s for s in jax.tree.leaves(opt_state, is_leaf=_is_average) if _is_average(s)]
+    if not found:
+        raise UserError("there is no weight_average in this optimizer: add one to its chain")
+    return found[0].average
+
+
+def _is_average(state: Any) -> bool:
+    return isinstance(state, Averaged)
+
+
+class Lookahead(NamedTuple):
+    """State of `lookahead`; `slow` has the shapes of the parameters."""
+
+    count: Any
+    slow: Any
+
+
+def lookahead(every: int = 5, keep: float | optax.Schedule = 0.5) -> optax.GradientTransformation:
+    """Every `every` updates: slow = keep * slow + (1 - keep) * weights, and the weights become the slow ones.
+
+    The last link of a chain. `keep` may be a schedule over the updates made; airbench94's is
+    0.95^5 (t / T)^3, which begins as plain descent and ends as an average.
+
+    References: Zhang, Lucas, Hinton, Ba 2019, "Lookahead optimizer: k steps forward, 1 step back", algorithm 1, whose
+    alpha is 1 - keep. `optax.lookahead` does the same with a pair of trees in the place of the parameters.
+    """
+
+    def init(params: optax.Params) -> Lookahead:
+        return Lookahead(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
+
+    def update(updates: Any, state: Lookahead, params: Any = None) -> tuple[Any, Lookahead]:
+        count = state.count + 1
+        share = keep(count) if callable(keep) else keep
+        fast = optax.apply_updates(params, updates)
+        mixed = _mixed(fast, state.slow, share)
+        due = count % every == 0
+        slow = jax.tree.map(lambda new, old: jnp.where(due, new, old), mixed, state.slow)
+        updates = jax.tree.map(lambda new, old, update: jnp.where(due, new - old, update), mixed, params, updates)
+        return updates, Lookahead(count, slow)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _mixed(new: Any, old: Any, keep: Any) -> Any:
+    return jax.tree.map(lambda a, b: (keep * b + (1 - keep) * a).astype(b.dtype), new, old)
+
+
+def muon(
+    lr: float | optax.Schedule, momentum: float = 0.6, newton_schulz_steps: int = 3
+) -> optax.GradientTransformation:
+    """Muon for convolution kernels HWIO as airbench94_muon has it: each is a matrix [O, KH KW I] of orthogonal rows.
+
+    The Nesterov momentum of the gradient, orthogonalised, is the update; before it each kernel is scaled to the norm
+    sqrt(O). `optax.contrib.scale_by_muon` orthogonalises here; its momentum, a debiased average, is turned off (beta
+    0), because this one is a plain sum.
+
+    References: Jordan 2024, cifar10-airbench, airbench94_muon.py.
+    """
+
+    def filters(params: Any) -> Any:
+        return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers((0, 1, 2), 3), params)
+
+    def unit_filters(updates: Any, params: Any) -> Any:
+        def scaled(update: jax.Array, kernel: jax.Array) -> jax.Array:
+            return update + kernel * (jnp.sqrt(kernel.shape[-1]) / jnp.linalg.norm(kernel.ravel()) - 1)
+
+        return jax.tree.map(scaled, updates, params)
+
+    return optax.chain(
+        optax.trace(momentum, nesterov=True),
+        optax.contrib.scale_by_muon(beta=0.0, ns_steps=newton_schulz_steps, eps=1e-7, weight_dimension_numbers=filters),
+        optax.scale_by_learning_rate(lr),
+        optax.stateless(unit_filters),
+    )

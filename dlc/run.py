@@ -15,13 +15,13 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from rich.console import Console
 
 from dlc import config as configs
@@ -44,6 +44,14 @@ class Interrupted(BaseException):
         super().__init__(signal.Signals(signum).name)
 
 
+@dataclass
+class Signals:
+    """What a signal handler and a run tell each other."""
+
+    training: bool = False
+    stop: int | None = None  # the signal that asked the run to stop
+
+
 class Run:
     """Where an experiment reports to. `Run()`, without a folder, trains just the same and leaves nothing behind."""
 
@@ -58,9 +66,11 @@ class Run:
         self.console = console or Console(quiet=True)
         self.history: list[dict[str, Any]] = []
         self.facts: dict[str, Any] = {}
-        self.seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0, "save": 0.0}
-        self.stop: int | None = None  # the signal that asked the run to stop
-        self.training = False
+        self.seconds = {"compile": 0.0, "start": 0.0, "train": 0.0, "evaluate": 0.0, "save": 0.0}
+        self.missed: list[str] = []
+        self.programs: dict[Any, Any] = {}
+        self.parts: list[Run] = []
+        self.signals = Signals()
         self._checkpoints = Checkpoints(folder / "checkpoints") if folder else None
         self._log: log.Log | None = None
 
@@ -94,18 +104,19 @@ class Run:
         evaluate_every = evaluate_every or steps
         plan = _plan(steps, report_every, evaluate_every)
         seeds = len(keys)
-        if seeds > 1:
-            init, step = jax.vmap(init), train.over_seeds(step, batch_axis)
-            predict = predict and Partial(lambda predict, state: train.for_each_seed(predict)(state), predict)
+        several: Callable[[Any], Any] = train.for_each_seed if seeds > 1 else lambda function: function
+        keys = keys if seeds > 1 else keys[0]
 
-        began = time.perf_counter()
-        state = jax.jit(init)(keys if seeds > 1 else keys[0])
+        state = self.timed("start", self.compiled(init, keys, made=several), keys)
         examples = jax.tree.leaves(batches(0, 1))[0].shape[1 + (seeds > 1 and batch_axis == 0)] * seeds
-        step = train.scanned(step)
-        run_step = {n: train.compiled(step, state, batches(0, n)) for n in {count for _, count in plan}}
-        run_predict = train.compiled(predict, state, donate=False) if predict else (lambda state: None)
-        finite = train.compiled(_finite, state.params, donate=False)
-        self.seconds["compile"] += time.perf_counter() - began
+
+        def many(step: train.Step) -> train.Step:
+            return train.scanned(train.over_seeds(step, batch_axis) if seeds > 1 else step)
+
+        counts = {count for _, count in plan}
+        run_step = {n: self.compiled(step, state, batches(0, n), made=many, donate=True) for n in counts}
+        run_predict = self.compiled(predict, state, made=several) if predict else (lambda state: None)
+        finite = self.compiled(_finite, state.params)
 
         state, first = self._restore(state)
         if self.folder:
@@ -114,14 +125,14 @@ class Run:
         self.facts["seconds_to_first_step"] = round(time.perf_counter() - host.STARTED, 3)
 
         outputs, pending, saved = None, None, -float("inf")
-        self.training = True
+        self.signals.training = True
         with progress.bar(steps, first, self.console) as bar:
             clock = time.perf_counter()
             for at, count in plan:
                 if at < first:
                     continue
                 state, metrics = run_step[count](state, batches(at, count))
-                stop, done = self.stop, at + count
+                stop, done = self.signals.stop, at + count
                 # The device already works on these steps while the host reads those before them.
                 if pending:
                     clock = self._report(*pending, clock, examples, bar)
@@ -138,9 +149,54 @@ class Run:
                 if stop:
                     self._wait()
                     raise Interrupted(stop)
-        self.training = False
+        self.signals.training = False
         self._wait()
         return state, run_predict(state) if outputs is None else outputs
+
+    def compiled(
+        self,
+        function: Callable[..., Any],
+        *example: Any,
+        made: Callable[[Any], Any] = lambda function: function,
+        donate: bool = False,
+    ) -> Callable[..., Any]:
+        """`made(function)` as one program for the shapes of these arguments; "compile" is the time that takes.
+
+        It is kept: asked for the same function and shapes again, also by a part that shares `programs`, it is there.
+        """
+        shapes = [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(example)]
+        key = (id(function), str(shapes), donate)
+        if key not in self.programs:
+            began = time.perf_counter()
+            # The function is kept beside its program, so that no other can come to have its id.
+            self.programs[key] = (train.compiled(made(function), *example, donate=donate), function)
+            self.seconds["compile"] += time.perf_counter() - began
+        return self.programs[key][0]
+
+    def timed(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What `function` returns, once it is there; the time it took is added to `seconds[name]`."""
+        began = time.perf_counter()
+        value = jax.block_until_ready(function(*arguments))
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+        return value
+
+    def part(self, name: str) -> "Run":
+        """A run inside this one, in a folder of its own, for an experiment that trains one thing after another.
+
+        Resumed, a part that was finished is read back from its last checkpoint, and the others go on.
+        """
+        folder = self.folder and self.folder / name
+        if folder:
+            folder.mkdir(exist_ok=True)
+        part = Run(folder, self.resume, self.console, self.save_every)
+        part.signals = self.signals
+        self.parts.append(part)
+        self.say(f"{name}:")
+        return part
+
+    def miss(self, sentence: str) -> None:
+        """Says at the end that a target was not reached, in one sentence; the process then ends with 5."""
+        self.missed.append(sentence)
 
     def figure(self, name: str, figure: Any) -> None:
         """Saves a matplotlib figure as figures/<name>.png."""
@@ -153,8 +209,13 @@ class Run:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def finish(self, name: str, claim: str, config: Any, figures: dict[str, Any], command: str) -> dict[str, Any]:
-        """Writes result.json, whole or not at all, and returns what it holds."""
-        trained = self.facts.get("steps", 0) * self.facts.get("examples_per_step", 0)
+        """Writes result.json, whole or not at all, and returns what it holds. Seconds are those of all parts."""
+        for part in self.parts:
+            self.facts = {**part.facts, **self.facts}
+            for key, value in part.seconds.items():
+                self.seconds[key] = self.seconds.get(key, 0.0) + value
+        facts = [part.facts for part in self.parts] or [self.facts]
+        trained = sum(each.get("steps", 0) * each.get("examples_per_step", 0) for each in facts)
         seed = getattr(config, "seed", 0)
         result = {
             "experiment": name,
@@ -164,6 +225,7 @@ class Run:
             "seeds": list(range(seed, seed + self.facts.get("seeds", 1))),
             "seconds": {key: round(value, 3) for key, value in self.seconds.items()},
             "examples_per_second": round(trained / self.seconds["train"], 1) if self.seconds["train"] else None,
+            **({"missed": self.missed} if self.missed else {}),
             "peak_memory_bytes": record.peak_memory(),
             "config": configs.to_json(config),
             **record.origin(command),
@@ -173,11 +235,14 @@ class Run:
         return result
 
     def close(self) -> None:
-        """Closes the files. What they hold stays."""
+        """Closes the files, which may be closed already. What they hold stays."""
+        for part in self.parts:
+            part.close()
         for file in (self._log, self._checkpoints):
             if file:
                 with contextlib.suppress(OSError):  # of a full disk, which was said when it was written to
                     file.close()
+        self._log = self._checkpoints = None
 
     # What follows is between `fit` and the disk.
 

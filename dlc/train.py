@@ -104,25 +104,27 @@ def over_seeds(step: Step, batch_axis: Literal[0] | None = None) -> Step:
     return Partial(lambda step, state, batch: for_each_seed(step, (0, batch_axis))(state, batch), _value(step))
 
 
-def for_each_seed(function: Callable[..., Any], in_axes: Sequence[Literal[0] | None] = (0,)) -> Callable[..., Any]:
+def for_each_seed(function: Callable[..., Any], in_axes: Sequence[Literal[0] | None] = (0,)) -> Partial:
     """`jax.vmap` over leading axes, 0 or None, of the arguments; on a CPU one seed after another, in one program.
 
     One seed fills a CPU: there vmap transposes more than its larger products save, and in turn each seed computes to
     the bit what it would alone.
     """
 
-    def in_turn(*arguments: Any) -> Any:
-        mapped = [argument for argument, axis in zip(arguments, in_axes, strict=True) if axis == 0]
+    def mapped(function: Partial, *arguments: Any) -> Any:
+        def in_turn(*arguments: Any) -> Any:
+            own = [argument for argument, axis in zip(arguments, in_axes, strict=True) if axis == 0]
 
-        def one(own: Any) -> Any:
-            own = iter(own)
-            return function(*(a if axis is None else next(own) for a, axis in zip(arguments, in_axes, strict=True)))
+            def one(own: Any) -> Any:
+                own = iter(own)
+                return function(*(a if axis is None else next(own) for a, axis in zip(arguments, in_axes, strict=True)))
 
-        return jax.lax.map(one, mapped)
+            return jax.lax.map(one, own)
 
-    return lambda *arguments: jax.lax.platform_dependent(
-        *arguments, cpu=in_turn, default=jax.vmap(function, tuple(in_axes))
-    )
+        vmapped = jax.vmap(function, tuple(in_axes))
+        return jax.lax.platform_dependent(*arguments, cpu=in_turn, default=vmapped)
+
+    return Partial(mapped, _value(function))
 
 
 def compiled(function: Callable[..., Any], *example: Any, donate: bool = True) -> Callable[..., Any]:
@@ -162,9 +164,7 @@ def minibatches(examples: int, batch: int, shuffle: bool = False, seeds: Sequenc
 
     Raises UserError if not even one batch can be filled.
     """
-    if not 0 < batch <= examples:
-        raise UserError(f"a batch of {batch} cannot be drawn from {examples} examples: choose 1 to {examples}")
-    steps = examples // batch
+    steps = steps_per_epoch(examples, batch)
 
     @functools.lru_cache(maxsize=2 * len(seeds))
     def epoch(number: int, seed: int) -> np.ndarray:
@@ -176,6 +176,13 @@ def minibatches(examples: int, batch: int, shuffle: bool = False, seeds: Sequenc
         return np.stack(own, axis=1) if shuffle and len(seeds) > 1 else own[0]
 
     return rows
+
+
+def steps_per_epoch(examples: int, batch: int) -> int:
+    """How many whole batches there are. Raises UserError if there is not even one."""
+    if not 0 < batch <= examples:
+        raise UserError(f"a batch of {batch} cannot be drawn from {examples} examples: choose 1 to {examples}")
+    return examples // batch
 
 
 def in_batches(forward: Callable[[State, Any], Any], arrays: PyTree, size: int) -> Callable[[State], Any]:

@@ -17,9 +17,10 @@ from dlc.data import cache, sources, tfds
 from dlc.data.dataset import DataDamaged, Dataset, DataUnavailable, Split, data_dir, say
 from dlc.errors import UserError
 
-__all__ = ["NAMES", "DataDamaged", "DataUnavailable", "Dataset", "data_dir", "is_ready", "load"]
+__all__ = ["NAMES", "OFFLINE", "DataDamaged", "DataUnavailable", "Dataset", "data_dir", "is_ready", "load"]
 
-NAMES = (*sources.PUBLISHED, "digits")
+OFFLINE = ("digits", "digits32")  # need no download
+NAMES = (*sources.PUBLISHED, *OFFLINE)
 
 
 def load(name: str) -> Dataset:
@@ -28,7 +29,8 @@ def load(name: str) -> Dataset:
     Returns:
         `train` and `test` as `{"image": uint8 [N, H, W, C], "label": int32 [N]}`: [60000 or 10000, 28, 28, 1] for
         mnist and fashion_mnist, [50000 or 10000, 32, 32, 3] for cifar10 and cifar100 (its 100 fine labels),
-        [1437 or 360, 28, 28, 1] for digits. The arrays may be written to; that changes this process's copy alone.
+        [1437 or 360, 28, 28, 1] for digits, [1437 or 360, 32, 32, 3] for digits32, the same in the shape of CIFAR. The
+        arrays may be written to; that changes this process's copy alone.
 
     Raises:
         DataUnavailable: it is nowhere on this machine and cannot be downloaded.
@@ -37,8 +39,8 @@ def load(name: str) -> Dataset:
     """
     if name not in NAMES:
         raise UserError(f"there is no data set {name!r}: choose from {', '.join(NAMES)}")
-    if name == "digits":
-        return _digits()
+    if name in OFFLINE:
+        return _digits(name)
     root = data_dir()
     try:
         try:
@@ -59,7 +61,7 @@ def load(name: str) -> Dataset:
 
 def is_ready(name: str) -> bool:
     """Whether `load` finds the set prepared, without looking into its files."""
-    return name == "digits" or cache.folder(data_dir(), name).is_dir()
+    return name in OFFLINE or cache.folder(data_dir(), name).is_dir()
 
 
 def _prepare(root: Path, name: str, held: int) -> Dataset:
@@ -98,17 +100,20 @@ def _find(root: Path, name: str, held: int) -> tuple[Split, Split, str]:
     return *tfds.download(root, name, held), official
 
 
-def _digits() -> Dataset:
+def _digits(name: str) -> Dataset:
     """scikit-learn's 1,797 handwritten digits: 8x8 of 0..16, resized bilinearly to 28x28 of 0..255.
 
-    They have no official split; here the first 1,437 train and the last 360 test.
+    As digits32 they are 32x32, in three channels that are equal. They have no official split; here the first 1,437
+    train and the last 360 test.
     """
     from PIL import Image
     from sklearn.datasets import load_digits
 
+    side, channels = {"digits": (28, 1), "digits32": (32, 3)}[name]
     images, labels = load_digits(return_X_y=True)
     small = (Image.fromarray(image.reshape(8, 8).astype(np.float32)) for image in images)
-    large = np.stack([np.asarray(image.resize((28, 28), Image.Resampling.BILINEAR)) for image in small])
-    image, label = np.rint(large * (255 / 16)).astype(np.uint8)[..., None], labels.astype(np.int32)
+    large = np.stack([np.asarray(image.resize((side, side), Image.Resampling.BILINEAR)) for image in small])
+    image = np.repeat(np.rint(large * (255 / 16)).astype(np.uint8)[..., None], channels, axis=3)
+    label = labels.astype(np.int32)
     train, test = ({"image": image[part], "label": label[part]} for part in (slice(1437), slice(1437, None)))
-    return Dataset("digits", train, test, tuple("0123456789"), "scikit-learn digits")
+    return Dataset(name, train, test, tuple("0123456789"), "scikit-learn digits")

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from dlc.data import NAMES, DataUnavailable, cache, data_dir, load, sources, tfds
+from dlc.data import NAMES, OFFLINE, DataUnavailable, cache, data_dir, load, sources, tfds
 from dlc.data.dataset import readable, say
 from dlc.errors import UserError
 
@@ -46,7 +46,7 @@ def prepare(name: str) -> None:
     dataset = load(name)
     seconds = time.perf_counter() - start
     train, test = dataset.train["image"], dataset.test["image"]
-    where = "" if name == "digits" else f", in {cache.folder(data_dir(), name)}"
+    where = "" if name in OFFLINE else f", in {cache.folder(data_dir(), name)}"
     shape = "x".join(map(str, train.shape[1:]))
     print(f"{name}: {len(train):,} train, {len(test):,} test, {shape}; from {dataset.source}{where}; {seconds:.2g} s")
 
@@ -82,7 +82,7 @@ def show() -> None:
 
 
 def _state(root: Path, name: str) -> tuple[str, str]:
-    if name == "digits":
+    if name in OFFLINE:
         return "ready", "scikit-learn digits, needs no download"
     try:
         if kept := cache.read(root, name):

@@ -76,8 +76,9 @@ def download(root: Path, name: str, held: int) -> tuple[Split, Split]:
 def unavailable(root: Path, name: str, reason: str) -> DataUnavailable:
     """The error that says in one sentence why, and then what to put where."""
     where = root / "sources" / name
-    lines = [f"{name} is not on this machine and cannot be downloaded: {reason}; `digits` is a data set of images that "
-             "needs no download.", "To bring it by hand, put"]  # fmt: skip
+    instead = "digits32" if name.startswith("cifar") else "digits"
+    lines = [f"{name} is not on this machine and cannot be downloaded: {reason}; `{instead}` is a data set of images "
+             "that needs no download.", "To bring it by hand, put"]  # fmt: skip
     lines += [f"  {o.url} ({readable(o.size)}) at {where / o.file}" for o in missing(name, where)]
     if name == "cifar10":
         lines.append(f"or torchvision's folder at {where / 'cifar-10-batches-py'}")

@@ -5,14 +5,17 @@ them alike; what it reports are medians and their ratios. The form itself is a f
 seconds per step, handed to `serve`.
 """
 
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dlc import launch, record, results
 from dlc.errors import UserError
 
 
@@ -46,6 +49,25 @@ def serve(chunk: Callable[[], float]) -> None:
         print(chunk(), flush=True)
 
 
+def chunks(run: Callable[[Any, int], Any], state: Any, chunk: int, warm: int = 3) -> Callable[[], float]:
+    """A function that runs the next chunk and returns its seconds per step, after `warm` chunks that are not timed.
+
+    `run(state, at)` takes `chunk` steps from step `at` on and returns the state once they are done.
+    """
+    at = 0
+    for _ in range(warm):
+        state, at = run(state, at), at + chunk
+
+    def measure() -> float:
+        nonlocal state, at
+        began = time.perf_counter()
+        state = run(state, at)
+        at += chunk
+        return (time.perf_counter() - began) / chunk
+
+    return measure
+
+
 def interleaved(measures: dict[str, Callable[[], float]], rounds: int, warmup: int = 1) -> dict[str, np.ndarray]:
     """Calls every measure once a round, in turn; returns what each gave, [rounds], the first `warmup` left out."""
     gave: dict[str, list[float]] = {name: [] for name in measures}
@@ -56,12 +78,38 @@ def interleaved(measures: dict[str, Callable[[], float]], rounds: int, warmup: i
 
 
 def command(words: list[str], **options: Any) -> tuple[float, str]:
-    """Seconds that a command takes from its start to its end, and what it printed. Raises UserError if it fails."""
+    """Seconds that a command takes from its start to its end, and what it printed, on both of its outputs.
+
+    Raises UserError if it fails.
+    """
     began = time.perf_counter()
-    done = subprocess.run(words, capture_output=True, text=True, **options)
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
     if done.returncode:
-        raise UserError(f"{' '.join(map(str, words))} failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
+        raise UserError(f"{' '.join(map(str, words))} failed: {(done.stdout.strip() or 'no message').splitlines()[-1]}")
     return time.perf_counter() - began, done.stdout
+
+
+def step_rows(times: dict[str, np.ndarray], against: str) -> dict[str, dict[str, str]]:
+    """The rows of a table of times per step: medians, quartiles, and ratios to the form `against`."""
+    ratio = ratios(times, against)
+    return {
+        name: {
+            "ms per step": f"{1e3 * np.median(seconds):.2f}",
+            "quartiles": "{:.2f} to {:.2f}".format(*1e3 * np.percentile(seconds, [25, 75])),
+            "of PyTorch's best": f"{ratio[name]:.2f}",
+        }
+        for name, seconds in times.items()
+    }
+
+
+def save(out: Path, result: dict[str, Any], words: list[Any]) -> None:
+    """Writes the record of the benchmark `result["bench"]`, "module.part", run with the flags `words`; prints it."""
+    module, _, part = result["bench"].partition(".")
+    command = shlex.join(["python", "-m", f"experiments.bench.{module}", *map(str, words)])
+    result = {**result, "columns": list(next(iter(result["rows"].values()))), **record.origin(command, "torch")}
+    folder = launch.new_folder(out, f"bench.{module}.{part}")
+    record.write(folder, result)
+    print(f"{results.bench_table(result)}\n\nrecord {folder}/result.json\n")
 
 
 def ratios(times: dict[str, np.ndarray], against: str) -> dict[str, float]:

@@ -1,12 +1,13 @@
-"""What three or more models share: dense layers, convolution and max-pooling, as functions and as Linen modules.
+"""What three or more models share: dense layers, convolution, max-pooling, batch norm: functions and Linen modules.
 
 Shapes: B batch, H W height and width, h w the same after the layer, C channels, KH KW height and width of a kernel,
 I O its input and output channels (I = C), D features. Images are NHWC, [B, H, W, C]; kernels HWIO, [KH, KW, I, O].
 
-Every function here gives one result in one of two forms. The plain form (`plain_conv`, `plain_max_pool`) is XLA's own
-and is what runs on GPU and TPU. On a CPU XLA's convolution is slow (inside `lax.scan` up to sixty times slower still)
-and so is the gradient of its pooling; there all but large images take a form made of one matrix product and
-reductions. The choice is made while compiling, so the program holds the chosen form alone.
+Every function here gives one result in one of two forms. The plain form (`plain_conv`, `plain_max_pool`,
+`plain_batch_norm`) is XLA's own and is what runs on GPU and TPU. On a CPU XLA's convolution is slow (its gradients,
+inside `lax.scan`, up to sixty times slower still), and so is the gradient of its pooling; there all but large images
+take a form made of one matrix product and reductions, or one of `dlc/cpu.py`. The choice is made while compiling, so
+the program holds the chosen form alone.
 """
 
 import functools
@@ -16,13 +17,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 from jax import lax
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Float, Shaped
 
+from dlc import cpu
 from dlc.errors import UserError
 
 Padding = str | Sequence[tuple[int, int]]
@@ -58,13 +61,19 @@ def conv(
 
     y[b, i, j, o] = sum over u, v, c of x[b, i s + u, j t + v, c] kernel[u, v, c, o], the strides being (s, t).
 
+    On a CPU float32 and float64 kernels of 3x3, stride 1 and 16 channels or more have reverse mode alone; `plain_conv`
+    has `jax.jvp` too, and so has every GPU and TPU.
+
     Raises UserError when the kernel is larger than the padded image or made for another number of channels.
     """
     size = kernel.shape[:2]
-    pads = tuple(lax.padtype_to_pads(x.shape[1:3], size, strides, padding)) if isinstance(padding, str) else padding
+    rows, columns = lax.padtype_to_pads(x.shape[1:3], size, strides, padding) if isinstance(padding, str) else padding
+    pads = ((rows[0], rows[1]), (columns[0], columns[1]))
     padded = tuple(n + sum(pad) for n, pad in zip(x.shape[1:3], pads, strict=True))
     _check("kernel", size, padded, kernel.shape[2], x.shape[3])
     plain = functools.partial(plain_conv, strides=strides, padding=pads)
+    if cpu.has_conv3x3(x, kernel, strides, pads):
+        return lax.platform_dependent(x, kernel, cpu=functools.partial(cpu.conv3x3, pads=pads), default=plain)
     if math.prod(_count(padded, size, strides)) * math.prod(kernel.shape[:3]) > _LARGEST_GATHER:
         return plain(x, kernel)
 
@@ -85,7 +94,7 @@ def max_pool(x: Shaped[Array, "B H W C"], window: tuple[int, int]) -> Shaped[Arr
 
     def reduce(x: Array) -> Array:
         (p, q), (h, w) = window, _count(x.shape[1:3], window, window)
-        return _first_max(x[:, : h * p, : w * q].reshape(-1, h, p, w, q, x.shape[3]), (2, 4))
+        return _window_max(x[:, : h * p, : w * q].reshape(-1, h, p, w, q, x.shape[3]))
 
     return lax.platform_dependent(x, cpu=reduce, default=functools.partial(plain_max_pool, window=window))
 
@@ -147,6 +156,7 @@ class Dense(nn.Module):
     """Affine map of the last axis, x kernel + bias: `nn.Dense` with PyTorch's default initialisation."""
 
     features: int
+    use_bias: bool = True
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     kernel_init: Initializer = fan_in_uniform()
@@ -154,17 +164,18 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Shaped[Array, "*B D"]) -> Shaped[Array, "*B {self.features}"]:
-        x, kernel, bias = _operands(self, x, (x.shape[-1],))
-        return x @ kernel + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+        x, kernel, *bias = _operands(self, x, (x.shape[-1],), self.use_bias)
+        return x @ kernel + bias[0].reshape((1,) * (x.ndim - 1) + (-1,)) if bias else x @ kernel
 
 
 class Conv(nn.Module):
-    """`conv` with a bias: `nn.Conv` with PyTorch's default initialisation."""
+    """`conv` and a bias: `nn.Conv` with PyTorch's default initialisation."""
 
     features: int
     kernel_size: tuple[int, int]
     strides: tuple[int, int] = (1, 1)
     padding: Padding = "VALID"
+    use_bias: bool = True
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     kernel_init: Initializer = fan_in_uniform()
@@ -172,8 +183,9 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Shaped[Array, "B H W C"]) -> Shaped[Array, "B h w {self.features}"]:
-        x, kernel, bias = _operands(self, x, (*self.kernel_size, x.shape[-1]))
-        return conv(x, kernel, strides=self.strides, padding=self.padding) + bias.reshape(1, 1, 1, -1)
+        x, kernel, *bias = _operands(self, x, (*self.kernel_size, x.shape[-1]), self.use_bias)
+        y = conv(x, kernel, strides=self.strides, padding=self.padding)
+        return y + bias[0].reshape(1, 1, 1, -1) if bias else y
 
 
 class ConvMaxPool(nn.Module):
@@ -193,9 +205,86 @@ class ConvMaxPool(nn.Module):
         return conv_max_pool(x, kernel, bias, self.window)
 
 
-def _operands(module: Dense | Conv | ConvMaxPool, x: Array, inputs: tuple[int, ...]) -> list[Array]:
-    """The input, kernel and bias of a module, in its compute dtype."""
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last: y = (x - mean) / sqrt(var + epsilon) * scale + bias.
+
+    In training mean and variance are the batch's, else the running ones in the collection "batch_stats", of which each
+    training step keeps the share `momentum`. As in the paper (and PyTorch) the running variance averages the unbiased
+    variance m / (m - 1) var of the m numbers that a batch has for each channel; `nn.BatchNorm` averages the biased one.
+    Statistics are at least float32 and the result has the compute dtype.
+
+    References: Ioffe, Szegedy 2015, "Batch normalization", algorithms 1 and 2.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    use_scale: bool = True
+    use_bias: bool = True
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    scale_init: Initializer = nn.initializers.ones
+    bias_init: Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B C"], *, train: bool = False) -> Float[Array, "*B C"]:
+        shape, full = x.shape[-1:], jnp.promote_types(x.dtype, jnp.float32)
+        running = {
+            "mean": self.variable("batch_stats", "mean", lambda: jnp.zeros(shape, jnp.float32)),
+            "var": self.variable("batch_stats", "var", lambda: jnp.ones(shape, jnp.float32)),
+        }
+        scale = self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else jnp.ones(shape)
+        bias = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else jnp.zeros(shape)
+        scale, bias = scale.astype(full), bias.astype(full)
+        if not train or self.is_initializing():
+            y = _normalise(x.astype(full), running["mean"].value, running["var"].value, scale, bias, self.epsilon)
+        else:
+            y, *batch = batch_norm(x.astype(full), scale, bias, self.epsilon)
+            unbiased = math.prod(x.shape[:-1]) / max(1, math.prod(x.shape[:-1]) - 1)
+            for old, new in zip(running.values(), (batch[0], batch[1] * unbiased), strict=True):
+                old.value = (self.momentum * old.value + (1 - self.momentum) * new).astype(old.value.dtype)
+        return y.astype(self.dtype or x.dtype)
+
+
+def batch_norm(
+    x: Float[Array, "*B C"], scale: Float[Array, " C"], bias: Float[Array, " C"], epsilon: float
+) -> tuple[Float[Array, "*B C"], Float[Array, " C"], Float[Array, " C"]]:
+    """`x` normalised by its own statistics, with its mean and its (biased) variance, which have no gradient."""
+    plain = functools.partial(plain_batch_norm, epsilon=epsilon)
+    fast = functools.partial(cpu.batch_norm, epsilon=epsilon) if cpu.is_default() else plain
+    y, mean, var = lax.platform_dependent(x, scale, bias, cpu=fast, default=plain)
+    return y, lax.stop_gradient(mean), lax.stop_gradient(var)
+
+
+def plain_batch_norm(
+    x: Float[Array, "*B C"], scale: Float[Array, " C"], bias: Float[Array, " C"], epsilon: float
+) -> tuple[Float[Array, "*B C"], Float[Array, " C"], Float[Array, " C"]]:
+    """`batch_norm` with the gradient that JAX derives."""
+    axes = tuple(range(x.ndim - 1))
+    mean = x.mean(axes)
+    var = jnp.square(x - _last(mean, x)).mean(axes)
+    return _normalise(x, mean, var, scale, bias, epsilon), mean, var
+
+
+def _normalise(x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float) -> Array:
+    factor = scale * lax.rsqrt(var + epsilon)
+    return (x - _last(mean, x)) * _last(factor, x) + _last(bias, x)
+
+
+def _last(values: Array, x: Array) -> Array:
+    return values.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def _operands(
+    module: Dense | Conv | ConvMaxPool, x: Array, inputs: tuple[int, ...], use_bias: bool = True
+) -> list[Array]:
+    """The input, kernel and bias, if it has one, of a module, in its compute dtype."""
+    if module.has_variable("params", "kernel"):
+        made_for: int = module.get_variable("params", "kernel").shape[-2]
+        if made_for != inputs[-1]:
+            raise UserError(f"the weights of {module.name} are for inputs of {made_for} channels, not {inputs[-1]}")
     kernel = module.param("kernel", module.kernel_init, (*inputs, module.features), module.param_dtype)
+    if not use_bias:
+        return promote_dtype(x, kernel, dtype=module.dtype)
     bias_init = module.bias_init or fan_in_uniform(math.prod(inputs))
     bias = module.param("bias", bias_init, (module.features,), module.param_dtype)
     return promote_dtype(x, kernel, bias, dtype=module.dtype)
@@ -231,9 +320,52 @@ def _matmul_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> 
     return a @ b, da @ b + at.T @ db
 
 
+@jax.custom_jvp
+def _window_max(x: Array) -> Array:
+    """`jnp.max(x, (2, 4))` of [B, h, p, w, q, C], whose gradient goes to the first maximum, row by row."""
+    return jnp.max(x, (2, 4))
+
+
+@_window_max.defjvp
+def _window_max_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (largest, _), (dlargest, _) = jax.jvp(_max_and_place, primals, tangents)
+    return largest, dlargest
+
+
+@jax.custom_jvp
+def _max_and_place(x: Array) -> tuple[Array, Array]:
+    """The first maximum of each window, which is NaN where there is one, and its place, counted row by row."""
+
+    def larger(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+        above = (b[0] > a[0]) | (jnp.isnan(b[0]) & ~jnp.isnan(a[0]))
+        second = above | ((b[0] == a[0]) & (b[1] < a[1]))
+        return jnp.where(second, b[0], a[0]), jnp.where(second, b[1], a[1])
+
+    places = _places(x)
+    start = (jnp.array(-jnp.inf, x.dtype), jnp.array(places.size, jnp.int32))
+    return lax.reduce((x, jnp.broadcast_to(places, x.shape)), start, larger, (2, 4))
+
+
+@_max_and_place.defjvp
+def _max_and_place_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
+    (x,), (dx,) = primals, tangents
+    largest, first = _max_and_place(x)
+    dlargest = jnp.sum(jnp.where(_places(x) == first[:, :, None, :, None], dx, 0), (2, 4))
+    return (largest, first), (dlargest, np.zeros(first.shape, jax.dtypes.float0))
+
+
+def _places(x: Array) -> Array:
+    p, q = x.shape[2], x.shape[4]
+    return jnp.arange(p * q, dtype=jnp.int32).reshape(1, 1, p, 1, q, 1)
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _first_max(x: Array, axes: tuple[int, ...]) -> Array:
-    """`jnp.max(x, axes)`, whose gradient goes to the first maximum instead of being shared among equal ones."""
+    """`jnp.max(x, axes)` of a matrix product, whose gradient goes to the first maximum.
+
+    Faster than finding value and place in one reduction, but only for what XLA will not compute twice: a second time
+    the maximum may differ in its last bit, and then no place has it.
+    """
     return jnp.max(x, axes)
 
 

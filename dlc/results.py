@@ -15,11 +15,12 @@ from typing import Any
 from dlc import record
 from dlc.errors import UserError
 
+FIGURES = ("curves", "mistakes", "seconds", "figure6", "depth", "augmentations")  # those that pages show
 BEGIN, END = "<!-- results: written by `make results` -->", "<!-- end of results -->"
 
 
 def add(root: Path, run: Path) -> Path:
-    """Copies the record of a finished run to results/, and what it drew of curves and mistakes to docs/figures/.
+    """Copies the record of a finished run to results/, and of its figures those that pages show to docs/figures/.
 
     The record's name is made of its experiment, flags and platform. Raises UserError if the run has no record.
     """
@@ -36,7 +37,7 @@ def add(root: Path, run: Path) -> Path:
     kept = [word for flag in _flags(result["command"]) for word in flag]
     result["command"] = shlex.join([*shlex.split(result["command"])[:3], *kept])
     target.write_text(json.dumps(result, indent=2) + "\n")
-    for figure in ("curves", "mistakes"):
+    for figure in FIGURES:
         if (run / "figures" / f"{figure}.png").exists():
             (root / "docs" / "figures").mkdir(parents=True, exist_ok=True)
             shutil.copyfile(run / "figures" / f"{figure}.png", root / "docs" / "figures" / f"{name}.{figure}.png")

@@ -1,0 +1,129 @@
+"""The network that trains to 94 % on CIFAR-10 in seconds.
+
+Glossary: B batch, H W height and width, C channels, K classes.
+
+References:
+    [1] Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498, sections 2 and 3.
+    [2] The programs of cifar10-airbench: airbench94_muon.py, airbench95.py and airbench96_faster.py. The last two scale
+        logits by 1/9 and normalise with another memory.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dlc import layers
+
+
+class Airbench(nn.Module):
+    """A frozen whitening layer, three groups of convolutions, a dense layer: 1,971,640 weights, 288 of them frozen.
+
+    32 x 32 x 3 -> 2x2 whitening: 31 x 31 x 24 -> groups: 15 x 15 x 64, 7 x 7 x 256, 3 x 3 x 256 -> pool 3: 256 -> 10.
+    The whitening kernel, [2, 2, C, 8 C], is no parameter: it is in the collection "whitening", zero until it is set to
+    what `whiten.whitening` makes of the images; its bias is learnt. Logits are divided by the width.
+
+    Raises UserError if the images are smaller than 25 x 25.
+    """
+
+    widths: tuple[int, ...] = (64, 256, 256)
+    depth: int = 2  # convolutions in a group
+    num_classes: int = 10
+    dtype: Any = None
+    param_dtype: Any = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B K"]:
+        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = _gelu(_Whitening(**kinds, name="whitening")(x))
+        for i, width in enumerate(self.widths, 1):
+            x = _Group(width, self.depth, **kinds, name=f"group{i}")(x, train=train)
+        x = layers.max_pool(x, (3, 3))
+        x = x.reshape(len(x), -1)
+        x = layers.Dense(self.num_classes, use_bias=False, kernel_init=_unit, **kinds, name="dense")(x)
+        return x / self.widths[-1]
+
+
+def airbench94(num_classes: int = 10, dtype: Any = None) -> Airbench:
+    """The network that reaches 94 %: 1,971,640 weights."""
+    return Airbench(num_classes=num_classes, dtype=dtype)
+
+
+def airbench95(num_classes: int = 10, dtype: Any = None) -> Airbench:
+    """The network of airbench95, 4,604,728 weights, normalised as airbench94_muon's is."""
+    return Airbench((128, 384, 384), 2, num_classes, dtype)
+
+
+def airbench96(num_classes: int = 10, dtype: Any = None) -> Airbench:
+    """The network of airbench96_faster, normalised as airbench94_muon's is: 9,915,704 weights.
+
+    It is wider, and each group has a third convolution, with a shortcut around its last two.
+    """
+    return Airbench((128, 384, 512), 3, num_classes, dtype)
+
+
+class _Whitening(nn.Module):
+    """A 2x2 convolution whose kernel is not learnt, and a bias which is."""
+
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+        channels = x.shape[-1]
+        shape = (2, 2, channels, 8 * channels)
+        kernel = self.variable("whitening", "kernel", jnp.zeros, shape, self.param_dtype).value
+        bias = self.param("bias", layers.fan_in_uniform(4 * channels), shape[-1:], self.param_dtype)
+        dtype = self.dtype or x.dtype
+        y = layers.conv(x.astype(dtype), kernel.astype(dtype))
+        return y + bias.astype(dtype).reshape(1, 1, 1, -1)
+
+
+class _Group(nn.Module):
+    """conv, pool, norm, GELU, then conv, norm, GELU once, or twice with a shortcut from the first GELU to the last."""
+
+    width: int
+    depth: int
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w D"]:
+        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+        def conv(name: str) -> layers.Conv:
+            return layers.Conv(
+                self.width, (3, 3), padding="SAME", use_bias=False, kernel_init=partial_identity, **kinds, name=name
+            )
+
+        def norm(name: str) -> layers.BatchNorm:
+            # Nearly no epsilon, and a memory of 0.6: a run has a few hundred steps.
+            return layers.BatchNorm(0.6, 1e-12, use_scale=False, **kinds, name=name)
+
+        x = layers.max_pool(conv("conv1")(x), (2, 2))
+        x = y = _gelu(norm("norm1")(x, train=train))
+        for i in range(2, self.depth + 1):
+            y = norm(f"norm{i}")(conv(f"conv{i}")(y), train=train)
+            y = _gelu(x + y if i == self.depth > 2 else y)
+        return y
+
+
+def _gelu(x: Array) -> Array:
+    return nn.gelu(x, approximate=False)
+
+
+def partial_identity(key: Any, shape: Sequence[int], dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
+    """The first I of the O filters pass their input on, channel by channel (Dirac); the rest begin as PyTorch's do."""
+    kernel = layers.fan_in_uniform()(key, shape, dtype)
+    kh, kw, inputs, outputs = shape
+    same = min(inputs, outputs)
+    centre = jnp.zeros((kh, kw, inputs, same), dtype).at[kh // 2, kw // 2, jnp.arange(same), jnp.arange(same)].set(1)
+    return kernel.at[..., :same].set(centre)
+
+
+def _unit(key: Any, shape: Sequence[int], dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
+    """PyTorch's default, scaled to a standard deviation of one."""
+    kernel = layers.fan_in_uniform()(key, shape, dtype)
+    return kernel / kernel.std(ddof=1)

@@ -242,8 +242,19 @@ def test_digits_need_neither_network_nor_data_directory(nowhere: Path) -> None:
     assert not nowhere.exists()
 
 
+def test_digits32_have_the_shape_of_cifar() -> None:
+    dataset = load("digits32")
+    assert dataset.train["image"].shape == (1437, 32, 32, 3)
+    assert dataset.test["image"].shape == (360, 32, 32, 3)
+    np.testing.assert_array_equal(dataset.train["image"][..., 0], dataset.train["image"][..., 2])
+    np.testing.assert_array_equal(dataset.train["label"], load("digits").train["label"])
+    assert dataset.train["image"].max() == 255
+
+
 def test_unknown_name_is_one_sentence() -> None:
-    with pytest.raises(UserError, match=r"^there is no data set 'minst': choose from mnist, .*digits$") as caught:
+    with pytest.raises(
+        UserError, match=r"^there is no data set 'minst': choose from mnist, .*digits, digits32$"
+    ) as caught:
         load("minst")
     assert caught.value.exit_code == 2
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlc import augment, bench, host, optim, plot, record, results
+from dlc import augment, bench, host, plot, record, results
 from dlc.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -57,12 +57,41 @@ def test_filters_share_one_scale():
     assert np.isnan(shown[:, 5]).all()
 
 
+def test_a_sheet_names_its_rows_and_keeps_every_pixel():
+    images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    axis = plot.sheet({"original": images, "smaller": images[:, 1:3, 1:3]}).axes[0]
+    first, second = axis.texts
+    assert [first.get_text(), second.get_text()] == ["original", "smaller"]
+    shown = np.asarray(axis.images[0].get_array())
+    np.testing.assert_array_equal(shown[:4, -9:], np.concatenate([images[0], np.full((4, 1, 3), 255), images[1]], 1))
+    np.testing.assert_array_equal(shown[6:8, -8:-6], images[0, 1:3, 1:3])  # in the middle of its place
+    assert (shown[5:, -9:][[0, -1]] == 255).all()
+    assert (shown[:, :-9] == 255).all()  # the names' margin
+    assert second.get_position()[0] < shown.shape[1] - 9
+
+
+def test_a_grid_has_a_row_for_each_class_in_stacks_of_25():
+    images = [np.full((2, 3, 3, 1), 2 * k, np.uint8) for k in range(60)]
+    axis = plot.grid(images, tuple(f"class {k}" for k in range(60))).axes[0]
+    shown = np.asarray(axis.images[0].get_array())
+    for k, text in enumerate(axis.texts):
+        assert text.get_text() == f"class {k}"
+        x, y = text.get_position()
+        assert (shown[int(y), int(np.ceil(x)) + 1] == 2 * k).all()
+    assert len({text.get_position()[0] for text in axis.texts}) == 3
+
+
+def test_a_histogram_shows_the_shares_of_each_value():
+    images = np.zeros((1, 2, 2, 3), np.uint8)
+    images[0, 0, 0] = 100, 200, 50
+    figure = plot.histogram(images)
+    red, green, blue = (patch.get_data().values for patch in figure.axes[0].patches)
+    assert (red[[0, 100]] == [75, 25]).all()
+    assert green[200] == blue[50] == 25
+    assert figure.legends[0].texts[0].get_text() == "red: mean 25.0, deviation 43.3"
+
+
 # Schedules and images
-
-
-def test_by_epoch_holds_each_factor_from_its_epoch_on():
-    schedule = optim.by_epoch(2.0, {0: 1.0, 2: 0.5, 3: 0.1}, steps_per_epoch=10)
-    np.testing.assert_allclose([schedule(s) for s in (0, 19, 20, 29, 30, 999)], [2, 2, 1, 1, 0.2, 0.2], rtol=1e-6)
 
 
 def test_standardised_images_have_mean_0_and_deviation_1():

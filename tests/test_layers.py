@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from dlc import layers
+from dlc import cpu, layers
 
 
 def plain_conv_max_pool(x, kernel, bias, window):
@@ -33,6 +33,12 @@ CONVOLUTIONS = {
     "strided": ((2, 12, 11, 3), (5, 3, 3, 4), (2, 3), "SAME"),
     "pads": ((2, 6, 5, 3), (3, 3, 3, 4), (1, 2), ((2, 0), (0, 1))),
     "large": ((1, 64, 64, 8), (3, 3, 8, 2), (1, 1), "VALID"),
+    "few channels": ((2, 8, 6, 16), (3, 3, 16, 16), (1, 1), "SAME"),
+    "few channels, odd": ((2, 7, 5, 16), (3, 3, 16, 16), (1, 1), ((1, 1), (1, 1))),
+    "more channels": ((2, 7, 6, 24), (3, 3, 24, 64), (1, 1), "SAME"),
+    "many channels": ((2, 6, 5, 64), (3, 3, 64, 72), (1, 1), "SAME"),
+    "many channels, unpadded": ((2, 7, 8, 64), (3, 3, 64, 64), (1, 1), "VALID"),
+    "many channels, pads": ((2, 3, 4, 64), (3, 3, 64, 64), (1, 1), ((2, 0), (0, 1))),
 }
 POOLS = {"lecture": ((3, 24, 24, 4), (3, 3)), "dropped": ((2, 7, 8, 3), (2, 3)), "whole": ((2, 4, 5, 3), (4, 5))}
 
@@ -87,6 +93,36 @@ def test_conv_equals_the_plain_one(case, dtype, tolerance):
     kwargs = {"strides": strides, "padding": padding}
     fast, plain = (functools.partial(f, **kwargs) for f in (layers.conv, layers.plain_conv))
     assert_same(fast, plain, arrays(image, kernel, dtype=dtype), tolerance)
+
+
+@pytest.mark.parametrize("channels", [16, 64])
+def test_images_in_groups_equal_all_at_once(channels, monkeypatch):
+    operands = arrays((6, 5, 6, channels), (3, 3, channels, channels))
+    monkeypatch.setattr(cpu, "_LARGEST", 2 * cpu._held(*operands))
+    fast, plain = (functools.partial(f, padding="SAME") for f in (layers.conv, layers.plain_conv))
+    assert_same(fast, plain, operands, 1e-5)
+
+
+@precision
+@pytest.mark.parametrize("shape", [(4, 5, 6, 3), (7, 2)])
+def test_batch_norm_equals_the_plain_one(shape, dtype, tolerance):
+    fast, plain = (lambda *a, f=f: f(*a, 1e-5)[0] for f in (layers.batch_norm, layers.plain_batch_norm))
+    assert_same(fast, plain, arrays(shape, shape[-1:], shape[-1:], dtype=dtype), tolerance)
+
+
+def test_a_layer_of_many_channels_under_vmap_and_in_scan():
+    """The kernels have a leading axis, as over seeds, and the images do not."""
+    x, kernels = arrays((2, 4, 6, 64), (3, 3, 3, 64, 64))
+
+    def descend(f, kernel):
+        def body(kernel, _):
+            loss, g = jax.value_and_grad(lambda k: jnp.square(f(x, k, padding="SAME")).mean())(kernel)
+            return kernel - 0.01 * g, loss
+
+        return jax.lax.scan(body, kernel, length=3)
+
+    fast, plain = (jax.jit(jax.vmap(functools.partial(descend, f)))(kernels) for f in (layers.conv, layers.plain_conv))
+    chex.assert_trees_all_close(fast, plain, rtol=1e-4, atol=1e-5)
 
 
 @precision
@@ -248,3 +284,50 @@ def test_bfloat16_computes_in_it_and_keeps_float32_weights(name):
     gradients = jax.jit(jax.grad(lambda v: half.apply(v, x).sum().astype(jnp.float32)))(variables)
     chex.assert_tree_all_finite(gradients)
     chex.assert_trees_all_equal_shapes_and_dtypes(gradients, variables)
+
+
+@pytest.mark.parametrize("channels", [8, 256])
+def test_the_gradient_of_a_pool_survives_what_is_computed_twice(channels):
+    """XLA computes the pool's input again for the gradient, and what it finds may differ in the last bit."""
+    shape = (8, 3, 3, channels)
+    x, kernel = arrays(shape, (channels, channels))
+
+    def loss(pool, bias):
+        y, _, _ = layers.batch_norm((x.reshape(-1, channels) @ kernel).reshape(shape), jnp.ones(channels), bias, 1e-5)
+        y = pool(nn.gelu(y, approximate=False), (3, 3))
+        return jnp.sum(y * jnp.arange(y.size).reshape(y.shape))
+
+    bias = jnp.zeros(channels)
+    fast, plain = (
+        jax.jit(jax.grad(functools.partial(loss, f)))(bias) for f in (layers.max_pool, layers.plain_max_pool)
+    )
+    np.testing.assert_allclose(fast, plain, rtol=1e-5, atol=1e-5 * float(jnp.abs(plain).max()))
+
+
+def test_batch_norm_keeps_the_share_and_the_variance_that_the_paper_says():
+    """Running mean and unbiased variance, of which a step keeps 0.8; evaluation normalises by them."""
+    x = jnp.asarray(np.random.default_rng(0).normal(3, 2, (4, 5, 6, 7)), jnp.float32)
+    norm = layers.BatchNorm(momentum=0.8, epsilon=1e-3)
+    variables = norm.init(jax.random.key(0), x)
+    y, updated = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+    flat, stats = np.asarray(x, np.float64).reshape(-1, 7), updated["batch_stats"]
+    np.testing.assert_allclose(stats["mean"], 0.2 * flat.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], 0.8 + 0.2 * flat.var(0, ddof=1), rtol=1e-5)
+    normal = (flat - flat.mean(0)[None]) / np.sqrt(flat.var(0) + 1e-3)[None]
+    np.testing.assert_allclose(y.reshape(-1, 7), normal, rtol=1e-3, atol=1e-4)
+    after = norm.apply({**variables, **updated}, x)
+    expected = (flat - np.asarray(stats["mean"])[None]) / np.sqrt(np.asarray(stats["var"]) + 1e-3)[None]
+    np.testing.assert_allclose(after.reshape(-1, 7), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_pool_passes_nan_on_and_can_be_differentiated_twice():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 3)), jnp.float32)
+    bad = x.at[0, 1, 1, 0].set(jnp.nan)
+    value, _ = jax.value_and_grad(lambda x: layers.max_pool(x, (2, 2)).sum())(bad)
+    assert jnp.isnan(value)
+
+    def penalty(pool, x):
+        return jnp.square(jax.grad(lambda x: jnp.sum(pool(x, (2, 2)) ** 3))(x)).sum()
+
+    twice = (jax.grad(functools.partial(penalty, pool))(x) for pool in (layers.max_pool, layers.plain_max_pool))
+    np.testing.assert_allclose(*twice, rtol=1e-5)

@@ -31,6 +31,29 @@ def test_classification_loss_is_cross_entropy_in_float32(dtype):
     assert aux is None
 
 
+def test_cross_entropy_of_a_distribution_is_its_definition():
+    """-sum q log p, of a class written out, of one smoothed as Szegedy et al. 2015 do, and of a mixture."""
+    logits, label = jnp.asarray(RNG.normal(size=(6, 4)), jnp.float32), jnp.asarray(RNG.integers(0, 4, 6))
+    logp = np.log(np.exp(logits) / np.exp(logits).sum(1, keepdims=True))
+    written_out, mixture = np.eye(4, dtype=np.float32)[label], RNG.dirichlet(np.ones(4), 6).astype(np.float32)
+    for q in (written_out, mixture):
+        np.testing.assert_allclose(losses.cross_entropy(logits, q), -(q * logp).sum(1), rtol=1e-5)
+        smooth = 0.8 * q + 0.2 / 4
+        np.testing.assert_allclose(losses.cross_entropy(logits, q, smoothing=0.2), -(smooth * logp).sum(1), rtol=1e-5)
+    np.testing.assert_allclose(
+        losses.cross_entropy(logits, label, smoothing=0.2),
+        losses.cross_entropy(logits, written_out, smoothing=0.2),
+        rtol=1e-6,
+    )
+
+
+def test_of_mixed_labels_the_larger_share_is_the_answer():
+    logits = jnp.asarray([[2.0, 0, 0, 0], [0, 2, 0, 0]])
+    batch = {"image": jnp.zeros(2), "label": jnp.asarray([[0.6, 0.4, 0, 0], [0.6, 0.4, 0, 0]])}
+    _, (_, measured) = losses.classify(Bare())(logits, None, batch, jax.random.key(0))
+    assert measured["error"] == 0.5
+
+
 def test_maximum_a_posteriori_is_equation_9():
     y, label, j = RNG.uniform(0, 5, (6, 10)), RNG.integers(0, 10, 6), 0.3
     expected = [y[p, d] + np.log(np.exp(-j) + np.exp(-y[p]).sum()) for p, d in enumerate(label)]

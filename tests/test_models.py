@@ -1,8 +1,10 @@
 """Every model: exact parameter counts, a loss that begins near log K, dtypes, jit, and what its paper says of it."""
 
+import functools
 import inspect
 import math
 import pkgutil
+import re
 from importlib import import_module
 
 import chex
@@ -13,12 +15,15 @@ import numpy as np
 import optax
 import pytest
 
-from dlc import losses, models, train
+from dlc import layers, losses, models, train
+from dlc.models.airbench import Airbench, airbench94, airbench95, airbench96, partial_identity
 from dlc.models.convnet import Convnet
 from dlc.models.lenet import C3_TABLE, LeNet5, LeNet5Dense, PartialConv, Subsample, codes, squash
 from dlc.models.mlp import MLP
+from dlc.models.resnet import CifarResNet, cifar_plain, cifar_preact, cifar_resnet, cifar_resnet18, wide_resnet
+from dlc.whiten import whitening
 
-MNIST, PADDED = (28, 28, 1), (32, 32, 1)
+MNIST, PADDED, CIFAR = (28, 28, 1), (32, 32, 1), (32, 32, 3)
 
 # model, image, parameters (from the papers where they say, else computed from their tables)
 MODELS = {
@@ -28,18 +33,41 @@ MODELS = {
     "convnet": (Convnet(), MNIST, 832 + 51_264 + 51_400 + 2_010),
     "lenet5": (LeNet5(), PADDED, 60_000),
     "lenet5 dense": (LeNet5Dense(), PADDED, 61_706),
+    "a stage of a resnet": (CifarResNet((1,), (16,)), CIFAR, 432 + 2 * 2_304 + 3 * 32 + 170),
+}
+# Too large to be run in every test, or no different from a smaller one there
+LARGE = {
+    "resnet 20": (cifar_resnet(20), CIFAR, 269_722),
+    "resnet 32": (cifar_resnet(32), CIFAR, 464_154),
+    "resnet 44": (cifar_resnet(44), CIFAR, 658_586),
+    "resnet 56": (cifar_resnet(56), CIFAR, 853_018),
+    "resnet 110": (cifar_resnet(110), CIFAR, 1_727_962),
+    "plain 56": (cifar_plain(56), CIFAR, 853_018),
+    "resnet 20, option B": (cifar_resnet(20, "B"), CIFAR, 269_722 + (16 * 32 + 32 * 64) + 2 * (32 + 64)),
+    "preact 110": (cifar_preact(110), CIFAR, 1_727_962),
+    "wide 28-10": (wide_resnet(28, 10), CIFAR, 36_479_194),
+    "resnet 18": (cifar_resnet18(), CIFAR, 11_173_962),
+    "airbench94": (airbench94(), CIFAR, 1_971_640 - 288),  # the frozen ones are no parameters
+    "airbench95": (airbench95(), CIFAR, 4_604_728 - 288),
+    "airbench96": (airbench96(), CIFAR, 9_915_704 - 288),
 }
 # Parts of a model, and not models
 PARTS = {PartialConv, Subsample}
 
 every = pytest.mark.parametrize(("model", "image", "parameters"), MODELS.values(), ids=MODELS)
+counted = pytest.mark.parametrize(("model", "image", "parameters"), (MODELS | LARGE).values(), ids=MODELS | LARGE)
+
+
+def trained_once(model, variables, x):
+    """The outputs of a step of training, in which batch norms normalise by the batch."""
+    return jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))(variables, x)[0]
 
 
 def count(tree):
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-@every
+@counted
 def test_parameters(model, image, parameters):
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image)))
     assert count(variables["params"]) == parameters
@@ -51,7 +79,7 @@ def test_no_model_is_missing_from_the_table():
         for _, cls in inspect.getmembers(import_module(module.name), inspect.isclass):
             if issubclass(cls, nn.Module) and cls.__module__ == module.name and not cls.__name__.startswith("_"):
                 found.add(cls)
-    assert found - PARTS == {type(model) for model, _, _ in MODELS.values()}
+    assert found - PARTS == {type(model) for model, _, _ in (MODELS | LARGE).values()}
 
 
 @every
@@ -59,7 +87,7 @@ def test_the_loss_begins_near_that_of_a_guess(model, image, parameters):
     if isinstance(model, LeNet5):
         pytest.skip("its penalties begin far from each other: a guess is not where it starts")
     x = jax.random.normal(jax.random.key(1), (64, *image))
-    logits = model.apply(model.init(jax.random.key(0), x), x)
+    logits = trained_once(model, model.init(jax.random.key(0), x), x)
     label = jnp.arange(64) % 10
     assert logits.shape == (64, 10)
     # Logits of variance v cost about v / 2 above log K; softmax regression begins with v = 1/3 on noise of variance 1.
@@ -77,12 +105,12 @@ def test_with_and_without_jit_are_the_same(model, image, parameters):
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights(model, image, parameters):
     x = jax.random.normal(jax.random.key(1), (4, *image))
     small = model.clone(dtype="bfloat16")
-    variables = small.init(jax.random.key(0), x)
+    variables = jax.jit(small.init)(jax.random.key(0), x)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
     exact = model.apply(variables, x)
     np.testing.assert_allclose(small.apply(variables, x), exact, rtol=0.05, atol=0.05 * float(jnp.abs(exact).max()))
-    half = model.clone(param_dtype="bfloat16").init(jax.random.key(0), x)
-    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(half))
+    half = jax.eval_shape(model.clone(param_dtype="bfloat16").init, jax.random.key(0), x)
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(half["params"]))
 
 
 @every
@@ -91,7 +119,8 @@ def test_a_batch_can_be_overfitted(model, image, parameters):
     criterion = losses.maximum_a_posteriori if isinstance(model, LeNet5) else losses.cross_entropy
     loss_fn = losses.classify(model, criterion=criterion)
     tx = optax.adam(2e-3)
-    state = train.init(model.init(jax.random.key(0), batch["image"])["params"], tx, jax.random.key(0))
+    variables = jax.jit(model.init)(jax.random.key(0), batch["image"])
+    state = train.init(variables.pop("params"), tx, jax.random.key(0), aux=variables or None)
     _, metrics = train.compiled(train.scanned(train.make_step(loss_fn, tx)))(
         state, jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (150, *leaf.shape)), batch)
     )
@@ -184,3 +213,91 @@ def test_initial_weights_are_those_of_pytorch_in_distribution():
             if values.size > 500:
                 assert abs(values.std() - 1 / math.sqrt(3)) < 0.03
     chex.assert_tree_all_finite(params)
+
+
+@pytest.mark.parametrize(
+    ("make", "depth", "sentence"),
+    [
+        (cifar_resnet, 21, "6n + 2"),
+        (cifar_plain, 2, "6n + 2"),
+        (cifar_preact, 18, "6n + 2"),
+        (wide_resnet, 8, "6n + 4"),
+    ],
+)
+def test_an_impossible_depth_is_named(make, depth, sentence):
+    with pytest.raises(ValueError, match=f"a depth of {depth} is not {re.escape(sentence)}: choose one of "):
+        make(depth)
+
+
+def test_a_shortcut_of_zeros_passes_every_second_pixel_on():
+    """With all convolutions at zero a residual network is its stem, its shortcuts and its last layer."""
+    model = cifar_resnet(8)
+    x = jax.random.normal(jax.random.key(0), (2, *CIFAR))
+    variables = jax.jit(model.init)(jax.random.key(1), x)
+    params = variables["params"]
+    for name, block in params.items():
+        if name.startswith("stage"):
+            block["conv1"]["kernel"] = block["conv2"]["kernel"] = jnp.zeros(())
+    zero = jax.tree.map(lambda leaf, like: jnp.zeros(like.shape) if leaf.ndim == 0 else leaf, params,
+                        jax.eval_shape(model.init, jax.random.key(1), x)["params"])  # fmt: skip
+    stem = nn.relu(layers.plain_conv(x, zero["conv"]["kernel"], padding="SAME") / math.sqrt(1 + 1e-5))
+    pooled = jnp.pad(stem[:, ::4, ::4].mean((1, 2)), ((0, 0), (0, 48)))
+    expected = pooled @ zero["dense"]["kernel"] + zero["dense"]["bias"][None]
+    logits = jax.jit(model.apply)({**variables, "params": zero}, x)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_first_filters_of_the_record_pass_their_input_on():
+    x = jax.random.normal(jax.random.key(0), (2, 6, 6, 5))
+    kernel = partial_identity(jax.random.key(1), (3, 3, 5, 8))
+    y = layers.plain_conv(x, kernel, padding="SAME")
+    np.testing.assert_allclose(y[..., :5], x, rtol=1e-6, atol=1e-6)
+    assert float(jnp.abs(kernel[..., 5:]).max()) <= 1 / math.sqrt(45)
+    assert float(jnp.abs(kernel[..., 5:]).min()) > 0
+
+
+def test_the_whitening_kernel_is_frozen():
+    """It is carried through a step of training and not changed by it."""
+    model, tx = Airbench((8, 8, 8)), optax.sgd(1.0)
+    batch = {"image": jax.random.normal(jax.random.key(1), (8, *CIFAR)), "label": jnp.arange(8)}
+    variables = jax.jit(model.init)(jax.random.key(0), batch["image"])
+    variables["whitening"]["whitening"]["kernel"] = kernel = whitening(batch["image"])
+    state = train.init(variables.pop("params"), tx, jax.random.key(0), aux=variables)
+    after, _ = train.fit(train.make_step(losses.classify(model), tx), state, [batch])
+    np.testing.assert_array_equal(after.aux["whitening"]["whitening"]["kernel"], kernel)
+    assert float(jnp.abs(after.params["whitening"]["bias"] - state.params["whitening"]["bias"]).max()) > 0
+    assert float(jnp.abs(after.aux["batch_stats"]["group1"]["norm1"]["mean"]).max()) > 0
+
+
+def test_mixed_precision_trains_like_float32():
+    """Compute in bfloat16; weights, statistics and losses in float32: nearly the same losses, step by step."""
+    label = jnp.arange(32) % 10  # which shows in the images' brightness
+    batch = {"image": jax.random.normal(jax.random.key(1), (32, *CIFAR)) + label[:, None, None, None], "label": label}
+    tx, model = optax.sgd(0.1, momentum=0.9), CifarResNet((1,), (16,))
+    variables = jax.jit(model.init)(jax.random.key(0), batch["image"])
+    params = variables.pop("params")
+    history = {}
+    for dtype in ("float32", "bfloat16"):
+        step = train.scanned(train.make_step(losses.classify(model.clone(dtype=dtype)), tx))
+        state = train.init(params, tx, jax.random.key(0), aux=variables)
+        state, metrics = train.compiled(step)(state, jax.tree.map(lambda a: jnp.broadcast_to(a, (12, *a.shape)), batch))
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((state.params, state.aux, metrics["loss"])))
+        history[dtype] = np.asarray(metrics["loss"])
+    assert history["float32"][-1] < 0.9 * history["float32"][0]
+    np.testing.assert_allclose(history["bfloat16"], history["float32"], rtol=0.03)
+    assert not np.array_equal(history["bfloat16"], history["float32"])
+
+
+@pytest.mark.parametrize(
+    ("model", "image", "sentence"),
+    [
+        (airbench94(), (24, 24, 3), "a pooling window of 3x3 is larger than its image of 2x2"),
+        (cifar_resnet(8), (32, 32, 1), "the weights of conv are for inputs of 3 channels, not 1"),
+        (Convnet(), (40, 40, 1), "the weights of dense1 are for inputs of 256 channels, not 1024"),
+    ],
+)
+def test_images_of_another_shape_are_named(model, image, sentence):
+    usual = (28, 28, 1) if isinstance(model, Convnet) else CIFAR
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *usual)))
+    with pytest.raises(ValueError, match=sentence):
+        jax.eval_shape(model.apply, variables, jnp.zeros((1, *image)))

@@ -10,9 +10,7 @@ rounds in which every form, in a process of its own, runs a chunk of 100 steps i
 
 import functools
 import re
-import shlex
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +20,11 @@ import jax
 import numpy as np
 import tyro
 
-from dlc import bench, data, record, results
+from dlc import bench, data
 from dlc.config import positive
 from dlc.errors import UserError
-from dlc.launch import new_folder
 
-BATCH, CHUNK, WARM = 100, 100, 3
+BATCH, CHUNK = 100, 100
 
 
 def ours() -> Callable[[], float]:
@@ -44,7 +41,7 @@ def ours() -> Callable[[], float]:
     step = train.on_device(train.make_step(losses.classify(model, prepare), tx), mnist.train)
     step, rows = train.compiled(train.scanned(step)), train.minibatches(60_000, BATCH)
     state = train.init(params, tx, jax.random.key(0))
-    return chunks(lambda state, at: jax.block_until_ready(step(state, rows(at, CHUNK))[0]), state)
+    return bench.chunks(lambda state, at: jax.block_until_ready(step(state, rows(at, CHUNK))[0]), state, CHUNK)
 
 
 def naive() -> Callable[[], float]:
@@ -79,7 +76,7 @@ def naive() -> Callable[[], float]:
             state = step(*state, images[rows], mnist.train["label"][rows])
         return jax.block_until_ready(state)
 
-    return chunks(chunk, (params, tx.init(params)))
+    return bench.chunks(chunk, (params, tx.init(params)), CHUNK)
 
 
 def torch_eager(channels_last: bool = False, compiled: bool = False) -> Callable[[], float]:
@@ -106,7 +103,7 @@ def torch_eager(channels_last: bool = False, compiled: bool = False) -> Callable
         if device == "cuda":
             torch.cuda.synchronize()
 
-    return chunks(chunk, None)
+    return bench.chunks(chunk, None, CHUNK)
 
 
 FORMS: dict[str, Callable[[], Callable[[], float]]] = {
@@ -116,22 +113,6 @@ FORMS: dict[str, Callable[[], Callable[[], float]]] = {
     "Flax, as one would first write it": naive,
     "dlc": ours,
 }
-
-
-def chunks(run, state) -> Callable[[], float]:
-    """A function that runs the next chunk and returns its seconds per step, warmed up by the first ones."""
-    at = 0
-    for _ in range(WARM):
-        state, at = run(state, at), at + CHUNK
-
-    def measure() -> float:
-        nonlocal state, at
-        began = time.perf_counter()
-        state = run(state, at)
-        at += CHUNK
-        return (time.perf_counter() - began) / CHUNK
-
-    return measure
 
 
 @dataclass(frozen=True)
@@ -151,15 +132,7 @@ def steps(config: Config) -> dict:
     times = bench.interleaved({name: worker.measure for name, worker in workers.items()}, config.rounds)
     for worker in workers.values():
         worker.close()
-    best = bench.ratios(times, "PyTorch, channels_last")
-    rows = {
-        name: {
-            "ms per step": f"{1e3 * np.median(seconds):.2f}",
-            "quartiles": "{:.2f} to {:.2f}".format(*1e3 * np.percentile(seconds, [25, 75])),
-            "of PyTorch's best": f"{best[name]:.2f}",
-        }
-        for name, seconds in times.items()
-    }
+    rows = bench.step_rows(times, "PyTorch, channels_last")
     method = f"Training, batches of {BATCH}, float32; medians of {config.rounds} interleaved chunks of {CHUNK} steps."
     return {"bench": "mnist.steps", "title": "One step of the lecture's MNIST convnet", "method": method, "rows": rows}
 
@@ -195,14 +168,8 @@ def program(config: Config) -> dict:
 def main(config: Config) -> None:
     for name, part in {"steps": steps, "program": program}.items():
         if config.part in ("all", name):
-            result = part(config)
-            result["columns"] = list(next(iter(result["rows"].values())))
-            words = ["--part", name, *(["--rounds", config.rounds] if name == "steps" else ["--runs", config.runs])]
-            command = shlex.join(["python", "-m", "experiments.bench.mnist", *map(str, words)])
-            result |= record.origin(command, "torch")
-            folder = new_folder(config.out, f"bench.mnist.{name}")
-            record.write(folder, result)
-            print(f"{results.bench_table(result)}\n\nrecord {folder}/result.json\n")
+            words = ["--rounds", config.rounds] if name == "steps" else ["--runs", config.runs]
+            bench.save(config.out, part(config), ["--part", name, *words])
 
 
 if __name__ == "__main__":

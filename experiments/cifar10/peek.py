@@ -1,0 +1,117 @@
+"""A first look at CIFAR-10: an image is a tensor of numbers, and what augmentation makes of it.
+
+Claim: an image is a tensor of 3 x 32 x 32 numbers; those of training image 43, a horse, begin with red 99, green 166,
+blue 198.
+
+Source: the lecture's introduction of CIFAR-10. The augmentations are those of its papers, see `dlc/augment.py`.
+
+Expect: those numbers, exactly; over the training set means of 0.4914, 0.4822 and 0.4465 and standard deviations of
+0.2470, 0.2435 and 0.2616 on the scale 0 to 1. A few seconds.
+
+    python -m experiments.cifar10.peek
+    python -m experiments.cifar10.peek --image 7
+    python -m experiments.cifar10.peek --dataset cifar100
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlc import augment, data, plot
+from dlc.config import not_negative
+from dlc.errors import UserError
+from dlc.launch import launch
+from dlc.run import Run
+
+
+@dataclass(frozen=True)
+class Config:
+    dataset: Literal["cifar10", "cifar100", "digits32"] = "cifar10"
+    image: int = 43  # the row of the training set to look at
+    seed: int = 0  # of the augmentations
+
+    def __post_init__(self) -> None:
+        not_negative(self, "image", "seed")
+
+
+SMOKE = Config(dataset="digits32")
+
+COLORS = ("red", "green", "blue")
+
+
+def augmentations(classes):
+    """Name -> a function of a key and a batch of uint8 images, to what becomes of the images."""
+
+    def of_images(change, *settings):
+        return lambda key, batch: change(key, batch["image"], *settings)
+
+    def of_rows(epoch):
+        return lambda key, batch: augment.alternating_flip(key, batch["image"], batch["row"], epoch)
+
+    def of_colors(**strength):
+        def jittered(key, batch):
+            floats = augment.color_jitter(key, jnp.asarray(batch["image"], jnp.float32), **strength)
+            return jnp.rint(floats.clip(0, 255)).astype(jnp.uint8)
+
+        return jittered
+
+    def of_pairs(mix):
+        return lambda key, batch: mix(key, batch, 1.0, classes)["image"]
+
+    return {
+        "original": lambda key, batch: batch["image"],
+        "flip": of_images(augment.flip),
+        "alternating flip, even epochs": of_rows(0),
+        "alternating flip, odd epochs": of_rows(1),
+        "translate by up to 4, mirrored": of_images(augment.translate, 4),
+        "translate by up to 4, zeros": of_images(augment.translate, 4, "constant"),
+        "crop to 24x24": of_images(augment.crop, (24, 24)),
+        "cutout of 16x16": of_images(augment.cutout, 16),
+        "brightness 0.5": of_colors(brightness=0.5),
+        "contrast 0.8": of_colors(contrast=0.8),
+        "saturation 1.0": of_colors(saturation=1.0),
+        "mixup": of_pairs(augment.mixup),
+        "cutmix": of_pairs(augment.cutmix),
+    }
+
+
+def main(config: Config, run: Run) -> dict:
+    dataset = data.load(config.dataset)
+    images, label = dataset.train["image"], dataset.train["label"]
+    if config.image >= len(images):
+        last = len(images) - 1
+        raise UserError(f"--image must be 0 to {last}, a row of {config.dataset}'s training set, not {config.image}")
+    run.facts |= {"dataset": dataset.name, "source": dataset.source}
+
+    tensor = images[config.image].transpose(2, 0, 1)
+    shape = " x ".join(map(str, tensor.shape))
+    run.say(f"image {config.image}, {dataset.classes[label[config.image]]}: a tensor of {shape} numbers")
+    for name, channel in zip(COLORS, tensor, strict=True):
+        lines = (" ".join(f"{value:3}" for value in row) for row in channel[:4, :12])
+        run.say("\n".join(f"{name if i == 0 else '':6} {line} ..." for i, line in enumerate(lines)))
+
+    mean, std = augment.channel_mean_and_std(images)
+    for name, m, s in zip(COLORS, mean, std, strict=True):
+        run.say(f"{name:6} mean {m:.4f} deviation {s:.4f}; of 255, {255 * m:.2f} and {255 * s:.2f}")
+
+    classes = len(dataset.classes)
+    many = 10 if classes <= 25 else 4
+    run.figure("classes", plot.grid([images[label == k][:many] for k in range(classes)], dataset.classes))
+    run.figure("statistics", plot.histogram(images))
+    # Three images, four draws of each; as many rows, so that each draw tosses a coin of its own.
+    shown = np.repeat((config.image + np.arange(3)) % len(images), 4)
+    batch = {"image": images[shown], "label": label[shown], "row": np.arange(len(shown))}
+    names, changes = zip(*augmentations(classes).items(), strict=True)
+    looks = jax.jit(lambda key, batch: [change(key, batch) for change in changes])(jax.random.key(config.seed), batch)
+    run.figure("augmentations", plot.sheet(dict(zip(names, map(np.asarray, looks), strict=True))))
+
+    figures = {f"first_{name}": int(value) for name, value in zip(COLORS, tensor[:, 0, 0], strict=True)}
+    figures |= {f"mean_{name}": float(value) for name, value in zip(COLORS, mean, strict=True)}
+    return figures | {f"deviation_{name}": float(value) for name, value in zip(COLORS, std, strict=True)}
+
+
+if __name__ == "__main__":
+    launch(main, Config(), SMOKE)

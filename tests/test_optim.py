@@ -1,0 +1,100 @@
+"""Schedules, averages of the weights, and Muon, against their definitions written out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dlc import optim
+from dlc.errors import UserError
+
+
+def descend(tx, steps=12):
+    """Weights after each step of plain descent on |w|^2 / 2 from [1, -2], through `tx`; and the last state."""
+    params = {"w": jnp.array([1.0, -2.0])}
+    state, history = tx.init(params), []
+    update = jax.jit(tx.update)
+    for _ in range(steps):
+        updates, state = update(params, state, params)  # the gradient of |w|^2 / 2 is w
+        params = optax.apply_updates(params, updates)
+        history.append(np.asarray(params["w"]))
+    return np.stack(history), state
+
+
+def test_by_epoch_holds_each_factor_from_its_epoch_on():
+    schedule = optim.by_epoch(2.0, {0: 1.0, 2: 0.5, 3: 0.1}, steps_per_epoch=10)
+    np.testing.assert_allclose([schedule(s) for s in (0, 19, 20, 29, 30, 99)], [2, 2, 1, 1, 0.2, 0.2], rtol=1e-6)
+
+
+def test_a_triangle_rises_to_its_peak_and_falls():
+    schedule = optim.triangle(2.0, steps=100, rise=0.25, start=0.2, end=0.07)
+    np.testing.assert_allclose([schedule(s) for s in (0, 25, 100)], [0.4, 2.0, 0.14], rtol=1e-6)
+    rates = np.array([schedule(s) for s in range(101)])
+    assert (np.diff(rates[:26]) > 0).all()
+    assert (np.diff(rates[25:]) < 0).all()
+
+
+def test_the_average_of_the_weights_is_its_recurrence_and_changes_nothing():
+    plain, _ = descend(optax.sgd(0.1))
+    seen, state = descend(optax.chain(optax.sgd(0.1), optim.weight_average(0.5)))
+    np.testing.assert_array_equal(seen, plain)
+    average = np.array([1.0, -2.0])
+    for t, weights in enumerate(plain, 1):
+        decay = min(0.5, t / (t + 9))
+        average = decay * average + (1 - decay) * weights
+    np.testing.assert_allclose(optim.averaged(state)["w"], average, rtol=1e-5)
+
+
+def test_an_average_that_was_not_kept_is_named():
+    with pytest.raises(UserError, match="no weight_average"):
+        optim.averaged(optax.sgd(0.1).init({"w": jnp.ones(2)}))
+
+
+@pytest.mark.parametrize("keep", [0.5, lambda count: 0.9 * (count / 12) ** 3], ids=["constant", "schedule"])
+def test_lookahead_is_its_algorithm(keep):
+    seen, _ = descend(optax.chain(optax.sgd(0.1), optim.lookahead(every=5, keep=keep)))
+    fast = slow = np.array([1.0, -2.0])
+    for t, weights in enumerate(seen, 1):
+        fast = fast - 0.1 * fast
+        if t % 5 == 0:
+            share = keep(t) if callable(keep) else keep
+            fast = slow = share * slow + (1 - share) * fast
+        np.testing.assert_allclose(weights, fast, rtol=1e-5)
+
+
+def test_lookahead_agrees_with_optax():
+    ours, _ = descend(optax.chain(optax.sgd(0.1), optim.lookahead(every=5, keep=0.5)))
+    tx = optax.lookahead(optax.sgd(0.1), sync_period=5, slow_step_size=0.5)
+    params = optax.LookaheadParams.init_synced({"w": jnp.array([1.0, -2.0])})
+    state = tx.init(params)
+    for weights in ours:
+        updates, state = tx.update(params.fast, state, params)
+        params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(params.fast["w"], weights, rtol=1e-5)
+
+
+def test_muon_keeps_filters_at_their_norm_and_steps_by_orthogonal_ones():
+    """An update's rows [O, KH KW I] are orthogonal up to what three steps leave; its length is the rate's alone."""
+    kernel, gradient = (jax.random.normal(jax.random.key(i), (3, 3, 8, 16)) for i in (0, 1))
+    tx = optim.muon(0.1, newton_schulz_steps=8)
+    update = jax.jit(lambda gradient: tx.update({"k": gradient}, tx.init({"k": kernel}), {"k": kernel})[0]["k"])
+    scaled = kernel * 4 / jnp.linalg.norm(kernel.ravel())  # sqrt(16) filters
+    step = (np.asarray(kernel + update(gradient) - scaled) / -0.1).reshape(-1, 16).T
+    singular = np.linalg.svd(step, compute_uv=False)
+    assert singular.min() > 0.6
+    assert singular.max() < 1.3  # the band of Newton-Schulz with these coefficients
+    u, _, v = np.linalg.svd(np.asarray(gradient).reshape(-1, 16).T, full_matrices=False)
+    assert np.vdot(step, u @ v) / (np.linalg.norm(step) * 4) > 0.97
+    np.testing.assert_allclose(update(1000 * gradient), update(gradient), rtol=1e-3, atol=1e-5)
+
+
+def test_muon_under_vmap_is_muon_for_each():
+    kernels = jax.random.normal(jax.random.key(0), (3, 3, 3, 4, 8))
+    tx = optim.muon(0.1)
+
+    def one(kernel):
+        return tx.update({"k": kernel**2}, tx.init({"k": kernel}), {"k": kernel})[0]["k"]
+
+    together, alone = jax.jit(jax.vmap(one))(kernels), jnp.stack([jax.jit(one)(kernel) for kernel in kernels])
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-6)

@@ -3,12 +3,13 @@
 # make check   ruff and types
 # make smoke   every experiment, small
 # make bench   timings beside PyTorch; make results the tables in README.md and docs/results.md
+# make gpu     on a GPU: the benchmarks and the records that want one, some hours; their records go to results/
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: run test peers check smoke bench results clean
+.PHONY: run test peers check smoke bench gpu results clean
 
 run: .venv/.run
 	@set -e; dataset=$$($(BIN)/python -m dlc.data --first-of mnist digits); \
@@ -27,10 +28,24 @@ check: .venv/.dev
 
 smoke: .venv/.run
 	@set -e; for file in experiments/*/[!_]*.py; do case $$file in experiments/bench/*) continue;; esac; \
-	module=$$(echo $${file%.py} | tr / .); echo "== $$module"; $(BIN)/python -m $$module --smoke; done
+	module=$$(echo $${file%.py} | tr / .); echo "== $$module"; $(BIN)/python -m $$module --smoke || test $$? = 5; done
 
 bench: .venv/.peers
 	$(BIN)/python -m experiments.bench.mnist
+	$(BIN)/python -m experiments.bench.cifar10
+
+# A target that is missed ends with 5: its record is written all the same, and the next command runs.
+gpu: .venv/.peers
+	@$(INSTALL) '.[cuda]'; out=$$(mktemp -d); for command in "mnist.convnet" "mnist.convnet --seeds 8" \
+	"cifar10.record --seeds 50" "cifar10.record --seeds 50 --dtype bfloat16" \
+	"cifar10.record --seeds 64 --at-once 8 --dtype bfloat16" "cifar10.record --target 95 --seeds 5 --dtype bfloat16" \
+	"cifar10.record --target 96 --seeds 5 --dtype bfloat16" \
+	"cifar10.resnet --depth 20 32 44 56 110 --seeds 3 --warmup 400" \
+	"cifar10.resnet --depth 20 56 --variant plain residual"; do echo "== $$command"; \
+	$(BIN)/python -m experiments.$$command --require gpu --out $$out; code=$$?; \
+	case $$code in 0|5) ;; *) exit $$code;; esac; done; \
+	for bench in mnist cifar10; do $(BIN)/python -m experiments.bench.$$bench --out $$out; done; \
+	$(BIN)/python -m dlc.results $$(find $$out -name result.json -exec dirname {} +)
 
 results: .venv/.run
 	$(BIN)/python -m dlc.results

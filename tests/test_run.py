@@ -287,7 +287,6 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_keeps_the_last_good_checkpo
 
 def test_a_loss_that_diverges_late_leaves_the_good_checkpoints(tmp_path):
     """A loss that is infinite from the seventh step on, in a run that is saved every four."""
-    import jax
     import jax.numpy as jnp
     import optax
 

@@ -245,6 +245,26 @@ class BatchNorm(nn.Module):
         return y.astype(self.dtype or x.dtype)
 
 
+class Dropout(nn.Module):
+    """In training, each number is zero with probability `rate`, and the others are divided by 1 - rate.
+
+    `nn.Dropout` draws 32 bits for each number; this draws 16, half the cost on a CPU, and `rate` is rounded to 1/65536.
+    The key is that of the collection "dropout".
+
+    References: Srivastava et al. 2014, "Dropout: a simple way to prevent neural networks from overfitting".
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."], *, train: bool = False) -> Float[Array, "..."]:
+        if not (train and self.rate):
+            return x
+        words = jax.random.bits(self.make_rng("dropout"), (-(-x.size // 2),))
+        bits = lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[: x.size].reshape(x.shape)
+        return jnp.where(bits >= round(self.rate * 2**16), x / (1 - self.rate), 0).astype(x.dtype)
+
+
 def batch_norm(
     x: Float[Array, "*B C"], scale: Float[Array, " C"], bias: Float[Array, " C"], epsilon: float
 ) -> tuple[Float[Array, "*B C"], Float[Array, " C"], Float[Array, " C"]]:

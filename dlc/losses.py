@@ -3,7 +3,7 @@
 `aux` is the model's other collections, such as `{"batch_stats": ...}`, or None where it has none. Losses are float32
 whatever the model computes in.
 
-Glossary: B batch, C classes.
+Glossary: B batch, C classes, T tokens.
 """
 
 from collections.abc import Callable
@@ -59,6 +59,21 @@ def classify(model: Any, prepare: Prepare = lambda image: image, criterion: Crit
         label = batch["label"]  # of mixed images the larger share counts as the answer
         answer = label if label.ndim == 1 else label.argmax(-1)
         return loss, (updated or aux, {"error": metrics.error(outputs, answer)})
+
+    return loss_fn
+
+
+def next_token(model: Any) -> LossFn:
+    """The mean cross-entropy, in nats, of every token of a text given those before it.
+
+    The batch holds `tokens` [B, T + 1]: the model reads the first T of each row and predicts the last T. Dropout draws
+    from the step's key.
+    """
+
+    def loss_fn(params: Any, aux: Any, batch: Any, key: Any) -> Any:
+        tokens = batch["tokens"]
+        logits = model.apply({"params": params}, tokens[:, :-1], train=True, rngs={"dropout": key})
+        return cross_entropy(logits.reshape(-1, logits.shape[-1]), tokens[:, 1:].reshape(-1)).mean(), (aux, {})
 
     return loss_fn
 

@@ -2,6 +2,7 @@
 
     step = make_step(loss_fn, tx)            # from a loss and an optimizer
     step = on_device(step, arrays)           # batches become row indices into arrays that stay on the device
+    step = windows(step, tokens, length)     # or places in a long text
     step = over_seeds(step)                  # many seeds at once; state and metrics gain a leading axis
     step = scanned(step)                     # many steps in one compiled program; batch and metrics gain a leading axis
     state, metrics = compiled(step)(state, batch)
@@ -90,6 +91,19 @@ def on_device(step: Step, arrays: PyTree, augment: Callable[[Any, Any], Any] | N
     return Partial(indexed, _value(step), jax.device_put(arrays, may_alias=False))
 
 
+def windows(step: Step, tokens: Int[Array | np.ndarray, " N"], length: int) -> Step:
+    """A step whose batch is the places `[B]` in a text at which windows begin: it sees {"tokens": [B, length + 1]}.
+
+    The tokens are copied to the device once and stay there.
+    """
+
+    def windowed(step: Step, tokens: Array, state: State, starts: Int[Array, " B"]) -> tuple[State, Metrics]:
+        places = starts[:, None] + jnp.arange(length + 1)[None]
+        return step(state, {"tokens": jnp.take(tokens, places, mode="clip").astype(jnp.int32)})
+
+    return Partial(windowed, _value(step), jax.device_put(tokens, may_alias=False))
+
+
 def scanned(step: Step) -> Step:
     """K steps in one compiled program: every leaf of the batch, and of the metrics, gains a leading axis `[K]`."""
     return Partial(lambda step, state, batches: jax.lax.scan(step, state, batches), _value(step))
@@ -176,6 +190,27 @@ def minibatches(examples: int, batch: int, shuffle: bool = False, seeds: Sequenc
         return np.stack(own, axis=1) if shuffle and len(seeds) > 1 else own[0]
 
     return rows
+
+
+def random_starts(tokens: int, length: int, batch: int, seeds: Sequence[int] = (0,)) -> BatchesOf:
+    """Places at which windows of `length` + 1 of `tokens` tokens begin, drawn evenly: `[count, B]` int32.
+
+    As with `minibatches` they are a function of the seed and the step, and several seeds give `[count, S, B]`.
+
+    Raises UserError if there is not even one window.
+    """
+    if tokens <= length:
+        raise UserError(f"a text of {tokens} tokens has no window of {length} + 1: take a longer text")
+
+    def starts(first: int, count: int) -> np.ndarray:
+        drawn = [
+            [np.random.default_rng((seed, step)).integers(tokens - length, size=batch) for seed in seeds]
+            for step in range(first, first + count)
+        ]
+        several = np.array(drawn, np.int32)
+        return several if len(seeds) > 1 else several[:, 0]
+
+    return starts
 
 
 def steps_per_epoch(examples: int, batch: int) -> int:

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from dlc.data import NAMES, OFFLINE, DataUnavailable, cache, data_dir, load, sources, tfds
+from dlc.data import NAMES, OFFLINE, DataUnavailable, cache, data_dir, load, sources, text, tfds
 from dlc.data.dataset import readable, say
 from dlc.errors import UserError
 
@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m dlc.data",
         description="Prepares data sets ahead, or lists what is there.",
-        epilog="DLC_DATA moves the data directory. Sets: " + " ".join(NAMES),
+        epilog="DLC_DATA moves the data directory. Sets: " + " ".join((*NAMES, *text.CORPORA, *text.PARALLEL)),
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets to prepare; none: list what is there")
     parser.add_argument(
@@ -43,6 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
 def prepare(name: str) -> None:
     """Prepares one set and prints a line about it."""
     start = time.perf_counter()
+    if name in (*text.CORPORA, *text.PARALLEL):
+        found, what = _text(name), "characters" if name in text.CORPORA else "pairs"
+        counts = f"{len(found.train):,} train, {len(found.validation):,} validation {what}"
+        print(f"{name}: {counts}; from {found.source}; {time.perf_counter() - start:.2g} s")
+        return
     dataset = load(name)
     seconds = time.perf_counter() - start
     train, test = dataset.train["image"], dataset.test["image"]
@@ -73,11 +78,11 @@ def first_of(names: list[str]) -> str:
 def show() -> None:
     """One line a set: ready or not, size on disk, source; nothing is prepared and nothing is imported for it."""
     root = data_dir()
-    for name in NAMES:
-        state, source = _state(root, name)
+    for name in (*NAMES, *text.CORPORA, *text.PARALLEL):
+        state, source = _text_state(name) if name not in NAMES else _state(root, name)
         folders = (cache.folder(root, name), root / "tfds" / name, root / "sources" / name)
         size = sum(p.stat().st_size for folder in folders for p in folder.rglob("*") if p.is_file())
-        print(f"{name:14}{state:11}{readable(size) if size else '-':>8}  {source}")
+        print(f"{name:18}{state:11}{readable(size) if size else '-':>8}  {source}")
     print(f"data directory {root} (DLC_DATA moves it{'' if os.environ.get('DLC_DATA') else '; it is not set'})")
 
 
@@ -95,6 +100,19 @@ def _state(root: Path, name: str) -> tuple[str, str]:
     if not sources.missing(name, here) or (name == "cifar10" and (here / "cifar-10-batches-py").is_dir()):
         return "at hand", f"to be read from {here}"
     return "not here", f"{readable(sum(o.size for o in sources.missing(name, here)))} to download"
+
+
+def _text_state(name: str) -> tuple[str, str]:
+    if wanted := text.missing(name):
+        return "not here", f"{readable(sum(o.size for o in wanted))} to download"
+    try:
+        return "ready", _text(name).source + (", needs no download" if name in text.OFFLINE else "")
+    except UserError as error:
+        return "damaged", str(error)
+
+
+def _text(name: str) -> text.Corpus | text.Parallel:
+    return text.corpus(name) if name in text.CORPORA else text.parallel(name)
 
 
 if __name__ == "__main__":

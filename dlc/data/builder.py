@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,10 @@ def prepare(name: str, root: Path, sources: Path, console: Console) -> Path:
         class Builder(upstream):  # type: ignore[misc, valid-type]
             name = upstream.name
             pkg_dir_path = upstream.pkg_dir_path
-            url_infos = {  # noqa: RUF012, as upstream declares it
-                o.url: tfds.core.download.checksums.UrlInfo(tfds.core.utils.Size(o.size), o.sha256, o.file)
-                for o in published.originals
-            }
+            url_infos = _url_infos(published.originals)
 
             def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-                with _download_bar(console, name, sources, downloads / name):
+                with _download_bar(console, name, missing(name, sources), downloads / name):
                     paths = dl_manager.download([o.url for o in published.originals])
                 train, test = read(name, [Path(path) for path in paths])
                 self.info.features["label"].names = published.classes
@@ -71,6 +68,27 @@ def prepare(name: str, root: Path, sources: Path, console: Console) -> Path:
     )
     builder.download_and_prepare(download_dir=downloads, download_config=config, file_format="array_record")
     return Path(builder.data_path)
+
+
+def fetch(name: str, root: Path, originals: Sequence[Original], console: Console) -> list[str]:
+    """Downloads files as they are, checked by size and sha256; returns the path of each below `root / "tfds"`."""
+    downloads = root / "tfds" / "downloads"
+    manager = tfds.download.DownloadManager(
+        download_dir=downloads,
+        extract_dir=downloads / name / "extracted",
+        url_infos=_url_infos(originals),
+        dataset_name=name,
+        force_checksums_validation=True,
+    )
+    with _download_bar(console, name, originals, downloads / name):
+        return [os.fspath(path) for path in manager.download([o.url for o in originals])]
+
+
+def read_text(folder: Path) -> str:
+    """The texts of all splits of a prepared folder, one after another: its original, where it was cut into splits."""
+    builder = tfds.builder_from_directory(folder)
+    sources = [builder.as_data_source(split) for split in ("train", "validation", "test")]
+    return b"".join(source[i]["text"] for source in sources for i in range(len(source))).decode()
 
 
 def read_folder(folder: Path, name: str, console: Console) -> dict[str, np.ndarray]:
@@ -102,7 +120,10 @@ def original_order(split: str, count: int) -> np.ndarray:
 
 
 def main() -> None:
-    """Does the job on stdin; leaves on stdout the arrays as .npz, or (status 1) why not as JSON `[kind, text]`."""
+    """Does the job on stdin; leaves on stdout what it wants, or (status 1) why not as JSON `[kind, text]`.
+
+    It wants "arrays", as .npz; a "text", as UTF-8; or "files", whose paths are left as a JSON list.
+    """
     result = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # TFDS prints
     absl.logging.set_verbosity(absl.logging.ERROR)
@@ -112,27 +133,39 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped, it puts the cursor back
     job = json.load(sys.stdin)
     name, root = job["name"], Path(job["root"])
-    version, originals, *rest = job["published"]
-    PUBLISHED[name] = Published(version, tuple(Original(*o) for o in originals), *map(tuple, rest))
+    originals = tuple(Original(*o) for o in job["originals"])
+    if "published" in job:
+        version, _, *rest = job["published"]
+        PUBLISHED[name] = Published(version, originals, *map(tuple, rest))
     threading.Thread(target=_die_with_parent, args=(job["parent"],), daemon=True).start()
     console = Console(stderr=True)
     try:
-        folder = Path(job["folder"]) if "folder" in job else prepare(name, root, Path(job["sources"]), console)
-        np.savez(result, **read_folder(folder, name, console))  # type: ignore[arg-type]
+        if job["want"] == "files":
+            result.write(json.dumps(fetch(name, root, originals, console)).encode())
+        elif job["want"] == "text":
+            result.write(read_text(Path(job["folder"])).encode())
+        else:
+            folder = Path(job["folder"]) if "folder" in job else prepare(name, root, Path(job["sources"]), console)
+            np.savez(result, **read_folder(folder, name, console))  # type: ignore[arg-type]
         result.close()
     except BaseException as error:
         if console.is_terminal:
             console.show_cursor()  # the error's frames keep our bar's generator open, and the cursor hidden
             console.print()
-        result.write(json.dumps(_explained(error)).encode())
+        result.write(json.dumps(_explained(error, originals)).encode())
         result.close()
         os._exit(1)  # an ordinary exit would wait for the downloading threads
 
 
-def _explained(error: BaseException) -> tuple[str, Any]:
+def _url_infos(originals: Sequence[Original]) -> dict[str, Any]:
+    info, size = tfds.core.download.checksums.UrlInfo, tfds.core.utils.Size
+    return {o.url: info(size(o.size), o.sha256, o.file) for o in originals}
+
+
+def _explained(error: BaseException, originals: Sequence[Original]) -> tuple[str, Any]:
     text = str(error).strip() or type(error).__name__
     if isinstance(error, tfds.core.download.download_manager.NonMatchingChecksumError):
-        file = next((o.file for p in PUBLISHED.values() for o in p.originals if o.url in text), "a file")
+        file = next((o.file for o in originals if o.url in text), "a file")
         return "checksum", f"{file} has another size or sha256"
     if isinstance(error, requests.RequestException | tfds.core.download.util.DownloadError):
         return "network", type(error).__name__ if isinstance(error, requests.RequestException) else text
@@ -143,9 +176,9 @@ def _explained(error: BaseException) -> tuple[str, Any]:
 
 
 @contextmanager
-def _download_bar(console: Console, name: str, sources: Path, downloads: Path) -> Iterator[None]:
+def _download_bar(console: Console, name: str, wanted: Sequence[Original], downloads: Path) -> Iterator[None]:
     """Shows the bytes that lie in `downloads`: TFDS reports progress only to its own bar, in whole megabytes."""
-    total = sum(o.size for o in missing(name, sources))
+    total = sum(o.size for o in wanted)
     columns = (TextColumn("downloading {task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     done = threading.Event()
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:

@@ -13,25 +13,29 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from dlc.data.dataset import DataDamaged, DataUnavailable, Split, readable, say
-from dlc.data.sources import PUBLISHED, check, find, missing
+from dlc.data.sources import PUBLISHED, Original, check, find, missing
 from dlc.errors import UserError
 
+Away = Callable[[str], DataUnavailable]  # from the reason to the error that says what to put where
 TIMEOUT = 3.0  # seconds that a server has to answer before a download is begun
 
 
-def folders(root: Path, name: str) -> list[Path]:
+def folders(root: Path, name: str, version: str = "") -> list[Path]:
     """Prepared folders of `name` that can be read without TensorFlow: in the data directory, then in TFDS's own."""
+    version = version or PUBLISHED[name].version
     own = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
     found = []
     for place in (root / "tfds", own):
-        folder = place / name / PUBLISHED[name].version
+        folder = place / name / version
         try:
             file_format = json.loads((folder / "dataset_info.json").read_text()).get("fileFormat")
         except (OSError, ValueError):
@@ -49,7 +53,17 @@ def read_folder(root: Path, name: str, folder: Path, held: int) -> tuple[Split, 
     Raises:
         UserError: the folder cannot be read, or does not hold the records that it says.
     """
-    return _child(root, name, held, folder=str(folder))
+    return _arrays(root, name, held, folder=str(folder))
+
+
+def read_text(root: Path, name: str, folder: Path, held: int) -> str:
+    """All that a prepared folder of texts holds, its splits one after another; 3 s.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    away = lambda reason: DataUnavailable(reason, reason)  # noqa: E731, never asked: nothing is downloaded
+    return _child(root, name, held, away, "text", originals=(), folder=str(folder)).decode()
 
 
 def download(root: Path, name: str, held: int) -> tuple[Split, Split]:
@@ -63,14 +77,26 @@ def download(root: Path, name: str, held: int) -> tuple[Split, Split]:
     for original, path in find(name, sources):
         if path:
             check(original, path)  # TFDS would take it for a download and name the wrong file
-    wanted = missing(name, sources)
-    if reason := _unreachable(wanted[0].url):
-        raise unavailable(root, name, reason)
-    size = sum(o.size for o in wanted)
-    say(f"downloading {name}: {readable(size)} from {urlsplit(wanted[0].url).hostname}")
-    arrays = _child(root, name, held, sources=str(sources))
+    _begin(name, missing(name, sources), lambda reason: unavailable(root, name, reason))
+    arrays = _arrays(root, name, held, sources=str(sources))
     shutil.rmtree(root / "tfds" / "downloads" / name, ignore_errors=True)  # the prepared folder holds it all
     return arrays
+
+
+def fetch(root: Path, name: str, wanted: Sequence[Original], held: int, away: Away) -> None:
+    """Downloads the published files `wanted` as they are into `<root>/sources/<name>`.
+
+    Raises:
+        DataUnavailable: the servers cannot be reached: what `away` makes of the reason.
+        DataDamaged: what arrived is not what was published.
+    """
+    _begin(name, wanted, away)
+    paths = json.loads(_child(root, name, held, away, "files", originals=wanted))
+    folder = root / "sources" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for original, path in zip(wanted, paths, strict=True):
+        Path(path).replace(folder / original.file)
+    shutil.rmtree(root / "tfds" / "downloads" / name, ignore_errors=True)
 
 
 def unavailable(root: Path, name: str, reason: str) -> DataUnavailable:
@@ -83,6 +109,12 @@ def unavailable(root: Path, name: str, reason: str) -> DataUnavailable:
     if name == "cifar10":
         lines.append(f"or torchvision's folder at {where / 'cifar-10-batches-py'}")
     return DataUnavailable("\n".join(lines), reason)
+
+
+def _begin(name: str, wanted: Sequence[Original], away: Away) -> None:
+    if reason := _unreachable(wanted[0].url):
+        raise away(reason)
+    say(f"downloading {name}: {readable(sum(o.size for o in wanted))} from {urlsplit(wanted[0].url).hostname}")
 
 
 def _unreachable(url: str) -> str:
@@ -103,8 +135,20 @@ def _unreachable(url: str) -> str:
         return f"no network ({host}: {getattr(cause, 'strerror', None) or cause})"
 
 
-def _child(root: Path, name: str, held: int, **job: str) -> tuple[Split, Split]:
-    order = {"name": name, "root": str(root), "published": PUBLISHED[name], "parent": os.getpid(), **job}
+def _arrays(root: Path, name: str, held: int, **job: str) -> tuple[Split, Split]:
+    published = PUBLISHED[name]
+    answer = _child(
+        root, name, held, lambda reason: unavailable(root, name, reason), "arrays",
+        originals=published.originals, published=published, **job,
+    )  # fmt: skip
+    with np.load(io.BytesIO(answer)) as arrays:
+        train, test = ({k: arrays[f"{split}_{k}"] for k in ("image", "label")} for split in ("train", "test"))
+    return train, test
+
+
+def _child(root: Path, name: str, held: int, away: Away, want: str, **job: Any) -> bytes:
+    """The child's answer to a job; `away` makes the error for a download that broke off."""
+    order = {"name": name, "root": str(root), "want": want, "parent": os.getpid(), **job}
     package = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     process = subprocess.Popen(
@@ -122,15 +166,13 @@ def _child(root: Path, name: str, held: int, **job: str) -> tuple[Split, Split]:
             process.kill()
             raise
     if process.returncode == 0:
-        with np.load(io.BytesIO(answer)) as arrays:
-            train, test = ({k: arrays[f"{split}_{k}"] for k in ("image", "label")} for split in ("train", "test"))
-        return train, test
+        return answer
     try:
         kind, text = json.loads(answer)
     except ValueError:
         kind, text = "other", f"its process ended with status {process.returncode}"
     if kind == "network":
-        raise unavailable(root, name, f"the download broke off ({text})")
+        raise away(f"the download broke off ({text})")
     if kind == "checksum":
         raise DataDamaged(f"what was downloaded for {name} is not the published file: {text}; try again, and if it "
                           "happens again something on the way to the server alters it")  # fmt: skip

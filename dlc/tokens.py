@@ -1,0 +1,221 @@
+"""Text <-> token ids: single characters, or byte-pair encoding; and vocabularies published beside GPT-2 and BERT.
+
+    tokenizer = Characters.of(corpus.train)
+    ids = tokenizer.encode("To be")  # int32 [5]
+    tokenizer.decode(ids)            # "To be"
+
+Both kinds are saved to a folder and loaded from it, so this is a module of the effects floor.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax import Array
+
+from dlc.errors import UserError
+from dlc.record import write_whole
+
+PAD, START, END, UNKNOWN, MASK = range(5)  # the special ids of the vocabularies that `train_bpe` makes
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<mask>")
+FILE = "tokenizer.json"
+
+Ids = Sequence[int] | np.ndarray | Array
+
+
+@dataclass(frozen=True)
+class Characters:
+    """A token for each character.
+
+    Attributes:
+        characters: the vocabulary, sorted and without repetition; a character's id is its place.
+    """
+
+    characters: str
+
+    @classmethod
+    def of(cls, text: str) -> "Characters":
+        """The vocabulary of all characters of `text`."""
+        return cls("".join(sorted(set(text))))
+
+    @property
+    def size(self) -> int:
+        return len(self.characters)
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of `text`, int32 [T].
+
+        Raises:
+            UserError: some of its characters are not in the vocabulary.
+        """
+        known, codes = _codes(self.characters), _codes(text)
+        id_of = np.full(int(known.max(initial=0)) + 2, -1, np.int32)  # by code point; the last is for all beyond
+        id_of[known] = np.arange(self.size)
+        ids = id_of[np.minimum(codes, len(id_of) - 1)]
+        if (ids < 0).any():
+            unknown = sorted(set(text) - set(self.characters))
+            shown = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+            raise UserError(f"the text has characters outside the vocabulary of {self.size}: {shown}")
+        return ids
+
+    def decode(self, ids: Ids) -> str:
+        """The text of `ids`, integers [T] in `[0, size)`."""
+        return _codes(self.characters)[np.asarray(ids, np.int32)].tobytes().decode("utf-32-le", "surrogatepass")
+
+    def save(self, folder: Path) -> None:
+        """Writes `tokenizer.json` into `folder`, whole or not at all."""
+        write_whole(folder / FILE, json.dumps({"characters": self.characters}) + "\n")
+
+
+class BPE:
+    """Byte-pair encoding, and other vocabularies of word pieces: a `tokenizers.Tokenizer` that gives arrays.
+
+    Neither START and END nor what a published model wants in their place is added by encoding: that is the batch's
+    business. With vocabularies of `train_bpe` nothing is unknown, and `decode(encode(text)) == text` for every text
+    that UTF-8 can write, one that spells a special token included.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        # In a text, "<s>" is three characters of ours. A published vocabulary reads its own names, such as [MASK].
+        tokenizer.encode_special_tokens = all(tokenizer.token_to_id(name) == i for i, name in enumerate(SPECIAL))
+        self.tokenizer = tokenizer
+
+    @property
+    def size(self) -> int:
+        return self.tokenizer.get_vocab_size()
+
+    def id(self, name: str) -> int:
+        """The id of a special token or of any other, such as "<mask>", BERT's "[MASK]" or GPT-2's "<|endoftext|>".
+
+        Raises:
+            UserError: the vocabulary has no such token.
+        """
+        found = self.tokenizer.token_to_id(name)
+        if found is None:
+            raise UserError(f"the vocabulary of {self.size:,} has no token {name!r}")
+        return found
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of `text`, int32 [T]."""
+        return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """The ids of each text, int32 [T] of various T, on all cores."""
+        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def decode(self, ids: Ids) -> str:
+        """The text of `ids`, integers [T] in `[0, size)`; special ids are left out."""
+        return self.tokenizer.decode(np.asarray(ids, np.int32).tolist(), skip_special_tokens=True)
+
+    def pieces(self, ids: Ids) -> list[str]:
+        """What to write at an axis for each id: " word" with its space, "##ing", "<s>"; � for a part of a letter."""
+        from tokenizers import decoders
+
+        each = np.asarray(ids, np.int32).tolist()
+        if isinstance(self.tokenizer.decoder, decoders.ByteLevel):
+            shown = [self.tokenizer.decode([i], skip_special_tokens=False) for i in each]
+        else:
+            shown = [self.tokenizer.id_to_token(i) for i in each]
+        return [piece.replace("\n", "\\n").replace("\t", "\\t") for piece in shown]
+
+    def save(self, folder: Path) -> None:
+        """Writes `tokenizer.json` into `folder`, whole or not at all, in Hugging Face's format."""
+        plain = json.loads(self.tokenizer.to_str())  # and out again in ASCII, whatever the locale would write
+        write_whole(folder / FILE, json.dumps(plain) + "\n")
+
+
+def train_bpe(texts: Iterable[str], size: int) -> BPE:
+    """Learns byte-pair encoding (Sennrich et al. 2016) of bytes (Radford et al. 2019) from `texts`.
+
+    The same texts give the same vocabulary. It has `size` tokens, or fewer where the texts have no more pairs to merge:
+    the special ones, 256 bytes, and the most frequent merges within words, a word with the space before it.
+
+    Raises:
+        UserError: `size` leaves no room for a merge.
+    """
+    smallest = len(SPECIAL) + 256
+    if size <= smallest:
+        raise UserError(f"a vocabulary of {size} has no room for a merge: {smallest} are special tokens and bytes")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return BPE(tokenizer)
+
+
+def load(folder: Path) -> Characters | BPE:
+    """What `save` wrote to `folder`, or what Hugging Face publishes there.
+
+    That is tokenizer.json; or vocab.json and merges.txt, as beside GPT-2; or vocab.txt, as beside BERT, whose texts are
+    put into lower case unless the vocabulary itself has capitals.
+
+    Raises:
+        UserError: there is none of these, or it is damaged.
+    """
+    for names, read in _FORMATS:
+        paths = [folder / name for name in names]
+        if not all(path.is_file() for path in paths):
+            continue
+        try:
+            return read(*paths)
+        except Exception as error:  # `tokenizers` raises just that
+            raise UserError(f"{' and '.join(map(str, paths))} cannot be read: {error}; fetch it again") from error
+    wanted = "; or ".join(" and ".join(names) for names, _ in _FORMATS)
+    raise UserError(f"there is no vocabulary in {folder}: it should have {wanted}")
+
+
+def _load_json(path: Path) -> Characters | BPE:
+    text = path.read_text(encoding="utf-8")
+    if (characters := json.loads(text).get("characters")) is not None:
+        if Characters.of(characters).characters != characters:
+            raise ValueError("its characters are not in order")
+        return Characters(characters)
+    from tokenizers import Tokenizer
+
+    return BPE(Tokenizer.from_str(text))
+
+
+def _load_gpt2(vocabulary: Path, merges: Path) -> BPE:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if tokenizer.token_to_id("<|endoftext|>") is not None:
+        tokenizer.add_special_tokens(["<|endoftext|>"])
+    return BPE(tokenizer)
+
+
+def _load_bert(vocabulary: Path) -> BPE:
+    from tokenizers import BertWordPieceTokenizer
+
+    pieces = vocabulary.read_text(encoding="utf-8").split("\n")
+    if "[UNK]" not in pieces:
+        raise ValueError("it has no [UNK]")
+    lowercase = not any(re.search("[A-Z]", piece) for piece in pieces if not piece.startswith("["))
+    return BPE(BertWordPieceTokenizer(str(vocabulary), lowercase=lowercase)._tokenizer)
+
+
+_FORMATS: tuple[tuple[tuple[str, ...], Callable[..., Characters | BPE]], ...] = (
+    ((FILE,), _load_json),
+    (("vocab.json", "merges.txt"), _load_gpt2),
+    (("vocab.txt",), _load_bert),
+)
+
+
+def _codes(text: str) -> np.ndarray:
+    """The code points of `text`, uint32 [T]."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")

@@ -213,15 +213,15 @@ def padding_mask(tokens: Int[Array, "B S"], pad: int = 0) -> Bool[Array, "B 1 1 
     return (tokens != pad)[:, None, None, :]
 
 
-def sinusoidal(length: int, width: int) -> Float[Array, "T D"]:
-    """Positions as sines (the first half of the features) and cosines of wavelengths from 2 pi to 10000 2 pi.
+def sinusoidal(places: Int[Array, " T"], width: int) -> Float[Array, "T D"]:
+    """Places as sines (the first half of the features) and cosines, of wavelengths from 2 pi to 10000 2 pi.
 
     The paper takes sine and cosine in turn, which is the same up to the order of the features.
 
     References: Vaswani et al. 2017, section 3.5.
     """
     rates = jnp.exp(-math.log(10_000) * jnp.arange(width // 2) / (width // 2))
-    angles = jnp.arange(length)[:, None] * rates[None]
+    angles = places[:, None] * rates[None]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
 
 

@@ -97,7 +97,8 @@ class Run:
         Every `evaluate_every` steps `measure(predict(state))` is reported. The state is saved then if the last time was
         `save_every` seconds ago, the first time and the last time in any case.
 
-        Every `report_every` steps are one compiled program; what is left of them before an evaluation is another.
+        Every `report_every` steps are one compiled program; what is left of them before an evaluation is another, and
+        so is every other shape of batch: `batches(first, count)` may give another from one such group to the next.
 
         Raises Diverged at the first loss that is not finite, naming the step, and Interrupted once a signal came.
         """
@@ -108,20 +109,31 @@ class Run:
         keys = keys if seeds > 1 else keys[0]
 
         state = self.timed("start", self.compiled(init, keys, made=several), keys)
-        examples = jax.tree.leaves(batches(0, 1))[0].shape[1 + (seeds > 1 and batch_axis == 0)] * seeds
+
+        def examples_of(batch: Any) -> int:  # of a group of steps
+            count, *shape = jax.tree.leaves(batch)[0].shape
+            return count * shape[seeds > 1 and batch_axis == 0] * seeds
 
         def many(step: train.Step) -> train.Step:
             return train.scanned(train.over_seeds(step, batch_axis) if seeds > 1 else step)
 
-        counts = {count for _, count in plan}
-        run_step = {n: self.compiled(step, state, batches(0, n), made=many, donate=True) for n in counts}
+        run_step, examples = {}, 0
+        for at, count in plan:  # every shape that will come, so that nothing compiles later
+            batch = batches(at, count)
+            examples += examples_of(batch)
+            if (shape := _shape(batch)) not in run_step:
+                run_step[shape] = self.compiled(step, state, batch, made=many, donate=True)
         run_predict = self.compiled(predict, state, made=several) if predict else (lambda state: None)
         finite = self.compiled(_finite, state.params)
 
         state, first = self._restore(state)
         if self.folder:
             self._log = log.Log(self.folder, self.history, first)
-        self.facts |= {"seeds": seeds, "steps": steps, "examples_per_step": examples}
+        self.facts |= {
+            "seeds": seeds,
+            "steps": steps,
+            "examples_per_step": examples // steps if examples % steps == 0 else examples / steps,
+        }
         self.facts["seconds_to_first_step"] = round(time.perf_counter() - host.STARTED, 3)
 
         outputs, pending, saved = None, None, -float("inf")
@@ -131,14 +143,15 @@ class Run:
             for at, count in plan:
                 if at < first:
                     continue
-                state, metrics = run_step[count](state, batches(at, count))
+                batch = batches(at, count)
+                state, metrics = run_step[_shape(batch)](state, batch)
                 stop, done = self.signals.stop, at + count
                 # The device already works on these steps while the host reads those before them.
                 if pending:
-                    clock = self._report(*pending, clock, examples, bar)
-                pending = (at + 1, metrics)
+                    clock = self._report(*pending, clock, bar)
+                pending = (at + 1, metrics, examples_of(batch))
                 if stop or done == steps or done % evaluate_every == 0:
-                    clock = self._report(*pending, clock, examples, bar)
+                    clock = self._report(*pending, clock, bar)
                     pending = None
                     outputs = run_predict(state)
                     clock = self._evaluate(done, measure(outputs) if predict else {}, clock)
@@ -266,8 +279,11 @@ class Run:
         if self._log:
             self._log.write(line)
 
-    def _report(self, first: int, metrics: train.Metrics, clock: float, examples: int, bar: progress.Bar) -> float:
-        """Logs the means of the metrics of steps `first`, `first` + 1, ...; returns the time they were there."""
+    def _report(self, first: int, metrics: train.Metrics, examples: int, clock: float, bar: progress.Bar) -> float:
+        """Logs the means of the metrics of steps `first`, `first` + 1, ..., which saw so many examples in all.
+
+        Returns the time they were there.
+        """
         values = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
         now = time.perf_counter()
         self.seconds["train"] += now - clock
@@ -276,7 +292,7 @@ class Run:
             row, run = np.argwhere(~np.isfinite(loss))[0]
             which = f" of run {run + 1} of {loss.shape[1]}" if loss.shape[1] > 1 else ""
             self._diverged(f"the loss became {loss[row, run]} at step {first + row}{which}")
-        last, speed = first + len(loss) - 1, len(loss) * examples / (now - clock)
+        last, speed = first + len(loss) - 1, examples / (now - clock)
         means = {name: record.summary(value.mean(0)) for name, value in values.items()}
         self._write({"step": last, **means, "examples_per_second": speed})
         bar.update(last, f"{_shown(means)}  {speed:,.0f} examples/s")
@@ -317,6 +333,10 @@ def _plan(steps: int, report_every: int, evaluate_every: int) -> list[tuple[int,
         plan.append((at, count))
         at += count
     return plan
+
+
+def _shape(batch: Any) -> tuple[tuple[int, ...], ...]:
+    return tuple(leaf.shape for leaf in jax.tree.leaves(batch))
 
 
 def _finite(params: Any) -> Any:

@@ -1,0 +1,77 @@
+"""Sequences of many lengths as arrays of a few shapes, so that a run compiles a handful of programs.
+
+Shapes: N sequences, L length of a bucket, B sequences of a batch.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from dlc import train
+from dlc.errors import UserError
+
+PAD = 0
+
+
+def padded(sequences: Sequence[np.ndarray], length: int) -> Int[np.ndarray, "N L"]:
+    """The sequences as rows of int32, filled up with `PAD`. A longer one is cut."""
+    rows = np.full((len(sequences), length), PAD, np.int32)
+    for row, sequence in zip(rows, sequences, strict=True):
+        row[: len(sequence)] = sequence[:length]
+    return rows
+
+
+def bucketed(
+    source: Sequence[np.ndarray],
+    target: Sequence[np.ndarray],
+    *,
+    lengths: Sequence[int],
+    tokens: int,
+    group: int,
+    seed: int = 0,
+) -> tuple[train.BatchesOf, int]:
+    """Batches of pairs of about the same length, and how many make an epoch.
+
+    A pair goes to the first of the `lengths` L that holds its source and what is read, or predicted, of its target (all
+    but one token); its batches are {"source": [B, L], "target": [B, L + 1]} with B = `tokens` / L. `group` batches in a
+    row have one shape, because they become one program; each bucket is shuffled anew whenever it has been gone through,
+    and so is the order of the groups.
+
+    The batches are a function `(first, count)` that stays within a group: `count` divides `group`, or is the rest of
+    it. Pairs longer than the last length are left out.
+
+    Raises UserError if no bucket has pairs enough for a batch.
+    """
+    needs = np.array([max(len(s), len(t) - 1) for s, t in zip(source, target, strict=True)])
+    place = np.searchsorted(lengths, needs)
+    buckets = []
+    for i, length in enumerate(lengths):
+        rows, size = np.flatnonzero(place == i), max(1, tokens // length)
+        if len(rows) < size:
+            continue  # too few for a batch of their own
+        arrays = {
+            "source": padded([source[row] for row in rows], length),
+            "target": padded([target[row] for row in rows], length + 1),
+        }
+        batches = train.minibatches(len(rows), size, shuffle=True, seeds=(seed + 1000 * i,))
+        buckets.append((arrays, batches, max(1, round(len(rows) / size / group))))
+    if not buckets:
+        raise UserError(f"{len(needs)} pairs do not fill a batch of {tokens} tokens: take smaller batches")
+    turns = np.repeat(np.arange(len(buckets)), [groups for _, _, groups in buckets])
+
+    @functools.lru_cache(maxsize=2)
+    def order(epoch: int) -> np.ndarray:
+        return np.random.default_rng((seed, epoch)).permutation(turns)
+
+    def batches(first: int, count: int) -> dict[str, np.ndarray]:
+        (epoch, turn), within = divmod(first // group, len(turns)), first % group
+        assert within + count <= group, "these batches have two shapes"
+        mine = order(epoch)[turn]
+        arrays, rows, groups = buckets[mine]
+        before = epoch * groups + int((order(epoch)[:turn] == mine).sum())  # groups of this bucket so far
+        index = rows(before * group + within, count)
+        return {name: array[index] for name, array in arrays.items()}
+
+    return batches, len(turns) * group

@@ -98,6 +98,18 @@ class Checkpoints:
         return Unwritten(f"cannot save a checkpoint in {self.folder}: {_reason(error)}")
 
 
+def newest(run: Path, like: Any, warn: Callable[[str], None]) -> Any:
+    """The newest whole checkpoint of the run in the folder `run`, shaped as `like`. Raises UserError if it has none."""
+    checkpoints = Checkpoints(run / "checkpoints")
+    try:
+        found = checkpoints.restore(like, warn)
+    finally:
+        checkpoints.close()
+    if found is None:
+        raise UserError(f"there is no checkpoint in {run}: give the folder of a run that has trained")
+    return found
+
+
 def _reason(error: Exception) -> str:
     """What the operating system said, where it is somewhere in the message; else the message's first line."""
     text = str(error)

@@ -3,6 +3,8 @@
 Glossary: N examples, C classes. Leading axes (`*runs`) are kept, so that eight seeds give eight numbers.
 """
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -19,3 +21,16 @@ def error(logits: Float[Either, "*runs N C"], label: Int[Either, " N"]) -> Float
 def confusion(prediction: Int[Either, " N"], label: Int[Either, " N"], classes: int) -> Int[Array, "C C"]:
     """How often class j (column) was answered where i (row) was right."""
     return jnp.zeros((classes, classes), jnp.int32).at[label, prediction].add(1)
+
+
+def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
+    """BLEU in percent, 0 to 100, of translations with one reference each, and sacrebleu's signature of how it counts.
+
+    The texts are plain, not tokenised: sacrebleu does that its own way ("13a"), so that figures can be compared.
+
+    References: Papineni et al. 2002, "BLEU"; Post 2018, "A call for clarity in reporting BLEU scores".
+    """
+    from sacrebleu.metrics import BLEU
+
+    score = BLEU()
+    return score.corpus_score(list(hypotheses), [list(references)]).score, str(score.get_signature())

@@ -34,6 +34,11 @@ def triangle(peak: float, steps: int, rise: float, start: float = 0.0, end: floa
     return optax.join_schedules([rising, optax.linear_schedule(peak, end * peak, max(steps - up, 1))], [up])
 
 
+def matrices(params: Any) -> Any:
+    """Where weight decay belongs: True for weights of two axes and more, False for biases and the scales of norms."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
 class Averaged(NamedTuple):
     """State of `weight_average`; `average` has the shapes of the parameters."""
 

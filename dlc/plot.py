@@ -3,6 +3,7 @@
 Glossary: N examples, H W height and width, C channels, K classes, S seeds.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,17 @@ from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 INK, ACCENT = "#1b3a5c", "#c8553d"
 
 
-def curves(history: list[dict[str, Any]], steps_per_epoch: int, seeds: int = 1) -> Figure:
-    """Loss and error against epochs, training and test; with several seeds their mean, in a band of one deviation."""
-    figure = Figure(figsize=(9, 3.4), dpi=150, layout="constrained")
+def curves(history: list[dict[str, Any]], steps_per_epoch: int = 1, seeds: int = 1, held_out: str = "test") -> Figure:
+    """Loss and, where there is one, error against epochs (or, one to an epoch, steps), in training and `held_out`.
+
+    Several seeds are their mean, in a band of one deviation.
+    """
+    names = [name for name in ("loss", "error") if any(name in line for line in history)]
+    figure = Figure(figsize=(4.5 * len(names), 3.4), dpi=150, layout="constrained")
     band = f", mean ± std of {seeds} seeds" if seeds > 1 else ""
-    for axis, name, scale, label in zip(
-        figure.subplots(1, 2), ("loss", "error"), (1, 100), ("loss (nats)", "error (%)"), strict=True
-    ):
-        for key, color, title in ((name, INK, "training"), (f"test_{name}", ACCENT, "test")):
+    for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        scale, label = {"loss": (1, "loss (nats)"), "error": (100, "error (%)")}[name]
+        for key, color, title in ((name, INK, "training"), (f"{held_out}_{name}", ACCENT, held_out)):
             lines = [line for line in history if key in line]
             if not lines:
                 continue
@@ -34,8 +38,10 @@ def curves(history: list[dict[str, Any]], steps_per_epoch: int, seeds: int = 1) 
                 axis.fill_between(
                     x, np.maximum(y - spread, y.min() / 2), y + spread, color=color, alpha=0.2, linewidth=0
                 )
-        axis.set(xlabel="epoch", ylabel=label, yscale="log")
+        axis.set(xlabel="epoch" if steps_per_epoch > 1 else "step", ylabel=label, yscale="log")
         axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axis.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
+        axis.tick_params(axis="y", which="minor", labelsize=7)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.25)
         axis.legend(frameon=False)
@@ -94,6 +100,27 @@ def against_depth(errors: dict[str, dict[int, Any]], claimed: dict[int, float]) 
     axis.set(xlabel="layers", ylabel="test error (%)")
     axis.grid(alpha=0.25)
     axis.legend(frameon=False)
+    return figure
+
+
+def attention(weights: dict[str, np.ndarray], rows: Sequence[str], columns: Sequence[str]) -> Figure:
+    """Attention weights [T, S] by name, a picture each: black is none of a row's attention and white all of it.
+
+    It is figure 3 of Bahdanau et al. 2014, but with the square root for the brightness. `rows` [T] are the tokens that attend and `columns` [S] those attended to.
+    """
+    across = min(len(weights), 2)
+    down, size = -(-len(weights) // across), 9 if across == 1 else 7
+    wide, high = (1.2 + 0.2 * max(len(words), 6) for words in (columns, rows))
+    figure = Figure(figsize=(wide * across, high * down), dpi=150, layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False).flatten()
+    for axis, (name, values) in zip(axes, weights.items(), strict=False):
+        axis.imshow(np.sqrt(values), cmap="gray", vmin=0, vmax=1)
+        axis.set_xticks(range(len(columns)), columns, rotation=90, fontsize=size)
+        axis.set_yticks(range(len(rows)), rows, fontsize=size)
+        axis.xaxis.tick_top()
+        axis.set_xlabel(name, fontsize=size)
+    for axis in axes[len(weights) :]:
+        axis.remove()
     return figure
 
 
@@ -169,6 +196,21 @@ def sheet(rows: dict[str, np.ndarray]) -> Figure:
 def grid(images: list[np.ndarray], classes: tuple[str, ...]) -> Figure:
     """A row of images [N, H, W, C] (uint8) for each class, with its name before it; many classes in several stacks."""
     return _labelled(list(zip(classes, images, strict=True)), stacks=-(-len(classes) // 25))
+
+
+def overlaid(images: np.ndarray, weights: np.ndarray) -> Figure:
+    """Images [N, H, W, C] (uint8), and below each what of it `weights` [N, h, w] let through: the largest all."""
+    figure = Figure(figsize=(0.85 * len(images), 1.8), dpi=150, layout="constrained")
+    axes = figure.subplots(2, len(images), squeeze=False)
+    H, W = images.shape[1:3]
+    for i, (image, weight) in enumerate(zip(images, weights, strict=True)):
+        scale = (weight - weight.min()) / max(float(np.ptp(weight)), 1e-9)
+        light = 0.15 + 0.85 * np.kron(scale, np.ones((H // weight.shape[0], W // weight.shape[1])))
+        axes[0, i].imshow(image)
+        axes[1, i].imshow((image * light[..., None]).astype(np.uint8))
+    for axis in axes.flat:
+        axis.set_axis_off()
+    return figure
 
 
 def histogram(images: np.ndarray) -> Figure:

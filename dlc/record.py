@@ -61,7 +61,7 @@ def write(folder: Path, result: dict[str, Any]) -> None:
 def write_whole(path: Path, text: str) -> None:
     """Writes a file under another name and renames it, so that a reader finds the old one or all of the new one."""
     fresh = path.with_name(f"{path.name}.new")
-    fresh.write_text(text)
+    fresh.write_text(text, encoding="utf-8")
     fresh.replace(path)
 
 

@@ -217,6 +217,11 @@ class Run:
             (self.folder / "figures").mkdir(exist_ok=True)
             figure.savefig(self.folder / "figures" / f"{name}.png", bbox_inches="tight")
 
+    def text(self, name: str, content: str) -> None:
+        """Saves a text as <name>.txt, whole or not at all."""
+        if self.folder:
+            record.write_whole(self.folder / f"{name}.txt", content)
+
     def say(self, line: str) -> None:
         """One line for the person who watches."""
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)

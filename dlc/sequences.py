@@ -75,3 +75,15 @@ def bucketed(
         return {name: array[index] for name, array in arrays.items()}
 
     return batches, len(turns) * group
+
+
+def windows(tokens: Int[np.ndarray, " N"], length: int) -> Int[np.ndarray, "W length+1"]:
+    """The windows of `length` + 1 tokens that lie side by side; each begins with the last token of the one before it.
+
+    So every token but the first is predicted once; what does not fill a window is left out. Raises UserError if that is
+    everything.
+    """
+    count = (len(tokens) - 1) // length
+    if count < 1:
+        raise UserError(f"a text of {len(tokens)} tokens has no window of {length} + 1: take a longer text")
+    return tokens[: count * length + 1][np.arange(count)[:, None] * length + np.arange(length + 1)[None]]

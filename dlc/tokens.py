@@ -66,6 +66,10 @@ class Characters:
         """The text of `ids`, integers [T] in `[0, size)`."""
         return _codes(self.characters)[np.asarray(ids, np.int32)].tobytes().decode("utf-32-le", "surrogatepass")
 
+    def pieces(self, ids: Ids) -> list[str]:
+        """What to write at an axis for each id: the character, or the two of its escape."""
+        return [repr(character)[1:-1] for character in self.decode(ids)]
+
     def save(self, folder: Path) -> None:
         """Writes `tokenizer.json` into `folder`, whole or not at all."""
         write_whole(folder / FILE, json.dumps({"characters": self.characters}) + "\n")

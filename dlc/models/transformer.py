@@ -89,7 +89,10 @@ class Transformer(nn.Module):
         return self.read(self.encode(source), source), cache
 
     def step(self, token: Int[Array, " B"], memory: Memory, cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
-        """Logits of the token behind `token`, which is put into the cache."""
+        """Logits of the token behind `token`, which is put into the cache.
+
+        B may be K times the sentences of the memory, the K of one sentence side by side: they share its memory.
+        """
         x, filled = self._embedded(token[:, None], cache.length, False), []
         logits = self._decode(x, memory, cache=cache, filled=filled)
         return logits[:, 0], Cache(tuple(filled), cache.length + 1)
@@ -165,7 +168,9 @@ class _Layer(nn.Module):
             return y
 
         def cross(x: Array) -> Array:
-            return self.cross_attention(x, memory, mask=memory_mask, train=train)
+            # Several hypotheses about a sentence, side by side, share its memory: there they are so many queries.
+            queries = x.reshape(memory.key.shape[0], -1, x.shape[-1])
+            return self.cross_attention(queries, memory, mask=memory_mask, train=train).reshape(x.shape)
 
         def feed_forward(x: Array) -> Array:
             return self.down(nn.relu(self.up(x)))

@@ -1,0 +1,1 @@
+"""Attention, from alignment to GPT: texts, translations, and images as words."""

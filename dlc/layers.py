@@ -152,6 +152,17 @@ def plain_max_pool(x: Shaped[Array, "B H W C"], window: tuple[int, int]) -> Shap
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *window, 1), "VALID")
 
 
+def dense(x: Shaped[Array, "*B D"], kernel: Shaped[Array, "D O"]) -> Shaped[Array, "*B O"]:
+    """x kernel, the product of the last axis; on a CPU in a form whose gradient for the kernel is faster."""
+    if not cpu.is_default():
+        return x @ kernel
+
+    def of_matrices(x: Array, kernel: Array) -> Array:
+        return _matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
+
+    return lax.platform_dependent(x, kernel, cpu=of_matrices, default=jnp.matmul)
+
+
 class Dense(nn.Module):
     """Affine map of the last axis, x kernel + bias: `nn.Dense` with PyTorch's default initialisation."""
 
@@ -165,7 +176,8 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Shaped[Array, "*B D"]) -> Shaped[Array, "*B {self.features}"]:
         x, kernel, *bias = _operands(self, x, (x.shape[-1],), self.use_bias)
-        return x @ kernel + bias[0].reshape((1,) * (x.ndim - 1) + (-1,)) if bias else x @ kernel
+        y = dense(x, kernel)
+        return y + bias[0].reshape((1,) * (y.ndim - 1) + (-1,)) if bias else y
 
 
 class Conv(nn.Module):

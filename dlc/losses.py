@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from dlc import metrics
 from dlc.metrics import Either
@@ -78,6 +78,51 @@ def next_token(model: Any) -> LossFn:
     return loss_fn
 
 
+def masked_token(model: Any, mask_token: int, vocab: int, rate: float = 0.15, special: tuple[int, ...] = ()) -> LossFn:
+    """The mean cross-entropy, in nats, of the tokens that `mask_tokens` has chosen, with the error rate among them.
+
+    The batch holds `tokens` [B, T], of which 0 is padding, and if it is about pairs of texts `segments` [B, T]. What is
+    chosen, what takes its place and dropout are drawn from the step's key: every epoch masks other tokens.
+    """
+
+    def loss_fn(params: Any, aux: Any, batch: Any, key: Any) -> Any:
+        tokens, (here, dropout) = batch["tokens"], jax.random.split(key)
+        read, chosen = mask_tokens(here, tokens, mask_token, vocab, rate, special)
+        # The mask is that of the text: a random token may be 0, and is read all the same.
+        logits = model.apply(
+            {"params": params}, read, batch.get("segments"), mask=tokens != 0, train=True, rngs={"dropout": dropout}
+        )
+        weight = chosen.reshape(-1) / jnp.maximum(1, chosen.sum())
+        logits, label = logits.reshape(-1, logits.shape[-1]), tokens.reshape(-1)
+        error = jnp.sum(weight * (logits.argmax(-1) != label))
+        return jnp.sum(weight * cross_entropy(logits, label)), (aux, {"error": error})
+
+    return loss_fn
+
+
+def mask_tokens(
+    key: Key[Array, ""],
+    tokens: Int[Array, "B T"],
+    mask_token: int,
+    vocab: int,
+    rate: float = 0.15,
+    special: tuple[int, ...] = (),
+) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
+    """BERT's recipe for hiding tokens: the text as the model is to read it, and where it was chosen.
+
+    Every token but padding (0) and those that are `special`, such as [CLS] and [SEP], is chosen with probability
+    `rate`. Of the chosen ones 80 % become `mask_token`, 10 % any token of the vocabulary, and 10 % stay what they are.
+
+    References: Devlin et al. 2018, "BERT", section 3.1, task 1, and appendix A.1.
+    """
+    choose, become, draw = jax.random.split(key, 3)
+    plain = ~jnp.isin(tokens, jnp.asarray([0, *special]))
+    chosen = plain & jax.random.bernoulli(choose, rate, tokens.shape)
+    fate = jax.random.uniform(become, tokens.shape)
+    other = jnp.where(fate < 0.8, mask_token, jax.random.randint(draw, tokens.shape, 0, vocab, tokens.dtype))
+    return jnp.where(chosen & (fate < 0.9), other, tokens), chosen
+
+
 def maximum_a_posteriori(
     negative: Float[Array, "*runs B C"], label: Int[Either, " B"], rubbish: float = 0.1
 ) -> Float[Array, "*runs B"]:
@@ -94,3 +139,26 @@ def maximum_a_posteriori(
     """
     rest = jnp.full((*negative.shape[:-1], 1), -rubbish, jnp.float32)
     return cross_entropy(jnp.concatenate([negative.astype(jnp.float32), rest], axis=-1), label)
+
+
+def sequence(model: Any, smoothing: float = 0.0) -> LossFn:
+    """The mean cross-entropy of every real token of the target given the source and those before it.
+
+    The batch holds `source` [B, S] and `target` [B, T + 1], of which 0 is padding: the model reads the source and the
+    first T of each target and predicts the last T. Followed is the loss with label smoothing; beside it stand, without,
+    `nll`, in nats for a token, and `error`, the share of tokens that were not the most likely. Dropout draws from the
+    step's key.
+    """
+
+    def loss_fn(params: Any, aux: Any, batch: Any, key: Any) -> Any:
+        source, target = batch["source"], batch["target"]
+        logits = model.apply({"params": params}, source, target[:, :-1], train=True, rngs={"dropout": key})
+        logits, label = logits.reshape(-1, logits.shape[-1]), target[:, 1:].reshape(-1)
+        weight = (label != 0) / jnp.maximum(1, jnp.sum(label != 0))
+        nll = cross_entropy(logits, label)
+        loss = cross_entropy(logits, label, smoothing) if smoothing else nll
+        # Reductions to a maximum are faster than to its place.
+        wrong = jnp.take_along_axis(logits, label[:, None], -1, mode="clip")[:, 0] < logits.max(-1)
+        return jnp.sum(weight * loss), (aux, {"error": jnp.sum(weight * wrong), "nll": jnp.sum(weight * nll)})
+
+    return loss_fn

@@ -73,3 +73,54 @@ def test_error_and_criteria_keep_the_axis_of_the_seeds():
 def test_confusion_counts_rows_by_label_and_columns_by_answer():
     counts = metrics.confusion(jnp.array([0, 1, 1, 2]), jnp.array([0, 1, 2, 2]), 3)
     np.testing.assert_array_equal(counts, [[1, 0, 0], [0, 1, 0], [0, 1, 1]])
+
+
+def test_masked_tokens_have_berts_proportions():
+    """15 % are chosen; of those 80 % become the mask, 10 % any token, 10 % stay. Padding and special ones never are."""
+    tokens = jnp.asarray(RNG.integers(0, 1000, (400, 500)))
+    read, chosen = (np.asarray(a) for a in losses.mask_tokens(jax.random.key(0), tokens, 999, 1000, special=(1, 2)))
+    open_to_it = ~np.isin(tokens, [0, 1, 2])
+    assert not chosen[~open_to_it].any()
+    np.testing.assert_array_equal(read[~chosen], np.asarray(tokens)[~chosen])
+    np.testing.assert_allclose(chosen[open_to_it].mean(), 0.15, atol=0.003)  # 30,000 are chosen: four deviations
+    masked, same = read[chosen] == 999, read[chosen] == np.asarray(tokens)[chosen]
+    np.testing.assert_allclose([masked.mean(), same.mean()], [0.8, 0.1], atol=0.01)
+    drawn = read[chosen][~masked & ~same]
+    np.testing.assert_allclose(drawn.mean(), 499.5, atol=4 * 1000 / np.sqrt(12 * len(drawn)))
+    assert (drawn.min(), drawn.max()) < (20, 999)
+    again, other = (losses.mask_tokens(jax.random.key(i), tokens, 999, 1000, special=(1, 2))[0] for i in (0, 1))
+    np.testing.assert_array_equal(again, read)
+    assert (np.asarray(other) != read).any()
+
+
+class Reader:
+    """A model whose parameters are its logits [B, T, V]; it notes what it was given to read."""
+
+    def apply(self, variables, tokens, segments, *, mask, train, rngs):
+        assert train
+        self.read, self.segments, self.mask = tokens, segments, mask
+        return variables["params"]
+
+
+def test_the_masked_token_loss_depends_on_the_chosen_places_alone():
+    model, tokens = Reader(), jnp.asarray(RNG.integers(0, 7, (4, 9)))
+    logits = jnp.asarray(RNG.normal(size=(4, 9, 7)), jnp.float32)
+    loss_fn, batch = losses.masked_token(model, 6, 7, rate=0.4), {"tokens": tokens, "segments": jnp.ones_like(tokens)}
+    (loss, (_, measured)), slope = jax.value_and_grad(loss_fn, has_aux=True)(logits, None, batch, jax.random.key(0))
+    chosen = np.abs(slope).sum(-1) > 0
+    assert 0 < chosen.sum() < np.sum(tokens != 0)
+    label, said = np.asarray(tokens)[chosen], np.asarray(logits)[chosen]
+    logp = said - np.log(np.exp(said).sum(-1, keepdims=True))
+    np.testing.assert_allclose(loss, -logp[np.arange(len(label)), label].mean(), rtol=1e-5)
+    np.testing.assert_allclose(measured["error"], np.mean(said.argmax(-1) != label), rtol=1e-5)
+    np.testing.assert_array_equal(np.asarray(model.read)[~chosen], np.asarray(tokens)[~chosen])
+    np.testing.assert_array_equal(model.mask, tokens != 0)
+    np.testing.assert_array_equal(model.segments, 1)
+
+
+def test_without_a_chosen_token_the_masked_token_loss_is_zero():
+    logits = jnp.zeros((2, 3, 7))
+    loss, (_, measured) = losses.masked_token(Reader(), 6, 7)(
+        logits, None, {"tokens": jnp.zeros((2, 3), int)}, jax.random.key(0)
+    )
+    assert loss == measured["error"] == 0

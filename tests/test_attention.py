@@ -1,0 +1,343 @@
+"""Attention, the positions it is given, and what the attention models share: dropout and dense layers.
+
+Models of attention are in test_attention_models.py, their writing in test_generate.py.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlc import layers
+from dlc.attention import (
+    Attention,
+    KeyValue,
+    attention,
+    attention_weights,
+    padding_mask,
+    plain_attention,
+    rotary,
+    sinusoidal,
+)
+from dlc.errors import UserError
+from dlc.models.gpt import GPT, GPTConfig, modern
+
+SMALL = {"vocab": 40, "context": 12, "layers": 2, "heads": 2, "width": 16}
+GPTS = {
+    "default": GPT(GPTConfig(**SMALL)),
+    "modern": modern(**SMALL, hidden=32, kv_heads=1),
+}
+both = pytest.mark.parametrize("model", GPTS.values(), ids=GPTS)
+
+
+def drawn(*shapes, dtype=jnp.float32):
+    return [jax.random.normal(key, shape, dtype) for key, shape in zip(jax.random.split(jax.random.key(0), 9), shapes)]
+
+
+@functools.cache
+def weights(model):
+    """Weights of a GPT, moved off their initial values: none is zero or one."""
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 12), int))["params"]
+    leaves, tree = jax.tree.flatten(params)
+    noise = [0.3 * jax.random.normal(jax.random.key(i), leaf.shape) for i, leaf in enumerate(leaves)]
+    return {"params": jax.tree.unflatten(tree, [leaf + more for leaf, more in zip(leaves, noise, strict=True)])}
+
+
+def by_the_book(query, key, value, causal=False, mask=None):
+    """Attention in NumPy: one text, one head, one query at a time."""
+    (B, T, N, H), (_, S, K, _) = query.shape, key.shape
+    result = np.zeros((B, T, N, H))
+    for b, n, t in np.ndindex(B, N, T):
+        k = n // (N // K)
+        seen = np.ones(S, bool) if mask is None else np.broadcast_to(mask, (B, N, T, S))[b, n, t].copy()
+        if causal:
+            seen &= np.arange(S) <= t
+        scores = key[b, :, k] @ query[b, t, n] / math.sqrt(H)
+        scores = np.exp(np.where(seen, scores - scores[seen].max(initial=-np.inf, where=True), -np.inf))
+        result[b, t, n] = scores / scores.sum() @ value[b, :, k]
+    return result
+
+
+# heads of queries, of keys, queries, keys, causal, masked
+CASES = {
+    "plain": (4, 4, 7, 7, False, False),
+    "causal": (4, 4, 7, 7, True, False),
+    "masked": (4, 4, 7, 7, False, True),
+    "causal and masked": (4, 4, 7, 7, True, True),
+    "grouped": (4, 2, 7, 7, True, True),
+    "one head of keys": (4, 1, 7, 7, False, False),
+    "another memory": (4, 4, 3, 7, False, True),
+}
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+def operands(case, dtype):
+    N, K, T, S, causal, masked = case
+    mask = None
+    if masked:  # the first key always remains
+        mask = (jax.random.uniform(jax.random.key(1), (2, 1, T, S)) < 0.6).at[..., 0].set(True)
+    return drawn((2, T, N, 8), (2, S, K, 8), (2, S, K, 8), dtype=dtype), {"causal": causal, "mask": mask}
+
+
+@every_case
+def test_attention_is_the_equation_in_float64(case):
+    with jax.enable_x64(True):
+        inputs, how = operands(case, jnp.float64)
+        mask = None if how["mask"] is None else np.asarray(how["mask"])
+        expected = by_the_book(*map(np.asarray, inputs), how["causal"], mask)
+        for form in (attention, plain_attention):
+            np.testing.assert_allclose(form(*inputs, **how), expected, rtol=1e-12, atol=1e-13)
+
+
+@every_case
+def test_attention_and_its_gradients_are_those_of_jax(case):
+    """`jax.nn.dot_product_attention` is another's implementation of the same."""
+    with jax.enable_x64(True):
+        inputs, how = operands(case, jnp.float64)
+        (towards,) = drawn((2, case[2], case[0], 8), dtype=jnp.float64)
+
+        def gradients(form):
+            return jax.jit(jax.value_and_grad(lambda inputs: jnp.sum(form(inputs) * towards)))(inputs)
+
+        ours = gradients(lambda inputs: attention(*inputs, **how))
+        theirs = gradients(
+            lambda inputs: jax.nn.dot_product_attention(*inputs, mask=how["mask"], is_causal=how["causal"])
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10), ours, theirs)
+
+
+def test_attention_under_vmap_is_a_loop_and_forward_mode_agrees_with_reverse():
+    inputs, how = operands(CASES["grouped"], jnp.float32)
+    several = [jnp.stack([a, 2 * a, a + 1]) for a in inputs]
+    apply = functools.partial(attention, **how)
+    mapped = jax.vmap(apply)(*several)
+    for i in range(3):
+        np.testing.assert_allclose(mapped[i], apply(*(a[i] for a in several)), rtol=1e-5, atol=1e-6)
+    value = lambda inputs: attention(*inputs, **how).sum()  # noqa: E731
+    _, forward = jax.jvp(value, (inputs,), ([jnp.cos(a) for a in inputs],))
+    reverse = sum(jnp.vdot(g, jnp.cos(a)) for g, a in zip(jax.grad(value)(inputs), inputs, strict=True))
+    np.testing.assert_allclose(forward, reverse, rtol=1e-4)
+
+
+def test_the_weights_of_a_query_sum_to_one_and_are_zero_where_it_may_not_look():
+    (query, key, _), how = operands(CASES["causal and masked"], jnp.float32)
+    rows = np.asarray(attention_weights(query, key, **how))
+    np.testing.assert_allclose(rows.sum(-1), 1, rtol=1e-6)
+    seen = np.tril(np.ones((7, 7), bool)) & np.asarray(how["mask"])
+    assert (rows[~np.broadcast_to(seen, rows.shape)] == 0).all()
+    assert (rows[np.broadcast_to(seen, rows.shape)] > 0).all()
+
+
+def test_a_query_that_may_attend_to_nothing_attends_to_everything_alike():
+    query, key, value = drawn(*[(1, 3, 2, 4)] * 3)
+    nothing = jnp.zeros((1, 1, 3, 3), bool)
+    seen = lambda query: attention(query, key, value, mask=nothing)  # noqa: E731
+    np.testing.assert_allclose(seen(query), jnp.broadcast_to(value.mean(1, keepdims=True), value.shape), rtol=1e-5)
+    assert np.isfinite(jax.grad(lambda query: seen(query).sum())(query)).all()
+
+
+def test_attention_in_bfloat16_is_near_float32_and_its_softmax_sums_to_one():
+    inputs, how = operands(CASES["grouped"], jnp.float32)
+    half = [a.astype(jnp.bfloat16) for a in inputs]
+    y = attention(*half, **how)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y.astype(jnp.float32), attention(*inputs, **how), atol=0.03)
+    long = drawn((1, 1, 1, 8), (1, 4096, 1, 8), dtype=jnp.bfloat16)
+    total = attention_weights(*long).astype(jnp.float32).sum()
+    np.testing.assert_allclose(total, 1, atol=0.01)  # summed in bfloat16 it would be far off
+
+
+# The module
+
+
+def test_a_memory_read_once_is_attended_to_as_its_projections():
+    module = Attention(16, 4, cross=True)
+    x, source = drawn((2, 3, 16), (2, 5, 16))
+    params = module.init(jax.random.key(0), x, KeyValue(*[jnp.zeros((2, 5, 4, 4))] * 2))
+    params["params"]["key_value"] = {"kernel": drawn((16, 32))[0], "bias": jnp.arange(32.0) / 32}
+    memory = module.apply(params, source, method="read")
+    both = source @ params["params"]["key_value"]["kernel"] + jnp.arange(32.0)[None, None] / 32
+    np.testing.assert_allclose(memory.key.reshape(2, 5, 16), both[..., :16], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(memory.value.reshape(2, 5, 16), both[..., 16:], rtol=1e-4, atol=1e-5)
+    assert module.apply(params, x, memory).shape == (2, 3, 16)
+
+
+def test_weights_that_are_looked_at_are_those_that_were_used():
+    module = Attention(16, 4, kv_heads=2, qk_norm=True, theta=100.0)
+    (x,) = drawn((2, 5, 16))
+    params = module.init(jax.random.key(0), x)
+    params.pop("intermediates", None)
+    seen, state = module.apply(params, x, causal=True, mutable=["intermediates"])
+    np.testing.assert_allclose(seen, module.apply(params, x, causal=True), rtol=1e-5, atol=1e-6)
+    (rows,) = state["intermediates"]["weights"]
+    assert rows.shape == (2, 4, 5, 5)
+    np.testing.assert_allclose(rows.sum(-1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "sentence"),
+    [
+        (3, None, "3 heads do not divide a width of 16"),
+        (4, 3, "3 heads of keys and values do not divide 4 heads of queries"),
+    ],
+)
+def test_heads_that_do_not_divide_are_named(heads, kv_heads, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Attention(16, heads, kv_heads).init(jax.random.key(0), jnp.zeros((1, 2, 16)))
+
+
+# GPT
+
+
+@both
+def test_a_token_depends_on_nothing_after_it_and_on_all_before(model):
+    """By gradients for what stands in the place of the embedded tokens: exactly zero, and not."""
+    tokens = jax.random.randint(jax.random.key(1), (1, 12), 0, 40)
+    variables = weights(model)
+    table = variables["params"]["token"]["embedding"]
+    # A vocabulary in which every token of the text is one of its own, so that it has a gradient of its own.
+    own = {"params": {**variables["params"], "token": {"embedding": table[tokens[0]]}}}
+    wide = type(model)(model.config.__class__(**{**vars(model.config), "vocab": 12}))
+
+    def logits(embedding):
+        changed = {"params": {**own["params"], "token": {"embedding": embedding}}}
+        features, kept = wide.apply(
+            changed, jnp.arange(12)[None], capture_intermediates=lambda module, _: module.name == "norm"
+        )
+        return kept["intermediates"]["norm"]["__call__"][0][0].sum(-1), features
+
+    towards = jnp.sum(jnp.cos(jnp.arange(16.0)))
+    assert towards != 0
+    jacobian = jax.jit(jax.jacrev(lambda e: logits(e)[0]))(own["params"]["token"]["embedding"])  # [T, 12, D]
+    # The sum of a LayerNorm's outputs depends on its input through the scales, which are not all alike here.
+    size = np.abs(np.asarray(jacobian)).sum(-1)
+    assert (size[np.triu_indices(12, 1)] == 0).all()
+    assert (size[np.tril_indices(12)] > 0).all()
+
+
+@both
+@pytest.mark.parametrize("pieces", [(12,), (1,) * 12, (5, 1, 4, 2)], ids=str)
+def test_read_in_pieces_into_a_cache_it_is_the_same(model, pieces):
+    tokens = jax.random.randint(jax.random.key(1), (3, 12), 0, 40)
+    whole = jax.jit(model.apply)(weights(model), tokens)
+    cache, parts, at = model.cache(3, 12), [], 0
+    step = jax.jit(lambda tokens, cache: model.apply(weights(model), tokens, cache=cache))
+    for length in pieces:
+        logits, cache = step(tokens[:, at : at + length], cache)
+        parts.append(logits)
+        at += length
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, rtol=1e-4, atol=1e-4)
+    assert cache.length == 12
+    assert [entry.key.shape for entry in cache.layers] == [(3, 12, model.config.kv_heads or 2, 8)] * 2
+
+
+@both
+def test_more_tokens_than_the_context_has_places_are_refused(model):
+    with pytest.raises(UserError, match="13 tokens do not fit into a context of 12"):
+        model.apply(weights(model), jnp.zeros((1, 13), int))
+    with pytest.raises(UserError, match="13 tokens do not fit into a context of 12"):
+        model.apply(weights(model), jnp.zeros((1, 1), int), cache=model.cache(1, 13))
+
+
+# Positions
+
+
+def test_rotary_products_depend_on_the_distance_alone():
+    query, key = drawn((1, 1, 1, 16), (1, 1, 1, 16))
+
+    def product(i, j):
+        return jnp.vdot(rotary(query, jnp.array([i])), rotary(key, jnp.array([j])))
+
+    near = product(3, 1)
+    np.testing.assert_allclose(product(40, 38), near, rtol=1e-4)
+    np.testing.assert_allclose(product(1002, 1000), near, rtol=1e-3)
+    assert abs(product(3, 0) - near) > 0.01
+    np.testing.assert_array_equal(rotary(query, jnp.array([0])), query)
+    turned = rotary(query, jnp.array([17]))
+    np.testing.assert_allclose(jnp.linalg.norm(turned), jnp.linalg.norm(query), rtol=1e-5)
+
+
+def test_sinusoids_are_those_of_the_paper():
+    table = sinusoidal(50, 8)
+    for place, i in [(0, 0), (7, 1), (49, 3)]:
+        angle = place / 10_000 ** (2 * i / 8)
+        np.testing.assert_allclose(
+            [table[place, i], table[place, 4 + i]], [math.sin(angle), math.cos(angle)], atol=1e-5
+        )
+
+
+def test_a_padding_mask_says_where_there_is_something():
+    tokens = jnp.array([[5, 3, 0, 0], [0, 2, 2, 2]])
+    np.testing.assert_array_equal(padding_mask(tokens)[:, 0, 0], tokens != 0)
+    np.testing.assert_array_equal(padding_mask(tokens, pad=2)[:, 0, 0], tokens != 2)
+
+
+# Dropout
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout_keeps_the_expectation_and_drops_its_rate(rate, dtype):
+    x = jnp.ones((100, 1001), dtype)  # an odd count: bits are drawn in pairs
+    y = layers.Dropout(rate).apply({}, x, train=True, rngs={"dropout": jax.random.key(0)})
+    assert y.dtype == dtype
+    y = np.asarray(y, np.float32)
+    deviation = math.sqrt(rate * (1 - rate) / y.size)
+    assert abs((y == 0).mean() - rate) < 4 * deviation
+    np.testing.assert_allclose(y[y != 0], 1 / (1 - rate), rtol=0.01)
+    assert abs(y.mean() - 1) < 4 * deviation / (1 - rate) + (0.004 if dtype == jnp.bfloat16 else 0)
+    # Neighbours share a word of random bits, and no more.
+    flat = (y == 0).reshape(-1)[:-1].reshape(-1, 2).mean(0)
+    assert np.abs(flat - rate).max() < 6 * deviation
+    assert abs(np.corrcoef((y == 0)[:, :-1].ravel(), (y == 0)[:, 1:].ravel())[0, 1]) < 0.02
+
+
+def test_dropout_does_nothing_but_in_training_and_draws_by_its_key():
+    (x,) = drawn((40, 50))
+    module = layers.Dropout(0.5)
+    np.testing.assert_array_equal(module.apply({}, x), x)
+    np.testing.assert_array_equal(layers.Dropout(0.0).apply({}, x, train=True), x)
+    one, same, two = (module.apply({}, x, train=True, rngs={"dropout": jax.random.key(i)}) for i in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert ((one == 0) != (two == 0)).mean() > 0.4
+
+
+# Dense
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 3, 5), (0, 5)], ids=str)
+def test_a_dense_product_and_its_gradients_are_the_plain_ones(shape):
+    with jax.enable_x64(True):
+        x, kernel, towards = drawn(shape, (5, 7), (*shape[:-1], 7), dtype=jnp.float64)
+
+        def results(form):
+            value = lambda x, kernel: jnp.sum(jnp.sin(form(x, kernel)) * towards)  # noqa: E731
+            tangent = jax.jvp(value, (x, kernel), (jnp.cos(x), jnp.cos(kernel)))[1]
+            return form(x, kernel), jax.grad(value, (0, 1))(x, kernel), tangent
+
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13),
+            results(layers.dense),
+            results(jnp.matmul),
+        )
+
+
+def test_dense_under_vmap_and_in_scan():
+    x, kernels = drawn((6, 2, 5), (3, 5, 5))
+
+    def trained(kernel):
+        def step(kernel, x):
+            return kernel - 0.1 * jax.grad(lambda kernel: jnp.square(layers.dense(x, kernel)).sum())(kernel), None
+
+        return jax.lax.scan(step, kernel, x)[0]
+
+    def plainly(kernel):
+        for row in x:
+            kernel = kernel - 0.1 * jax.grad(lambda kernel: jnp.square(row @ kernel).sum())(kernel)  # noqa: B023
+        return kernel
+
+    mapped = jax.jit(jax.vmap(trained))(0.1 * kernels)
+    np.testing.assert_allclose(mapped, jnp.stack([plainly(kernel) for kernel in 0.1 * kernels]), rtol=1e-4, atol=1e-5)

@@ -178,6 +178,7 @@ class Attention(nn.Module):
         With `cross`, `memory` is what `read` has made of it.
         """
         if self.cross:
+            assert memory is not None
             (query,), (key, value) = self._split(self.query(x), 1), memory
         else:
             query, key, value = self._split(self.query_key_value(x), 3)
@@ -190,7 +191,7 @@ class Attention(nn.Module):
             key = lax.dynamic_update_slice_in_dim(cache.key, key, at, 1)
             value = lax.dynamic_update_slice_in_dim(cache.value, value, at, 1)
             cache, causal = KeyValue(key, value), False
-            seen = (jnp.arange(key.shape[1]) <= at + jnp.arange(x.shape[1])[:, None])[None, None]
+            seen = (jnp.arange(key.shape[1])[None] <= at + jnp.arange(x.shape[1])[:, None])[None, None]
             mask = seen if mask is None else mask & seen
         if self.is_mutable_collection("intermediates") or (train and self.dropout):
             weights = attention_weights(query, key, causal=causal, mask=mask)

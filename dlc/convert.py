@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -416,10 +417,11 @@ def _save(form: Format, folder: Path, model: Any, params: Any) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give the path of a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    # Renamed when it is whole. The metadata is what transformers looks for.
-    save_file(tensors, folder / f".{WEIGHTS}", {"format": "pt"})
-    (folder / f".{WEIGHTS}").replace(folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(theirs, indent=2) + "\n")
+    fresh = folder / f".{WEIGHTS}"  # renamed when it is whole
+    save_file(tensors, fresh, {"format": "pt"})  # which transformers looks for
+    shutil.copymode(folder / CONFIG, fresh)  # the writer leaves it to be read by nobody else
+    fresh.replace(folder / WEIGHTS)
 
 
 def _check_config(form: Format, c: Any) -> None:

@@ -158,7 +158,7 @@ def dense(x: Shaped[Array, "*B D"], kernel: Shaped[Array, "D O"]) -> Shaped[Arra
         return x @ kernel
 
     def of_matrices(x: Array, kernel: Array) -> Array:
-        return _matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
+        return _matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[1])
 
     return lax.platform_dependent(x, kernel, cpu=of_matrices, default=jnp.matmul)
 

@@ -106,7 +106,8 @@ def against_depth(errors: dict[str, dict[int, Any]], claimed: dict[int, float]) 
 def attention(weights: dict[str, np.ndarray], rows: Sequence[str], columns: Sequence[str]) -> Figure:
     """Attention weights [T, S] by name, a picture each: black is none of a row's attention and white all of it.
 
-    It is figure 3 of Bahdanau et al. 2014, but with the square root for the brightness. `rows` [T] are the tokens that attend and `columns` [S] those attended to.
+    It is figure 3 of Bahdanau et al. 2014, but with the square root for the brightness. `rows` [T] are the tokens that
+    attend and `columns` [S] those attended to.
     """
     across = min(len(weights), 2)
     down, size = -(-len(weights) // across), 9 if across == 1 else 7

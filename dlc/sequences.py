@@ -48,15 +48,15 @@ def bucketed(
     place = np.searchsorted(lengths, needs)
     buckets = []
     for i, length in enumerate(lengths):
-        rows, size = np.flatnonzero(place == i), max(1, tokens // length)
+        rows, size = np.flatnonzero(place == i).tolist(), max(1, tokens // length)
         if len(rows) < size:
             continue  # too few for a batch of their own
         arrays = {
             "source": padded([source[row] for row in rows], length),
             "target": padded([target[row] for row in rows], length + 1),
         }
-        batches = train.minibatches(len(rows), size, shuffle=True, seeds=(seed + 1000 * i,))
-        buckets.append((arrays, batches, max(1, round(len(rows) / size / group))))
+        own = train.minibatches(len(rows), size, shuffle=True, seeds=(seed + 1000 * i,))
+        buckets.append((arrays, own, max(1, round(len(rows) / size / group))))
     if not buckets:
         raise UserError(f"{len(needs)} pairs do not fill a batch of {tokens} tokens: take smaller batches")
     turns = np.repeat(np.arange(len(buckets)), [groups for _, _, groups in buckets])

@@ -34,7 +34,9 @@ both = pytest.mark.parametrize("model", GPTS.values(), ids=GPTS)
 
 
 def drawn(*shapes, dtype=jnp.float32):
-    return [jax.random.normal(key, shape, dtype) for key, shape in zip(jax.random.split(jax.random.key(0), 9), shapes)]
+    """Normal numbers of these shapes, others for each."""
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
 
 
 @functools.cache
@@ -89,12 +91,14 @@ def test_attention_is_the_equation_in_float64(case):
         mask = None if how["mask"] is None else np.asarray(how["mask"])
         expected = by_the_book(*map(np.asarray, inputs), how["causal"], mask)
         for form in (attention, plain_attention):
-            np.testing.assert_allclose(form(*inputs, **how), expected, rtol=1e-12, atol=1e-13)
+            np.testing.assert_allclose(
+                jax.jit(functools.partial(form, **how))(*inputs), expected, rtol=1e-12, atol=1e-13
+            )
 
 
 @every_case
 def test_attention_and_its_gradients_are_those_of_jax(case):
-    """`jax.nn.dot_product_attention` is another's implementation of the same."""
+    """`jax.nn.dot_product_attention` is another's implementation of the same, with scores of float32."""
     with jax.enable_x64(True):
         inputs, how = operands(case, jnp.float64)
         (towards,) = drawn((2, case[2], case[0], 8), dtype=jnp.float64)
@@ -106,17 +110,17 @@ def test_attention_and_its_gradients_are_those_of_jax(case):
         theirs = gradients(
             lambda inputs: jax.nn.dot_product_attention(*inputs, mask=how["mask"], is_causal=how["causal"])
         )
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10), ours, theirs)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, theirs)
 
 
 def test_attention_under_vmap_is_a_loop_and_forward_mode_agrees_with_reverse():
     inputs, how = operands(CASES["grouped"], jnp.float32)
     several = [jnp.stack([a, 2 * a, a + 1]) for a in inputs]
-    apply = functools.partial(attention, **how)
+    apply = jax.jit(functools.partial(attention, **how))
     mapped = jax.vmap(apply)(*several)
     for i in range(3):
         np.testing.assert_allclose(mapped[i], apply(*(a[i] for a in several)), rtol=1e-5, atol=1e-6)
-    value = lambda inputs: attention(*inputs, **how).sum()  # noqa: E731
+    value = jax.jit(lambda inputs: attention(*inputs, **how).sum())
     _, forward = jax.jvp(value, (inputs,), ([jnp.cos(a) for a in inputs],))
     reverse = sum(jnp.vdot(g, jnp.cos(a)) for g, a in zip(jax.grad(value)(inputs), inputs, strict=True))
     np.testing.assert_allclose(forward, reverse, rtol=1e-4)
@@ -134,7 +138,7 @@ def test_the_weights_of_a_query_sum_to_one_and_are_zero_where_it_may_not_look():
 def test_a_query_that_may_attend_to_nothing_attends_to_everything_alike():
     query, key, value = drawn(*[(1, 3, 2, 4)] * 3)
     nothing = jnp.zeros((1, 1, 3, 3), bool)
-    seen = lambda query: attention(query, key, value, mask=nothing)  # noqa: E731
+    seen = jax.jit(lambda query: attention(query, key, value, mask=nothing))
     np.testing.assert_allclose(seen(query), jnp.broadcast_to(value.mean(1, keepdims=True), value.shape), rtol=1e-5)
     assert np.isfinite(jax.grad(lambda query: seen(query).sum())(query)).all()
 
@@ -156,7 +160,7 @@ def test_attention_in_bfloat16_is_near_float32_and_its_softmax_sums_to_one():
 def test_a_memory_read_once_is_attended_to_as_its_projections():
     module = Attention(16, 4, cross=True)
     x, source = drawn((2, 3, 16), (2, 5, 16))
-    params = module.init(jax.random.key(0), x, KeyValue(*[jnp.zeros((2, 5, 4, 4))] * 2))
+    params = jax.jit(module.init)(jax.random.key(0), x, KeyValue(*[jnp.zeros((2, 5, 4, 4))] * 2))
     params["params"]["key_value"] = {"kernel": drawn((16, 32))[0], "bias": jnp.arange(32.0) / 32}
     memory = module.apply(params, source, method="read")
     both = source @ params["params"]["key_value"]["kernel"] + jnp.arange(32.0)[None, None] / 32
@@ -168,7 +172,7 @@ def test_a_memory_read_once_is_attended_to_as_its_projections():
 def test_weights_that_are_looked_at_are_those_that_were_used():
     module = Attention(16, 4, kv_heads=2, qk_norm=True, theta=100.0)
     (x,) = drawn((2, 5, 16))
-    params = module.init(jax.random.key(0), x)
+    params = jax.jit(module.init)(jax.random.key(0), x)
     params.pop("intermediates", None)
     seen, state = module.apply(params, x, causal=True, mutable=["intermediates"])
     np.testing.assert_allclose(seen, module.apply(params, x, causal=True), rtol=1e-5, atol=1e-6)
@@ -194,26 +198,19 @@ def test_heads_that_do_not_divide_are_named(heads, kv_heads, sentence):
 
 @both
 def test_a_token_depends_on_nothing_after_it_and_on_all_before(model):
-    """By gradients for what stands in the place of the embedded tokens: exactly zero, and not."""
-    tokens = jax.random.randint(jax.random.key(1), (1, 12), 0, 40)
-    variables = weights(model)
-    table = variables["params"]["token"]["embedding"]
-    # A vocabulary in which every token of the text is one of its own, so that it has a gradient of its own.
-    own = {"params": {**variables["params"], "token": {"embedding": table[tokens[0]]}}}
-    wide = type(model)(model.config.__class__(**{**vars(model.config), "vocab": 12}))
+    """By gradients for the embeddings of a text in which no token comes twice: exactly zero, and not."""
+    params = weights(model)["params"]
 
-    def logits(embedding):
-        changed = {"params": {**own["params"], "token": {"embedding": embedding}}}
-        features, kept = wide.apply(
+    def features(table):
+        """One number for every place, of what comes out of the last norm, in front of the embedding."""
+        changed = {"params": {**params, "token": {"embedding": table}}}
+        _, kept = model.apply(
             changed, jnp.arange(12)[None], capture_intermediates=lambda module, _: module.name == "norm"
         )
-        return kept["intermediates"]["norm"]["__call__"][0][0].sum(-1), features
+        return kept["intermediates"]["norm"]["__call__"][0][0].sum(-1)
 
-    towards = jnp.sum(jnp.cos(jnp.arange(16.0)))
-    assert towards != 0
-    jacobian = jax.jit(jax.jacrev(lambda e: logits(e)[0]))(own["params"]["token"]["embedding"])  # [T, 12, D]
-    # The sum of a LayerNorm's outputs depends on its input through the scales, which are not all alike here.
-    size = np.abs(np.asarray(jacobian)).sum(-1)
+    by_token = jax.jit(jax.jacrev(features))(params["token"]["embedding"])[:, :12]
+    size = np.abs(np.asarray(by_token)).sum(-1)
     assert (size[np.triu_indices(12, 1)] == 0).all()
     assert (size[np.tril_indices(12)] > 0).all()
 
@@ -261,7 +258,7 @@ def test_rotary_products_depend_on_the_distance_alone():
 
 
 def test_sinusoids_are_those_of_the_paper():
-    table = sinusoidal(50, 8)
+    table = sinusoidal(jnp.arange(50), 8)
     for place, i in [(0, 0), (7, 1), (49, 3)]:
         angle = place / 10_000 ** (2 * i / 8)
         np.testing.assert_allclose(
@@ -281,7 +278,7 @@ def test_a_padding_mask_says_where_there_is_something():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_dropout_keeps_the_expectation_and_drops_its_rate(rate, dtype):
-    x = jnp.ones((100, 1001), dtype)  # an odd count: bits are drawn in pairs
+    x = jnp.ones((101, 1001), dtype)  # an odd count: bits are drawn in pairs
     y = layers.Dropout(rate).apply({}, x, train=True, rngs={"dropout": jax.random.key(0)})
     assert y.dtype == dtype
     y = np.asarray(y, np.float32)
@@ -290,9 +287,8 @@ def test_dropout_keeps_the_expectation_and_drops_its_rate(rate, dtype):
     np.testing.assert_allclose(y[y != 0], 1 / (1 - rate), rtol=0.01)
     assert abs(y.mean() - 1) < 4 * deviation / (1 - rate) + (0.004 if dtype == jnp.bfloat16 else 0)
     # Neighbours share a word of random bits, and no more.
-    flat = (y == 0).reshape(-1)[:-1].reshape(-1, 2).mean(0)
-    assert np.abs(flat - rate).max() < 6 * deviation
-    assert abs(np.corrcoef((y == 0)[:, :-1].ravel(), (y == 0)[:, 1:].ravel())[0, 1]) < 0.02
+    pairs = (y == 0).reshape(-1)[:-1].reshape(-1, 2)
+    assert abs(np.corrcoef(pairs.T)[0, 1]) < 0.03
 
 
 def test_dropout_does_nothing_but_in_training_and_draws_by_its_key():
@@ -314,7 +310,7 @@ def test_a_dense_product_and_its_gradients_are_the_plain_ones(shape):
         x, kernel, towards = drawn(shape, (5, 7), (*shape[:-1], 7), dtype=jnp.float64)
 
         def results(form):
-            value = lambda x, kernel: jnp.sum(jnp.sin(form(x, kernel)) * towards)  # noqa: E731
+            value = jax.jit(lambda x, kernel: jnp.sum(jnp.sin(form(x, kernel)) * towards))
             tangent = jax.jvp(value, (x, kernel), (jnp.cos(x), jnp.cos(kernel)))[1]
             return form(x, kernel), jax.grad(value, (0, 1))(x, kernel), tangent
 

@@ -125,7 +125,7 @@ class _Block(nn.Module):
         c = self.config
         kinds = {"use_bias": c.use_bias, "dtype": c.dtype, "param_dtype": c.param_dtype}
         last = nn.initializers.normal(0.02 / (2 * c.layers) ** 0.5)
-        dense = functools.partial(layers.Dense, **kinds, kernel_init=_normal, bias_init=nn.initializers.zeros)
+        dense: Any = functools.partial(layers.Dense, **kinds, kernel_init=_normal, bias_init=nn.initializers.zeros)
         drop = functools.partial(layers.Dropout(c.dropout), train=train)
 
         attend = Attention(

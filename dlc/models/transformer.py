@@ -66,7 +66,7 @@ class Transformer(nn.Module):
     ) -> Float[Array, "B T V"]:
         """Logits of the token behind each of `target`, which begins with the start token."""
         memory = self.read(self.encode(source, train=train), source)
-        return self._decode(self._embedded(target, 0, train), memory, train=train)
+        return self._decode(self._embedded(target, 0, train), memory, train=train)[0]
 
     def encode(self, source: Int[Array, "B S"], *, train: bool = False) -> Float[Array, "B S D"]:
         """The source as the decoder's cross-attention reads it."""
@@ -93,20 +93,20 @@ class Transformer(nn.Module):
 
         B may be K times the sentences of the memory, the K of one sentence side by side: they share its memory.
         """
-        x, filled = self._embedded(token[:, None], cache.length, False), []
-        logits = self._decode(x, memory, cache=cache, filled=filled)
-        return logits[:, 0], Cache(tuple(filled), cache.length + 1)
+        logits, filled = self._decode(self._embedded(token[:, None], cache.length, False), memory, cache)
+        return logits[:, 0], Cache(filled, cache.length + 1)
 
-    def _decode(
-        self, x: Array, memory: Memory, *, cache: Cache | None = None, filled: list | None = None, train: bool = False
-    ) -> Array:
+    def _decode(self, x: Array, memory: Memory, cache: Cache | None = None, train: bool = False) -> tuple[Array, Any]:
+        """Logits, and what the layers of a cache have become."""
+        filled = []
         for i, (layer, read) in enumerate(zip(self.decoder, memory.layers, strict=True)):
+            known: dict[str, Any] = {"memory": read, "memory_mask": memory.mask, "train": train}
             if cache is None:
-                x = layer(x, memory=read, memory_mask=memory.mask, train=train)
+                x = layer(x, **known)
             else:
-                x, entry = layer(x, memory=read, memory_mask=memory.mask, cache=cache.layers[i], at=cache.length)
+                x, entry = layer(x, **known, cache=cache.layers[i], at=cache.length)
                 filled.append(entry)
-        return self.embed.attend(self.decoder_norm(x) if self.config.norm_first else x)
+        return self.embed.attend(self.decoder_norm(x) if self.config.norm_first else x), tuple(filled)
 
     def _embedded(self, tokens: Array, at: Any, train: bool) -> Array:
         """sqrt(D) times the embedding, and the sinusoid of its place."""
@@ -136,7 +136,7 @@ class _Layer(nn.Module):
     def setup(self) -> None:
         c = self.config
         kinds = {"dtype": c.dtype, "param_dtype": c.param_dtype}
-        dense = functools.partial(
+        dense: Any = functools.partial(
             layers.Dense, **kinds, kernel_init=nn.initializers.xavier_uniform(), bias_init=nn.initializers.zeros
         )
         self.attention = Attention(c.width, c.heads, **kinds)
@@ -168,6 +168,7 @@ class _Layer(nn.Module):
             return y
 
         def cross(x: Array) -> Array:
+            assert memory is not None
             # Several hypotheses about a sentence, side by side, share its memory: there they are so many queries.
             queries = x.reshape(memory.key.shape[0], -1, x.shape[-1])
             return self.cross_attention(queries, memory, mask=memory_mask, train=train).reshape(x.shape)

@@ -1,0 +1,203 @@
+"""Sequences as batches of a few shapes, and translation from pairs of sentences to BLEU."""
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dlc import language, metrics, plot, sequences, tokens, train, translation
+from dlc.data import text
+from dlc.errors import UserError
+from dlc.models.transformer import Transformer, TransformerConfig
+from dlc.run import Run
+from experiments.attention import bert, gpt, seq2seq, translate
+
+
+def pairs_of(lengths):
+    """A source of n times n, and a target of a start, n times n and an end."""
+    source = [np.full(n, n, np.int32) for n in lengths]
+    target = [np.array([tokens.START, *[n] * n, tokens.END], np.int32) for n in lengths]
+    return source, target
+
+
+def test_buckets_hold_what_fits_and_groups_have_one_shape():
+    lengths = [3, 4, 5, 7, 8, 9, 15] * 40
+    batches, epoch = sequences.bucketed(*pairs_of(lengths), lengths=(6, 10), tokens=60, group=4, seed=1)
+    seen, shapes = [], set()
+    for at in range(0, epoch, 4):
+        batch = batches(at, 4)
+        L = batch["source"].shape[2]
+        assert batch["source"].shape == (4, 60 // L, L)
+        assert batch["target"].shape == (4, 60 // L, L + 1)
+        shapes.add(batch["source"].shape)
+        real = (batch["source"] != 0).sum(-1)
+        assert ((batch["target"] != 0).sum(-1) == real + 2).all()  # nothing was cut
+        assert real.max() < L
+        assert L == 6 or real.min() > 5  # the first bucket that holds it
+        seen += real.ravel().tolist()
+    assert shapes == {(4, 10, 6), (4, 6, 10)}
+    assert set(seen) == {3, 4, 5, 7, 8, 9}  # and 15 is longer than any bucket
+    for n in (3, 7):
+        assert seen.count(n) == pytest.approx(40, abs=16)
+
+
+def test_batches_are_a_function_of_the_step():
+    source, target = pairs_of([3, 4, 8, 9] * 50)
+    made = functools.partial(sequences.bucketed, source, target, lengths=(6, 10), tokens=60, group=4)
+    (one, epoch), (again, _), (other, _) = made(seed=0), made(seed=0), made(seed=1)
+    at = 3 * epoch + 4
+    assert (one(at, 4)["source"] == again(at, 4)["source"]).all()
+    np.testing.assert_array_equal(one(at + 1, 2)["source"], one(at, 4)["source"][1:3])
+    assert any(
+        one(i, 4)["source"].shape != other(i, 4)["source"].shape or (one(i, 4)["source"] != other(i, 4)["source"]).any()
+        for i in range(0, epoch, 4)
+    )
+
+
+def test_no_bucket_has_enough():
+    with pytest.raises(UserError, match=r"^3 pairs do not fill a batch of 60 tokens: take smaller batches$"):
+        sequences.bucketed(*pairs_of([3, 3, 3]), lengths=(6,), tokens=60, group=1)
+
+
+def test_padded_cuts_and_fills():
+    rows = sequences.padded([np.array([1, 2, 3]), np.array([4])], 2)
+    assert rows.tolist() == [[1, 2], [4, 0]]
+    assert rows.dtype == np.int32
+
+
+def test_windows_lie_side_by_side():
+    assert sequences.windows(np.arange(8, dtype=np.int32), 3).tolist() == [[0, 1, 2, 3], [3, 4, 5, 6]]
+    with pytest.raises(UserError, match=r"^a text of 3 tokens has no window of 3 \+ 1: take a longer text$"):
+        sequences.windows(np.arange(3, dtype=np.int32), 3)
+
+
+def test_random_starts_reach_the_whole_text_and_depend_on_seed_and_step_alone():
+    starts = train.random_starts(20, 16, 50)
+    assert set(np.unique(starts(0, 4))) == {0, 1, 2, 3}
+    np.testing.assert_array_equal(starts(0, 4)[2:], starts(2, 2))
+    several = train.random_starts(20, 16, 50, seeds=(0, 7))
+    np.testing.assert_array_equal(several(1, 2)[:, 0], starts(1, 2))
+    assert (several(1, 2)[:, 1] != starts(1, 2)).any()
+    with pytest.raises(UserError, match="a text of 16 tokens has no window of 16"):
+        train.random_starts(16, 16, 2)
+
+
+def test_windows_of_a_text_reach_the_step():
+    step = train.windows(lambda state, batch: (state, batch), np.arange(30, dtype=np.uint16), 4)
+    _, batch = train.compiled(step)(jnp.zeros(()), jnp.array([0, 7]))
+    assert batch["tokens"].tolist() == [[0, 1, 2, 3, 4], [7, 8, 9, 10, 11]]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A translator of numbers below a hundred that has hardly learnt, and the run that trained it."""
+    numbers = [(text.english(n), text.french(n)) for n in range(100)]
+    pairs = text.Parallel("numbers", numbers * 8, numbers[:20], numbers[:20], "by rule")
+    tokenizer = translation.vocabulary(pairs, 300)
+    model, run = Transformer(TransformerConfig(tokenizer.size, 1, 2, 16, 32, 0.0, True)), Run()
+    params, figures = translation.fit(
+        run, pairs, tokenizer, model, lambda steps: optax.adam(1e-2), epochs=1, batch=256, smoothing=0.1, seed=0
+    )
+    return run, pairs, tokenizer, model, params, figures
+
+
+def test_a_run_compiles_a_handful_of_programs(trained):
+    run, *_, figures = trained
+    losses = [line["loss"] for line in run.history if "loss" in line]
+    assert losses[-1] < losses[0]
+    assert figures["validation_loss"] == run.history[-1]["validation_loss"]
+    steps = [key for key in run.programs if key[2]]  # those that give their state away
+    assert 1 <= len(steps) <= len(translation.LENGTHS)
+
+
+def test_translating_compiles_once_for_each_bucket(trained):
+    _, pairs, tokenizer, model, params, _ = trained
+    traces = []
+
+    class Counted:
+        def apply(self, *arguments, method):
+            traces.append(method)
+            return model.apply(*arguments, method=method)
+
+    translate = translation.translator(Counted(), params, tokenizer, beams=2, batch=8)
+    sentences = [source for source, _ in pairs.test]
+    found = translate(sentences)
+    assert traces.count("start") == 1
+    assert translate(sentences[:3]) == found[:3]  # in whatever company
+    assert traces.count("start") == 1
+    translate([sentences[0], " ".join(["seven"] * 15)])
+    assert traces.count("start") == 2
+    with pytest.raises(
+        UserError, match=r"^a sentence of \d+ tokens is too long, the longest may have 64: 'seven seven"
+    ):
+        translate([" ".join(["seven"] * 80)])
+
+
+def test_bleu_is_a_percentage_with_a_signature():
+    references = ["un chien court dans la neige .", "deux hommes sont assis ."]
+    score, signature = metrics.bleu(references, references)
+    assert score == pytest.approx(100)
+    assert "tok:13a" in signature
+    assert metrics.bleu(["rien de tout cela ici .", "non non non non ."], references)[0] < 20
+
+
+def test_pictures_of_attention():
+    heads = {f"head {i}": np.full((3, 4), 0.25) for i in range(3)}
+    figure = plot.attention(heads, ["a", "b", "c"], ["w", "x", "y", "z"])
+    assert [axis.get_xlabel() for axis in figure.axes] == list(heads)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda: translate.Config(source="a.txt"), "--source and --target are two files"),
+        (lambda: seq2seq.Config(target="a.txt"), "--source and --target are two files"),
+        (lambda: gpt.Config(warmup=50, steps=50), "--warmup 50 is not less than the 50 --steps"),
+        (lambda: gpt.Config(top_p=0.0), "--top-p must be greater than 0"),
+        (lambda: bert.Config(sentence="no mask here"), r"--sentence must have one \[MASK\], and 'no mask here' has 0"),
+    ],
+)
+def test_flags_that_cannot_be(change, sentence):
+    with pytest.raises(UserError, match=sentence):
+        change()
+
+
+def test_gpt_writes_on_with_what_a_run_has_learnt(tmp_path, capsys):
+    from dlc import config as configs
+
+    sizes = dataclasses.replace(gpt.SMOKE, steps=20, layers=1, width=16, context=16, length=8)
+    configs.save(tmp_path, "attention.gpt", sizes, "")
+    run = Run(tmp_path)
+    learnt = gpt.main(sizes, run)
+    run.close()
+    assert learnt["validation_loss"] > 0
+    written = (tmp_path / "written.txt").read_text()
+    capsys.readouterr()
+    said = []
+    later = Run()
+    later.say = said.append
+    assert gpt.main(dataclasses.replace(gpt.Config(), weights=tmp_path, length=8), later) == {}
+    assert capsys.readouterr().out.strip("\n") == written.strip("\n")  # the same weights, prompt and seed
+    gpt.main(gpt.Config(weights=tmp_path, prompt="import sys\nimport os\n", length=2), later)
+    assert said == ["the prompt has 21 tokens and the context 16: the model reads the last of it"]
+    with pytest.raises(UserError, match=r"characters outside the vocabulary of \d+: 'é'"):
+        gpt.main(gpt.Config(weights=tmp_path, prompt="é"), later)
+    with pytest.raises(
+        UserError, match=r"is a run of experiments\.attention\.gpt, not of experiments\.attention\.bert"
+    ):
+        language.known(later, tmp_path, "attention.bert", bert.Config, bert.network, bert.optimizer, None)
+
+
+def test_a_run_that_has_not_trained_has_nothing_to_say(tmp_path):
+    from dlc import config as configs
+
+    configs.save(tmp_path, "attention.gpt", gpt.SMOKE, "")
+    with pytest.raises(UserError, match="there is no vocabulary in"):
+        gpt.main(gpt.Config(weights=tmp_path), Run())
+    tokens.Characters.of("abc").save(tmp_path)
+    with pytest.raises(UserError, match=r"there is no checkpoint in .*: give the folder of a run that has trained$"):
+        gpt.main(gpt.Config(weights=tmp_path), Run())

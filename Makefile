@@ -33,6 +33,7 @@ smoke: .venv/.run
 bench: .venv/.peers
 	$(BIN)/python -m experiments.bench.mnist
 	$(BIN)/python -m experiments.bench.cifar10
+	$(BIN)/python -m experiments.bench.attention
 
 # A target that is missed ends with 5: its record is written all the same, and the next command runs.
 gpu: .venv/.peers
@@ -41,10 +42,14 @@ gpu: .venv/.peers
 	"cifar10.record --seeds 64 --at-once 8 --dtype bfloat16" "cifar10.record --target 95 --seeds 5 --dtype bfloat16" \
 	"cifar10.record --target 96 --seeds 5 --dtype bfloat16" \
 	"cifar10.resnet --depth 20 32 44 56 110 --seeds 3 --warmup 400" \
-	"cifar10.resnet --depth 20 56 --variant plain residual"; do echo "== $$command"; \
+	"cifar10.resnet --depth 20 56 --variant plain residual" \
+	"attention.gpt --layers 6 --heads 6 --width 384 --context 256 --batch 64 --steps 5000 --dropout 0.2" \
+	"attention.translate --epochs 40 --dropout 0.3" "attention.seq2seq --epochs 10" "attention.bert" "attention.vit"; \
+	do echo "== $$command"; \
 	$(BIN)/python -m experiments.$$command --require gpu --out $$out; code=$$?; \
 	case $$code in 0|5) ;; *) exit $$code;; esac; done; \
-	for bench in mnist cifar10; do $(BIN)/python -m experiments.bench.$$bench --out $$out; done; \
+	for bench in mnist cifar10 attention; do $(BIN)/python -m experiments.bench.$$bench --out $$out; done; \
+	$(BIN)/python -m experiments.bench.attention --part gpt2 --out $$out; \
 	$(BIN)/python -m dlc.results $$(find $$out -name result.json -exec dirname {} +)
 
 results: .venv/.run

@@ -160,7 +160,7 @@ def train_bpe(texts: Iterable[str], size: int) -> BPE:
     return BPE(tokenizer)
 
 
-def load(folder: Path) -> Characters | BPE:
+def load(folder: str | Path) -> Characters | BPE:
     """What `save` wrote to `folder`, or what Hugging Face publishes there.
 
     That is tokenizer.json; or vocab.json and merges.txt, as beside GPT-2; or vocab.txt, as beside BERT, whose texts are
@@ -169,6 +169,7 @@ def load(folder: Path) -> Characters | BPE:
     Raises:
         UserError: there is none of these, or it is damaged.
     """
+    folder = Path(folder)
     for names, read in _FORMATS:
         paths = [folder / name for name in names]
         if not all(path.is_file() for path in paths):

@@ -138,7 +138,7 @@ def test_adam_follows_pytorch_step_by_step(norm_first, double, tolerance):
         ours = {**to_torch(state.params), "embedding": np.asarray(state.params["embed"]["embedding"])}
         assert ours.keys() == theirs.keys()
         for name, value in ours.items():
-            mine, other = np.array(value), np.array(theirs[name])
+            mine, other = np.asarray(value).copy(), np.asarray(theirs[name]).copy()
             if name.endswith("in_proj_bias"):  # no loss depends on the biases of keys, and Adam moves by the rounding
                 mine[D : 2 * D] = other[D : 2 * D] = 0
             np.testing.assert_allclose(mine, other, rtol=10 * tolerance, atol=10 * tolerance, err_msg=name)

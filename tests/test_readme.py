@@ -4,6 +4,12 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+
+from dlc import convert, tokens
+from dlc.models.gpt import GPT, GPTConfig
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -16,10 +22,18 @@ def test_importing_a_model_takes_six_lines():
     assert names["logits"].shape == (8, 10)
 
 
+def test_published_weights_write_on(tmp_path, capsys):
+    model = GPT(GPTConfig(vocab=270, context=64, layers=1, heads=2, width=8))
+    convert.save_gpt2(tmp_path, model, model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+    tokens.train_bpe(["Attention is all you need"], 270).save(tmp_path)
+    exec(PROGRAMS[1].replace("FOLDER", str(tmp_path)), {"jax": jax})
+    assert capsys.readouterr().out.startswith("Attention is")
+
+
 def test_an_experiment_of_ones_own_takes_thirty_lines(capsys):
-    assert len(PROGRAMS[1].splitlines()) <= 30
+    assert len(PROGRAMS[2].splitlines()) <= 30
     names = {}
-    exec(PROGRAMS[1], names)
+    exec(PROGRAMS[2], names)
     assert 0.03 < names["best"] < 3
     assert "the best of 200 learning rates" in capsys.readouterr().out
 

@@ -68,7 +68,7 @@ SMOKE = Config("python", vocab=400, layers=1, heads=2, width=32, context=32, ste
 def main(config: Config, run: Run) -> dict:
     if config.weights:
         model, params, tokenizer = language.known(
-            run, config.weights, "attention.bert", Config, network, optimizer, convert.load_bert
+            run, config.weights, "attention.bert", Config, network, optimizer, convert.load_bert_masked_lm
         )
         figures: dict = {}
     else:

@@ -43,7 +43,7 @@ gpu: .venv/.peers
 	"cifar10.record --target 96 --seeds 5 --dtype bfloat16" \
 	"cifar10.resnet --depth 20 32 44 56 110 --seeds 3 --warmup 400" \
 	"cifar10.resnet --depth 20 56 --variant plain residual" \
-	"attention.gpt --layers 6 --heads 6 --width 384 --context 256 --batch 64 --steps 5000 --dropout 0.2" \
+	"attention.gpt --layers 6 --heads 6 --width 384 --context 256 --batch 64 --steps 5000 --dropout 0.2 --evaluate-every 250" \
 	"attention.translate --epochs 40 --dropout 0.3" "attention.seq2seq --epochs 10" "attention.bert" "attention.vit"; \
 	do echo "== $$command"; \
 	$(BIN)/python -m experiments.$$command --require gpu --out $$out; code=$$?; \

@@ -16,10 +16,13 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from dlc import layers
+from dlc import cpu, layers
 from dlc.errors import UserError
 
 Mask = Bool[Array, "#B #N #T S"]
+
+# Tokens from which on halves pay on a CPU: 128 took 0.92 of the time of the whole training step on one core, 64 1.01.
+_LONG = 128
 
 
 class KeyValue(NamedTuple):
@@ -58,14 +61,24 @@ def attention(
     that may attend to nothing attends to everything alike. With K < N heads each serves N / K heads of queries that lie
     side by side. Softmax is float32.
 
-    On a GPU, in half precision, it is cuDNN's fused kernel, which never writes the weights to memory; elsewhere
-    `plain_attention`.
+    On a GPU, in half precision, it is cuDNN's fused kernel where that knows the sizes, which never writes the weights
+    to memory; elsewhere
+    `plain_attention`, on a CPU of two halves of a long causal text, which spares a quarter of the work.
 
     References: Vaswani et al. 2017, "Attention is all you need", equation 1; grouped queries are Ainslie et al. 2023.
     """
-    if jax.default_backend() == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16):
+    if _is_fused(query, key, mask):
         return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal, implementation="cudnn")
+    if causal and mask is None and cpu.is_default() and query.shape[1] == key.shape[1] >= _LONG:
+        return _in_halves(query, key, value)
     return plain_attention(query, key, value, causal=causal, mask=mask)
+
+
+def _is_fused(query: Array, key: Array, mask: Array | None) -> bool:
+    """Whether cuDNN's kernel is there and takes these sizes, as JAX checks them; Hopper alone takes wider heads."""
+    T, S, H = query.shape[1], key.shape[1], query.shape[3]
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    return jax.default_backend() == "gpu" and half and H % 8 == 0 and H <= 128 and (mask is None or T % 2 == S % 2 == 0)
 
 
 def plain_attention(
@@ -78,6 +91,14 @@ def plain_attention(
 ) -> Float[Array, "B T N H"]:
     """`attention` as the equation says it."""
     return weighted(attention_weights(query, key, causal=causal, mask=mask), value)
+
+
+def _in_halves(query: Array, key: Array, value: Array) -> Array:
+    """Causal `plain_attention` of a text to itself, whose first half does not even multiply with the second."""
+    T, half = query.shape[1], query.shape[1] // 2
+    first = plain_attention(query[:, :half], key[:, :half], value[:, :half], causal=True)
+    earlier = (jnp.arange(T)[None] <= jnp.arange(half, T)[:, None])[None, None]
+    return jnp.concatenate([first, plain_attention(query[:, half:], key, value, mask=earlier)], axis=1)
 
 
 def attention_weights(
@@ -107,7 +128,7 @@ class Attention(nn.Module):
     """Multi-head attention: project, attend in every head, put the heads side by side and project again.
 
     x attends to itself, or with `cross` to a memory. The weights of all heads lie in one kernel, [D, (N + 2 K) H] for
-    query, key and value in this order; with `cross` in two.
+    query, key and value in this order, and begin as one; with `cross` in two. (PyTorch begins them so, too.)
 
     The attention weights, [B, N, T, S], are sown as "weights" for whoever asks for them with
     `model.apply(variables, ..., mutable=["intermediates"])`.
@@ -148,6 +169,10 @@ class Attention(nn.Module):
             kernel_init=self.kernel_init,
             bias_init=nn.initializers.zeros,
         )
+        if self.cross and self.theta is not None:
+            raise UserError(
+                "rotary positions say how far places of one text are apart: cross-attention has no use for them"
+            )
         if self.cross:
             self.query, self.key_value = dense(self.width), dense(both)
         else:
@@ -175,7 +200,8 @@ class Attention(nn.Module):
     ) -> Any:
         """y [B, T, D]; with a `cache` (y, cache), where x stands at the places `at`, `at` + 1, ... and is put into it.
 
-        With `cross`, `memory` is what `read` has made of it.
+        With a cache it is causal in any case, and `at` + T must not go beyond the capacity, which nothing here can see.
+        With `cross`, `memory` is what `read` has made of it, and there is no cache.
         """
         if self.cross:
             assert memory is not None
@@ -221,6 +247,8 @@ def sinusoidal(places: Int[Array, " T"], width: int) -> Float[Array, "T D"]:
 
     References: Vaswani et al. 2017, section 3.5.
     """
+    if width % 2:
+        raise UserError(f"a sine and a cosine for every rate need an even width, not {width}")
     rates = jnp.exp(-math.log(10_000) * jnp.arange(width // 2) / (width // 2))
     angles = places[:, None] * rates[None]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
@@ -234,6 +262,8 @@ def rotary(x: Float[Array, "B T N H"], places: Int[Array, " T"], theta: float = 
     References: Su et al. 2021, "RoFormer", section 3.2.2, with the features paired as GPT-NeoX and Llama do.
     """
     half = x.shape[-1] // 2
+    if x.shape[-1] % 2:
+        raise UserError(f"rotary positions turn pairs of features: a head of width {x.shape[-1]} is not even")
     rates = theta ** (-jnp.arange(half) / half)
     angles = (places[:, None] * rates[None])[None, :, None, :]
     cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -72,6 +73,21 @@ def not_negative(config: Any, *names: str) -> None:
             raise UserError(f"--{name.replace('_', '-')} must not be negative, as {value} is")
 
 
+def share(config: Any, *names: str) -> None:
+    """Raises UserError unless each of these fields of `config` is a share: zero or greater, and less than one."""
+    for name in names:
+        if not 0 <= (value := getattr(config, name)) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 0 and less than 1, not {value}")
+
+
+def only(config: Any, given: str, *names: str) -> None:
+    """Raises UserError if a field of `config` is no default though, `given` another, only these have a meaning."""
+    default = type(config)()
+    if idle := [name for name in vars(config) if name not in names and getattr(config, name) != getattr(default, name)]:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        raise UserError(f"{flags} means nothing with {given}: leave it out")
+
+
 def differences(old: Any, new: Any) -> list[str]:
     """The flags in which two configurations differ, as `--lr 0.1 (not 0.2)`."""
     a, b = to_json(old), to_json(new)
@@ -79,8 +95,8 @@ def differences(old: Any, new: Any) -> list[str]:
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """The fields as JSON writes them (tuples become lists)."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    """The fields as JSON writes them: tuples become lists, and paths strings that hold from every folder."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=lambda path: str(path.absolute())))
 
 
 def save(folder: Path, name: str, config: Any, command: str) -> None:
@@ -97,7 +113,7 @@ def read(folder: Path) -> dict[str, Any]:
         if not all(isinstance(content[key], kind) for key, kind in kinds.items()):
             raise TypeError
     except OSError as error:
-        raise UserError(f"{folder} is not a run to resume: its config.json cannot be read ({error.strerror})") from None
+        raise UserError(f"{folder} is no folder of a run: its config.json cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{folder}/config.json is damaged; start a new run") from None
     return content
@@ -111,7 +127,14 @@ def load(folder: Path, name: str, kind: type) -> Any:
     fields = {field.name for field in dataclasses.fields(kind)}
     if unknown := set(content["config"]) ^ fields:
         raise UserError(f"{folder} was made by another version of the experiment: it differs in {sorted(unknown)}")
+    hints = typing.get_type_hints(kind)
+
+    def value(name: str, written: Any) -> Any:
+        if isinstance(written, list):
+            return tuple(written)
+        return Path(written) if isinstance(written, str) and Path in typing.get_args(hints[name]) else written
+
     try:
-        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in content["config"].items()})
+        return kind(**{name: value(name, written) for name, written in content["config"].items()})
     except TypeError:
         raise UserError(f"{folder}/config.json is damaged; start a new run") from None

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
@@ -21,7 +22,7 @@ Step = Callable[[Any, Any], tuple[Any, Any]]
 def sample(
     model: Any,
     params: Any,
-    prompt: Int[Array, "B P"],
+    prompt: Int[Array | np.ndarray, "B P"],
     key: Key[Array, ""],
     *,
     length: int,

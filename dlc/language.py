@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from dlc import checkpoint, plot, sequences, tokens, train
 from dlc import config as configs
 from dlc.data import text
+from dlc.errors import UserError
 from dlc.run import Run
 
 Tokenizer = tokens.Characters | tokens.BPE
@@ -35,7 +37,7 @@ def read(run: Run, dataset: str, file: Path | None, encoding: Literal["character
 
 def init(model: Any, tx: optax.GradientTransformation, key: Any) -> train.State:
     """The state before the first step."""
-    return train.init(model.init(key, np.ones((1, 1), np.int32))["params"], tx, key)
+    return train.init(model.init(key, jnp.ones((1, 1), jnp.int32))["params"], tx, key)
 
 
 def fit(
@@ -64,7 +66,7 @@ def fit(
         return forward(state.params, window)
 
     def measure(nll: Any) -> dict[str, Any]:
-        return {"validation_loss": np.nanmean(np.asarray(nll, np.float64))}
+        return {"validation_loss": float(np.nanmean(np.asarray(nll, np.float64)))}
 
     state, nll = run.fit(
         lambda key: init(model, tx, key),
@@ -96,7 +98,13 @@ def known(
     """
     if not _is_run(folder):
         model, variables = published(folder)
-        return model, variables["params"], tokens.load(folder)
+        tokenizer = tokens.load(folder if folder.is_dir() else folder.parent)
+        if tokenizer.size > model.config.vocab:
+            raise UserError(
+                f"the vocabulary in {folder} has {tokenizer.size:,} tokens and the model {model.config.vocab:,}: "
+                "they do not belong together"
+            )
+        return model, variables["params"], tokenizer
     config, tokenizer = configs.load(folder, name, kind), tokens.load(folder)
     model = network(config, tokenizer.size)
     state = checkpoint.newest(folder, init(model, optimizer(config), jax.random.key(0)), run.say)
@@ -105,15 +113,14 @@ def known(
 
 def stream(tokenizer: Tokenizer) -> Callable[[Any], None]:
     """A function that prints the tokens [1] it is called with, one after another, as far as they make whole letters."""
-    ids: list[int] = []
-    shown = 0
+    ids: list[int] = []  # those of a letter that is not whole yet
 
     def emit(token: Any) -> None:
-        nonlocal shown
         ids.append(int(token[0]))
-        whole = tokenizer.decode(ids).rstrip("\ufffd")
-        print(whole[shown:], end="", flush=True)
-        shown = max(shown, len(whole))
+        letters = tokenizer.decode(ids)
+        if not letters.endswith("\ufffd") or len(ids) > 4:  # a letter has four bytes at most
+            print(letters, end="", flush=True)
+            ids.clear()
 
     return emit
 

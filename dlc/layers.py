@@ -270,6 +270,8 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."], *, train: bool = False) -> Float[Array, "..."]:
+        if not 0 <= self.rate < 1:
+            raise UserError(f"dropout must be at least 0 and less than 1, not {self.rate}")
         if not (train and self.rate):
             return x
         words = jax.random.bits(self.make_rng("dropout"), (-(-x.size // 2),))

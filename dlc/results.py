@@ -15,7 +15,16 @@ from typing import Any
 from dlc import record
 from dlc.errors import UserError
 
-FIGURES = ("curves", "mistakes", "seconds", "figure6", "depth", "augmentations")  # those that pages show
+FIGURES = (
+    "curves",
+    "mistakes",
+    "seconds",
+    "figure6",
+    "depth",
+    "augmentations",
+    "alignment",
+    "rollout",
+)  # those that pages show
 BEGIN, END = "<!-- results: written by `make results` -->", "<!-- end of results -->"
 
 

@@ -14,6 +14,7 @@ seed); its last two lines are `if __name__ == "__main__": launch(main, Config(),
 import contextlib
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,7 +216,9 @@ class Run:
         """Saves a matplotlib figure as figures/<name>.png."""
         if self.folder:
             (self.folder / "figures").mkdir(exist_ok=True)
-            figure.savefig(self.folder / "figures" / f"{name}.png", bbox_inches="tight")
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Glyph .* missing from font")  # it draws a box, which says enough
+                figure.savefig(self.folder / "figures" / f"{name}.png", bbox_inches="tight")
 
     def text(self, name: str, content: str) -> None:
         """Saves a text as <name>.txt, whole or not at all."""

@@ -5,6 +5,7 @@ Shapes: N sequences, L length of a bucket, B sequences of a batch.
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -31,8 +32,8 @@ def bucketed(
     tokens: int,
     group: int,
     seed: int = 0,
-) -> tuple[train.BatchesOf, int]:
-    """Batches of pairs of about the same length, and how many make an epoch.
+) -> tuple[train.BatchesOf, int, int]:
+    """Batches of pairs of about the same length; how many make an epoch, on average; how many pairs are left out.
 
     A pair goes to the first of the `lengths` L that holds its source and what is read, or predicted, of its target (all
     but one token); its batches are {"source": [B, L], "target": [B, L + 1]} with B = `tokens` / L. `group` batches in a
@@ -40,23 +41,26 @@ def bucketed(
     and so is the order of the groups.
 
     The batches are a function `(first, count)` that stays within a group: `count` divides `group`, or is the rest of
-    it. Pairs longer than the last length are left out.
+    it. A bucket without pairs enough for one batch goes into the next longer one; left out are pairs longer than the
+    last length, and the rest if that does not fill a batch either.
 
     Raises UserError if no bucket has pairs enough for a batch.
     """
     needs = np.array([max(len(s), len(t) - 1) for s, t in zip(source, target, strict=True)])
     place = np.searchsorted(lengths, needs)
-    buckets = []
+    buckets: list[Any] = []
+    rows: list[int] = []
     for i, length in enumerate(lengths):
-        rows, size = np.flatnonzero(place == i).tolist(), max(1, tokens // length)
+        rows, size = [*rows, *np.flatnonzero(place == i).tolist()], max(1, tokens // length)
         if len(rows) < size:
-            continue  # too few for a batch of their own
+            continue
         arrays = {
             "source": padded([source[row] for row in rows], length),
             "target": padded([target[row] for row in rows], length + 1),
         }
         own = train.minibatches(len(rows), size, shuffle=True, seeds=(seed + 1000 * i,))
         buckets.append((arrays, own, max(1, round(len(rows) / size / group))))
+        rows = []
     if not buckets:
         raise UserError(f"{len(needs)} pairs do not fill a batch of {tokens} tokens: take smaller batches")
     turns = np.repeat(np.arange(len(buckets)), [groups for _, _, groups in buckets])
@@ -74,10 +78,10 @@ def bucketed(
         index = rows(before * group + within, count)
         return {name: array[index] for name, array in arrays.items()}
 
-    return batches, len(turns) * group
+    return batches, len(turns) * group, len(rows) + int((place == len(lengths)).sum())
 
 
-def windows(tokens: Int[np.ndarray, " N"], length: int) -> Int[np.ndarray, "W length+1"]:
+def windows(tokens: Int[np.ndarray, " N"], length: int) -> Int[np.ndarray, "W L"]:
     """The windows of `length` + 1 tokens that lie side by side; each begins with the last token of the one before it.
 
     So every token but the first is predicted once; what does not fill a window is left out. Raises UserError if that is

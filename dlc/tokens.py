@@ -68,7 +68,7 @@ class Characters:
 
     def pieces(self, ids: Ids) -> list[str]:
         """What to write at an axis for each id: the character, or the two of its escape."""
-        return [repr(character)[1:-1] for character in self.decode(ids)]
+        return [_shown(character) for character in self.decode(ids)]
 
     def save(self, folder: Path) -> None:
         """Writes `tokenizer.json` into `folder`, whole or not at all."""
@@ -127,7 +127,7 @@ class BPE:
             shown = [self.tokenizer.decode([i], skip_special_tokens=False) for i in each]
         else:
             shown = [self.tokenizer.id_to_token(i) for i in each]
-        return [piece.replace("\n", "\\n").replace("\t", "\\t") for piece in shown]
+        return [_shown(piece) for piece in shown]
 
     def save(self, folder: Path) -> None:
         """Writes `tokenizer.json` into `folder`, whole or not at all, in Hugging Face's format."""
@@ -219,6 +219,11 @@ _FORMATS: tuple[tuple[tuple[str, ...], Callable[..., Characters | BPE]], ...] = 
     (("vocab.json", "merges.txt"), _load_gpt2),
     (("vocab.txt",), _load_bert),
 )
+
+
+def _shown(piece: str) -> str:
+    """The piece with what no pen can write as its escape."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in piece)
 
 
 def _codes(text: str) -> np.ndarray:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.tree_util import Partial
-from jaxtyping import Array, Int, Key, PyTree
+from jaxtyping import Array, Int, Integer, Key, PyTree
 
 from dlc.errors import UserError
 
@@ -91,7 +91,7 @@ def on_device(step: Step, arrays: PyTree, augment: Callable[[Any, Any], Any] | N
     return Partial(indexed, _value(step), jax.device_put(arrays, may_alias=False))
 
 
-def windows(step: Step, tokens: Int[Array | np.ndarray, " N"], length: int) -> Step:
+def windows(step: Step, tokens: Integer[Array | np.ndarray, " N"], length: int) -> Step:
     """A step whose batch is the places `[B]` in a text at which windows begin: it sees {"tokens": [B, length + 1]}.
 
     The tokens are copied to the device once and stay there.

@@ -23,7 +23,6 @@ import optax
 from dlc import checkpoint, losses, metrics, plot, sequences, tokens, train
 from dlc.data import text
 from dlc.data.text import Pairs, Parallel
-from dlc.errors import UserError
 from dlc.generate import beam_search
 from dlc.run import Run
 
@@ -43,7 +42,7 @@ def vocabulary(pairs: Parallel, size: int) -> tokens.BPE:
 
 def init(model: Any, tx: optax.GradientTransformation, key: Any) -> train.State:
     """The state before the first step."""
-    some = np.full((1, 4), tokens.START, np.int32)
+    some = jnp.full((1, 4), tokens.START, jnp.int32)
     return train.init(model.init(key, some, some)["params"], tx, key)
 
 
@@ -54,7 +53,7 @@ def fit(
     model: Any,
     tx_of: Callable[[int], optax.GradientTransformation],
     *,
-    epochs: int | float,
+    epochs: int,
     batch: int,
     smoothing: float,
     seed: int,
@@ -69,10 +68,16 @@ def fit(
     if run.folder:
         tokenizer.save(run.folder)
     source, target = encoded(tokenizer, pairs.train)
-    batches, steps_per_epoch = sequences.bucketed(source, target, lengths=LENGTHS, tokens=batch, group=GROUP, seed=seed)
-    steps = max(GROUP, round(epochs * steps_per_epoch))
+    batches, steps_per_epoch, left_out = sequences.bucketed(
+        source, target, lengths=LENGTHS, tokens=batch, group=GROUP, seed=seed
+    )
+    if left_out:
+        run.say(
+            f"{left_out} of {len(source)} pairs are left out: they are longer than {LENGTHS[-1]} tokens, or too few"
+        )
+    steps = epochs * steps_per_epoch
     held_source, held_target = encoded(tokenizer, pairs.validation)
-    longest = min(max(map(len, [*held_source, *held_target])), LENGTHS[-1])
+    longest = max(map(len, [*held_source, *held_target]))
     held = (sequences.padded(held_source, longest), sequences.padded(held_target, longest + 1))
     tx = tx_of(steps)
 
@@ -85,7 +90,7 @@ def fit(
 
     def measure(outputs: Any) -> dict[str, Any]:
         nll, count = outputs
-        return {"validation_loss": np.sum(nll) / np.sum(count)}
+        return {"validation_loss": float(np.sum(nll) / np.sum(count))}
 
     state, outputs = run.fit(
         lambda key: init(model, tx, key),
@@ -110,15 +115,13 @@ def encoded(tokenizer: tokens.BPE, pairs: Pairs) -> tuple[list[np.ndarray], list
 
 
 def translator(
-    model: Any, params: Any, tokenizer: tokens.BPE, *, beams: int = 4, alpha: float = 0.6, batch: int = 32
+    run: Run, model: Any, params: Any, tokenizer: tokens.BPE, *, beams: int = 4, alpha: float = 0.6, batch: int = 32
 ) -> Callable[[Sequence[str]], list[str]]:
     """`sentences -> translations`, by beam search over batches of about the same length.
 
-    A translation ends at one and a half times the tokens of its bucket, and ten. Raises UserError (when called) for a
-    sentence that is longer than the last bucket.
+    A translation ends at one and a half times the tokens of its bucket, and ten.
     """
 
-    @jax.jit
     def search(params: Any, source: Any) -> Any:
         length = source.shape[1] * 3 // 2 + 10
         variables = {"params": params}
@@ -136,19 +139,17 @@ def translator(
 
     def translate(sentences: Sequence[str]) -> list[str]:
         source, _ = encoded(tokenizer, [(sentence, "") for sentence in sentences])
-        if too_long := [i for i, each in enumerate(source) if len(each) > LENGTHS[-1]]:
-            raise UserError(
-                f"a sentence of {len(source[too_long[0]])} tokens is too long, the longest may have {LENGTHS[-1]}: "
-                f"{sentences[too_long[0]][:60]!r}"
-            )
         found: list[str] = [""] * len(source)
-        place = np.searchsorted(LENGTHS, [len(each) for each in source])
-        for bucket in np.unique(place):
-            rows = np.flatnonzero(place == bucket)
-            for at in range(0, len(rows), batch):
-                some = np.resize(rows[at : at + batch], batch)  # the last batch is filled up with what it has
-                out = search(params, sequences.padded([source[row] for row in some], LENGTHS[bucket]))
-                for row, ids in zip(rows[at : at + batch], np.asarray(out), strict=False):
+        size = min(batch, len(source))
+        # What is longer than the last bucket goes to the next power of two.
+        lengths = np.array([next((L for L in LENGTHS if len(s) <= L), 1 << (len(s) - 1).bit_length()) for s in source])
+        for length in np.unique(lengths).tolist():
+            rows = np.flatnonzero(lengths == length)
+            for at in range(0, len(rows), size):
+                some = np.resize(rows[at : at + size], size)  # the last batch is filled up with what it has
+                array = sequences.padded([source[row] for row in some], length)
+                out = run.timed("translate", run.compiled(search, params, array), params, array)
+                for row, ids in zip(rows[at : at + size], np.asarray(out), strict=False):
                     found[row] = tokenizer.decode(ids)
         return found
 
@@ -166,7 +167,7 @@ def tested(run: Run, pairs: Parallel, translate: Callable[[Sequence[str]], list[
     The translations are saved as translations.txt, a line each.
     """
     source, reference = zip(*pairs.test, strict=True)
-    hypotheses = run.timed("translate", translate, source)
+    hypotheses = translate(source)
     bleu, run.facts["signature"] = metrics.bleu(hypotheses, reference)
     run.text("translations", "".join(line.replace("\n", " ") + "\n" for line in hypotheses))
     return {"bleu": bleu}

@@ -113,6 +113,24 @@ def test_attention_and_its_gradients_are_those_of_jax(case):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, theirs)
 
 
+@pytest.mark.parametrize("length", [128, 131])
+def test_a_long_causal_text_in_halves_equals_the_plain_form(length):
+    with jax.enable_x64(True):
+        *inputs, towards = drawn(
+            (2, length, 4, 8), (2, length, 2, 8), (2, length, 2, 8), (2, length, 4, 8), dtype=jnp.float64
+        )
+
+        def gradients(form):
+            return jax.jit(jax.value_and_grad(lambda inputs: jnp.sum(form(*inputs, causal=True) * towards)))
+
+        halves, plain = gradients(attention), gradients(plain_attention)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), halves(inputs), plain(inputs)
+        )
+        assert f"f64[2,4,{length},{length}]" not in halves.lower(inputs).as_text("hlo")
+        assert f"f64[2,4,{length},{length}]" in plain.lower(inputs).as_text("hlo")
+
+
 def test_attention_under_vmap_is_a_loop_and_forward_mode_agrees_with_reverse():
     inputs, how = operands(CASES["grouped"], jnp.float32)
     several = [jnp.stack([a, 2 * a, a + 1]) for a in inputs]
@@ -337,3 +355,32 @@ def test_dense_under_vmap_and_in_scan():
 
     mapped = jax.jit(jax.vmap(trained))(0.1 * kernels)
     np.testing.assert_allclose(mapped, jnp.stack([plainly(kernel) for kernel in 0.1 * kernels]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 7, 12, 16, 20])
+def test_todays_gpt_has_groups_that_divide_its_heads(heads):
+    model = modern(vocab=10, context=8, layers=1, heads=heads, width=8 * heads)
+    assert heads % model.config.kv_heads == 0
+    jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+
+
+def test_odd_widths_are_said():
+    with pytest.raises(UserError, match=r"need an even width, not 33$"):
+        sinusoidal(jnp.arange(3), 33)
+    with pytest.raises(UserError, match=r"a head of width 9 is not even$"):
+        rotary(jnp.zeros((1, 2, 1, 9)), jnp.arange(2))
+
+
+@pytest.mark.parametrize(
+    ("width", "masked", "tokens", "fused"),
+    [(64, False, 9, True), (64, True, 8, True), (64, True, 9, False), (4, False, 8, False), (256, False, 8, False)],
+)
+def test_cudnn_is_asked_for_what_it_has(monkeypatch, width, masked, tokens, fused):
+    asked = []
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, *_, **how: asked.append(how["implementation"]) or q)
+    x = jnp.ones((1, tokens, 2, width), jnp.bfloat16)
+    mask = jnp.ones((1, 1, tokens, tokens), bool) if masked else None
+    attention(x, x, x, mask=mask)
+    attention(x.astype(jnp.float32), *[x.astype(jnp.float32)] * 2, mask=mask)
+    assert asked == ["cudnn"] * fused

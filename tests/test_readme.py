@@ -26,7 +26,7 @@ def test_published_weights_write_on(tmp_path, capsys):
     model = GPT(GPTConfig(vocab=270, context=64, layers=1, heads=2, width=8))
     convert.save_gpt2(tmp_path, model, model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
     tokens.train_bpe(["Attention is all you need"], 270).save(tmp_path)
-    exec(PROGRAMS[1].replace("FOLDER", str(tmp_path)), {"jax": jax})
+    exec(PROGRAMS[1].replace("FOLDER", str(tmp_path)), {})
     assert capsys.readouterr().out.startswith("Attention is")
 
 

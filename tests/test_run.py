@@ -338,7 +338,7 @@ def test_resuming_with_another_configuration_says_which_value_differs(whole, fla
 
 
 def test_resuming_what_is_no_run_is_said(whole, tmp_path):
-    assert_refused(python(LINEAR[0], "--resume", tmp_path), "is not a run to resume")
+    assert_refused(python(LINEAR[0], "--resume", tmp_path), "is no folder of a run")
     other = python("experiments.mnist.mlp", "--resume", whole[0])
     assert_refused(other, "is a run of experiments.mnist.linear, not of experiments.mnist.mlp")
     folder = copy_of(whole, tmp_path)

@@ -2,15 +2,18 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from dlc import language, metrics, plot, sequences, tokens, train, translation
+from dlc import convert, language, metrics, plot, sequences, tokens, train, translation
 from dlc.data import text
 from dlc.errors import UserError
+from dlc.models.gpt import GPT, GPTConfig
 from dlc.models.transformer import Transformer, TransformerConfig
 from dlc.run import Run
 from experiments.attention import bert, gpt, seq2seq, translate
@@ -25,7 +28,8 @@ def pairs_of(lengths):
 
 def test_buckets_hold_what_fits_and_groups_have_one_shape():
     lengths = [3, 4, 5, 7, 8, 9, 15] * 40
-    batches, epoch = sequences.bucketed(*pairs_of(lengths), lengths=(6, 10), tokens=60, group=4, seed=1)
+    batches, epoch, left_out = sequences.bucketed(*pairs_of(lengths), lengths=(6, 10), tokens=60, group=4, seed=1)
+    assert left_out == 40  # those of 15 tokens
     seen, shapes = [], set()
     for at in range(0, epoch, 4):
         batch = batches(at, 4)
@@ -47,7 +51,7 @@ def test_buckets_hold_what_fits_and_groups_have_one_shape():
 def test_batches_are_a_function_of_the_step():
     source, target = pairs_of([3, 4, 8, 9] * 50)
     made = functools.partial(sequences.bucketed, source, target, lengths=(6, 10), tokens=60, group=4)
-    (one, epoch), (again, _), (other, _) = made(seed=0), made(seed=0), made(seed=1)
+    (one, epoch, _), (again, *_), (other, *_) = made(seed=0), made(seed=0), made(seed=1)
     at = 3 * epoch + 4
     assert (one(at, 4)["source"] == again(at, 4)["source"]).all()
     np.testing.assert_array_equal(one(at + 1, 2)["source"], one(at, 4)["source"][1:3])
@@ -55,6 +59,14 @@ def test_batches_are_a_function_of_the_step():
         one(i, 4)["source"].shape != other(i, 4)["source"].shape or (one(i, 4)["source"] != other(i, 4)["source"]).any()
         for i in range(0, epoch, 4)
     )
+
+
+def test_a_bucket_with_too_few_goes_into_the_next():
+    source, target = pairs_of([3] * 5 + [8] * 50 + [14] * 2)
+    batches, epoch, left_out = sequences.bucketed(source, target, lengths=(6, 10, 20), tokens=60, group=1)
+    seen = {int(n) for at in range(4 * epoch) for n in (batches(at, 1)["source"] != 0).sum(-1).ravel()}
+    assert seen == {3, 8}
+    assert left_out == 2  # at the end there is no next
 
 
 def test_no_bucket_has_enough():
@@ -87,7 +99,8 @@ def test_random_starts_reach_the_whole_text_and_depend_on_seed_and_step_alone():
 
 def test_windows_of_a_text_reach_the_step():
     step = train.windows(lambda state, batch: (state, batch), np.arange(30, dtype=np.uint16), 4)
-    _, batch = train.compiled(step)(jnp.zeros(()), jnp.array([0, 7]))
+    state = train.init(jnp.zeros(()), optax.sgd(0.1), jax.random.key(0))
+    _, batch = train.compiled(step)(state, jnp.array([0, 7]))
     assert batch["tokens"].tolist() == [[0, 1, 2, 3, 4], [7, 8, 9, 10, 11]]
 
 
@@ -95,7 +108,8 @@ def test_windows_of_a_text_reach_the_step():
 def trained():
     """A translator of numbers below a hundred that has hardly learnt, and the run that trained it."""
     numbers = [(text.english(n), text.french(n)) for n in range(100)]
-    pairs = text.Parallel("numbers", numbers * 8, numbers[:20], numbers[:20], "by rule")
+    several = [(" ".join([a] * n), " ".join([b] * n)) for n in (5, 8) for a, b in numbers[:50]]
+    pairs = text.Parallel("numbers", (numbers + several) * 8, numbers[:20], numbers[:20], "by rule")
     tokenizer = translation.vocabulary(pairs, 300)
     model, run = Transformer(TransformerConfig(tokenizer.size, 1, 2, 16, 32, 0.0, True)), Run()
     params, figures = translation.fit(
@@ -110,7 +124,10 @@ def test_a_run_compiles_a_handful_of_programs(trained):
     assert losses[-1] < losses[0]
     assert figures["validation_loss"] == run.history[-1]["validation_loss"]
     steps = [key for key in run.programs if key[2]]  # those that give their state away
-    assert 1 <= len(steps) <= len(translation.LENGTHS)
+    source, target = translation.encoded(trained[2], trained[1].train)
+    needs = {max(len(s), len(t) - 1) for s, t in zip(source, target, strict=True)}
+    buckets = set(np.searchsorted(translation.LENGTHS, sorted(needs)).tolist())
+    assert 3 <= len(steps) == len(buckets) <= len(translation.LENGTHS)
 
 
 def test_translating_compiles_once_for_each_bucket(trained):
@@ -122,18 +139,14 @@ def test_translating_compiles_once_for_each_bucket(trained):
             traces.append(method)
             return model.apply(*arguments, method=method)
 
-    translate = translation.translator(Counted(), params, tokenizer, beams=2, batch=8)
+    translate = translation.translator(Run(), Counted(), params, tokenizer, beams=2, batch=8)
     sentences = [source for source, _ in pairs.test]
     found = translate(sentences)
     assert traces.count("start") == 1
-    assert translate(sentences[:3]) == found[:3]  # in whatever company
+    assert translate(sentences[::-1]) == found[::-1]  # in whatever company
     assert traces.count("start") == 1
-    translate([sentences[0], " ".join(["seven"] * 15)])
+    translate([*sentences[:7], " ".join(["seven"] * 80)])  # longer than all buckets
     assert traces.count("start") == 2
-    with pytest.raises(
-        UserError, match=r"^a sentence of \d+ tokens is too long, the longest may have 64: 'seven seven"
-    ):
-        translate([" ".join(["seven"] * 80)])
 
 
 def test_bleu_is_a_percentage_with_a_signature():
@@ -154,10 +167,15 @@ def test_pictures_of_attention():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda: translate.Config(source="a.txt"), "--source and --target are two files"),
-        (lambda: seq2seq.Config(target="a.txt"), "--source and --target are two files"),
+        (lambda: translate.Config(source=Path("a.txt")), "--source and --target are two files"),
+        (lambda: seq2seq.Config(target=Path("a.txt")), "--source and --target are two files"),
         (lambda: gpt.Config(warmup=50, steps=50), "--warmup 50 is not less than the 50 --steps"),
         (lambda: gpt.Config(top_p=0.0), "--top-p must be greater than 0"),
+        (lambda: gpt.Config(top_p=1.5), "--top-p must be at most 1"),
+        (lambda: gpt.Config(prompt=""), "--prompt is empty"),
+        (lambda: bert.Config(rate=1.5), "--rate must be at least 0 and less than 1, not 1.5"),
+        (lambda: gpt.Config(weights=Path("run"), width=64, steps=5), "--width, --steps means nothing with --weights"),
+        (lambda: translate.Config(sentence=(" ",)), "a --sentence is empty"),
         (lambda: bert.Config(sentence="no mask here"), r"--sentence must have one \[MASK\], and 'no mask here' has 0"),
     ],
 )
@@ -189,7 +207,28 @@ def test_gpt_writes_on_with_what_a_run_has_learnt(tmp_path, capsys):
     with pytest.raises(
         UserError, match=r"is a run of experiments\.attention\.gpt, not of experiments\.attention\.bert"
     ):
-        language.known(later, tmp_path, "attention.bert", bert.Config, bert.network, bert.optimizer, None)
+        language.known(later, tmp_path, "attention.bert", bert.Config, bert.network, bert.optimizer, convert.load_bert)
+
+
+def test_a_configuration_comes_back_as_it_was(tmp_path, monkeypatch):
+    from dlc import config as configs
+
+    monkeypatch.chdir(tmp_path)
+    for module in (gpt, bert):
+        config = dataclasses.replace(module.SMOKE, text=Path("mine.txt"))
+        configs.save(tmp_path, "x", config, "")
+        assert configs.load(tmp_path, "x", module.Config) == dataclasses.replace(config, text=tmp_path / "mine.txt")
+    pair = translate.Config(source=Path("a"), target=tmp_path / "b", sentence=("one", "two"))
+    configs.save(tmp_path, "x", pair, "")
+    assert configs.load(tmp_path, "x", translate.Config) == dataclasses.replace(pair, source=tmp_path / "a")
+
+
+def test_weights_and_a_vocabulary_that_do_not_belong_together(tmp_path):
+    model = GPT(GPTConfig(vocab=265, context=8, layers=1, heads=1, width=8))
+    convert.save_gpt2(tmp_path, model, model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+    tokens.train_bpe(["to be or not to be, that is the question"], 270).save(tmp_path)
+    with pytest.raises(UserError, match=r"has 270 tokens and the model 265: they do not belong together$"):
+        gpt.main(gpt.Config(weights=tmp_path), Run())
 
 
 def test_a_run_that_has_not_trained_has_nothing_to_say(tmp_path):

@@ -30,7 +30,7 @@ CORPORA = ("tiny_shakespeare", "python")
 PARALLEL = ("multi30k", "numbers")
 OFFLINE = ("python", "numbers")  # need no download
 
-PYTHON_LIMIT = 4_000_000  # characters: four times tiny Shakespeare, and what every Python from 3.11 on has
+PYTHON_LIMIT = 4_000_000  # characters: four times tiny Shakespeare, and of what there is
 SHORTEST = 1000  # characters of a user's text
 FEWEST = 100  # pairs of a user's translations
 
@@ -142,6 +142,7 @@ def read(path: Path) -> Corpus:
         UserError: it cannot be read, is not UTF-8, or has fewer than 1,000 characters.
     """
     text, sha256 = _read(path)
+    text = text.replace("\r\n", "\n")
     if len(text) < SHORTEST:
         size = f"has only {len(text):,} characters" if text else "is empty"
         raise UserError(f"{path} {size}: a text to learn from needs {SHORTEST:,} at the very least")
@@ -254,7 +255,7 @@ def _read(path: Path) -> tuple[str, str]:
     try:
         content = path.read_bytes()
         sha256 = hashlib.sha256(content).hexdigest()[:12]
-        return (gzip.decompress(content) if path.suffix == ".gz" else content).decode(), sha256
+        return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig"), sha256
     except IsADirectoryError:
         raise UserError(f"{path} is a folder: name a file in it") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:

@@ -112,7 +112,9 @@ def gpt2_xl(**changes: Any) -> GPT:
 def modern(**changes: Any) -> GPT:
     """The size of GPT-2 small as it would be built today [2]."""
     today = {"positions": "rotary", "norm": "rms", "qk_norm": True, "activation": "swiglu", "use_bias": False}
-    return GPT(GPTConfig(**{**today, "kv_heads": changes.get("heads", 12) // 3 or None, **changes}))
+    heads = changes.get("heads", 12)
+    third = max(k for k in range(1, max(heads // 3, 1) + 1) if heads % k == 0)  # or the next fewer that divides
+    return GPT(GPTConfig(**{**today, "kv_heads": third, **changes}))
 
 
 class _Block(nn.Module):

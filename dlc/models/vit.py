@@ -35,7 +35,7 @@ class ViTConfig:
     heads: int = 12
     width: int = 768
     hidden: int | None = None  # of the feed-forward part: 4 width
-    dropout: float = 0.1  # behind every dense layer but those in and before attention
+    dropout: float = 0.1  # behind dense layers but query, key and value, and behind the positions
     epsilon: float = 1e-6  # of the norms
     dtype: Any = None
     param_dtype: Any = "float32"

@@ -24,7 +24,7 @@ import numpy as np
 import optax
 
 from dlc import convert, language, losses, optim, plot, tokens
-from dlc.config import not_negative, positive
+from dlc.config import not_negative, only, positive, share
 from dlc.errors import UserError
 from dlc.launch import launch
 from dlc.models.bert import BertConfig, BertMaskedLM
@@ -44,7 +44,7 @@ class Config:
     context: int = 64
     dropout: float = 0.1
     rate: float = 0.15  # of the tokens that are masked
-    steps: int = 3000
+    steps: int = 2000
     batch: int = 32
     lr: float = 2e-3
     warmup: float = 0.1  # the share of the steps in which the rate rises; then it falls to zero
@@ -54,8 +54,11 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights are float32
 
     def __post_init__(self) -> None:
-        positive(self, "vocab", "layers", "heads", "width", "context", "rate", "steps", "batch", "lr", "evaluate_every")
-        not_negative(self, "dropout", "warmup", "weight_decay", "seed")
+        positive(self, "vocab", "layers", "heads", "width", "context", "steps", "batch", "lr", "evaluate_every")
+        not_negative(self, "weight_decay", "seed")
+        share(self, "dropout", "warmup", "rate")
+        if self.weights:
+            only(self, "--weights", "weights", "sentence")
         if self.sentence.count("[MASK]") != 1:
             raise UserError(
                 f"--sentence must have one [MASK], and {self.sentence!r} has {self.sentence.count('[MASK]')}"
@@ -78,7 +81,7 @@ def main(config: Config, run: Run) -> dict:
         def forward(params: Any, window: Any) -> Any:
             key = jax.random.fold_in(jax.random.key(0), window.sum())  # the same places every time
             hidden, chosen = losses.mask_tokens(key, window, tokens.MASK, tokenizer.size, config.rate)
-            logits = model.apply({"params": params}, hidden)
+            logits = model.apply({"params": params}, hidden, mask=window != tokens.PAD)
             nll = losses.cross_entropy(logits.reshape(-1, tokenizer.size), window.reshape(-1))
             return jnp.where(chosen.reshape(-1), nll, jnp.nan).reshape(window.shape)
 

@@ -27,7 +27,7 @@ import numpy as np
 import optax
 
 from dlc import convert, generate, language, losses, optim, plot
-from dlc.config import not_negative, positive
+from dlc.config import not_negative, only, positive, share
 from dlc.errors import UserError
 from dlc.launch import launch
 from dlc.models.gpt import GPT, GPTConfig, modern
@@ -64,7 +64,12 @@ class Config:
 
     def __post_init__(self) -> None:
         positive(self, "layers", "heads", "width", "context", "steps", "batch", "lr", "evaluate_every", "top_p")
-        not_negative(self, "length", "temperature", "top_k", "dropout", "warmup", "weight_decay", "seed")
+        not_negative(self, "length", "temperature", "top_k", "warmup", "weight_decay", "seed")
+        share(self, "dropout", "beta2")
+        if self.weights:
+            only(self, "--weights", "weights", "prompt", "length", "temperature", "top_k", "top_p", "seed")
+        if self.top_p > 1 or not self.prompt:
+            raise UserError("--top-p must be at most 1" if self.prompt else "--prompt is empty: begin with a letter")
         if self.warmup >= self.steps:
             raise UserError(f"--warmup {self.warmup} is not less than the {self.steps} --steps")
 
@@ -80,6 +85,7 @@ def main(config: Config, run: Run) -> dict:
         figures: dict = {}
     else:
         tokenizer, learn, held = language.read(run, config.dataset, config.text, config.encoding, config.vocab)
+        tokenizer.encode(config.prompt)  # before the training, if a letter of it is unknown
         model = network(config, tokenizer.size)
 
         def forward(params: Any, window: Any) -> Any:
@@ -101,7 +107,7 @@ def write(config: Config, run: Run, model: GPT, params: Any, tokenizer: language
         run.say(f"the prompt has {prompt.size} tokens and the context {context}: the model reads the last of it")
     sample = partial(
         generate.sample, model, params, prompt, jax.random.key(config.seed), length=config.length,
-        temperature=config.temperature, top_k=config.top_k or None, top_p=config.top_p,
+        temperature=config.temperature, top_k=config.top_k or None, top_p=config.top_p if config.top_p < 1 else None,
     )  # fmt: skip
     print(config.prompt, end="")
     written = run.timed("generate", partial(sample, emit=language.stream(tokenizer)))

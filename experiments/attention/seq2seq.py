@@ -1,7 +1,7 @@
 """A recurrent network translates English into French, and learns by itself which word belongs to which.
 
-Claim: with attention a recurrent translator keeps its quality on long sentences, and its weights align the words as
-people would (figures 2 and 3).
+Claim: a recurrent translator that may look back at the source learns by itself to align words as people would (figure
+3).
 
 Source: Bahdanau, Cho, Bengio 2014, "Neural machine translation by jointly learning to align and translate",
 https://arxiv.org/abs/1409.0473. The captions are Multi30k's (Elliott et al. 2016 and 2017), test_2016_flickr; the
@@ -24,7 +24,7 @@ import optax
 
 from dlc import config as configs
 from dlc import optim, plot, tokens, translation
-from dlc.config import not_negative, positive
+from dlc.config import not_negative, only, positive, share
 from dlc.errors import UserError
 from dlc.launch import launch
 from dlc.models.seq2seq import Seq2Seq, Seq2SeqConfig
@@ -37,13 +37,13 @@ class Config:
     source: Path | None = None  # a text file of your own, a sentence a line, instead of the dataset,
     target: Path | None = None  # and its translation
     weights: Path | None = None  # the folder of a run that has trained: translate with what it has learnt
-    sentence: tuple[str, ...] = ()  # to be translated at the end; with --weights alone
+    sentence: tuple[str, ...] = ()  # to be translated at the end; with --weights nothing else is done then
     vocab: int = 4000
     embedding: int = 256
     width: int = 256  # of each direction of the encoder, and of the decoder
     maxout: int = 128
     dropout: float = 0.2
-    epochs: int = 10
+    epochs: int = 5
     batch: int = 1024  # tokens on either side
     lr: float = 2e-3
     warmup: float = 0.1  # the share of the steps in which the rate rises; then it falls to zero
@@ -55,7 +55,12 @@ class Config:
 
     def __post_init__(self) -> None:
         positive(self, "vocab", "embedding", "width", "maxout", "epochs", "batch", "lr", "beams")
-        not_negative(self, "dropout", "warmup", "smoothing", "alpha", "seed")
+        not_negative(self, "alpha", "seed")
+        share(self, "dropout", "warmup", "smoothing")
+        if self.weights:
+            only(self, "--weights", "weights", "sentence", "beams", "alpha", "dataset", "source", "target")
+        if not all(sentence.strip() for sentence in self.sentence):
+            raise UserError("a --sentence is empty: write one to translate")
         if (self.source is None) != (self.target is None):
             raise UserError("--source and --target are two files, a line of one translating that of the other")
 
@@ -83,13 +88,14 @@ def main(config: Config, run: Run) -> dict:
             epochs=config.epochs, batch=config.batch, smoothing=config.smoothing, seed=config.seed,
         )  # fmt: skip
 
-    translate = translation.translator(model, params, tokenizer, beams=config.beams, alpha=config.alpha)
+    translate = translation.translator(run, model, params, tokenizer, beams=config.beams, alpha=config.alpha)
     if pairs:
         figures |= translation.tested(run, pairs, translate)
     sentences = config.sentence or (pairs.test[0][0],)
-    for sentence, found in zip(sentences, translate(sentences), strict=True):
+    translations = translate(sentences)
+    for sentence, found in zip(sentences, translations, strict=True):
         run.say(f"{sentence}\n  -> {found}")
-    align(run, model, params, tokenizer, sentences[0], found=translate(sentences[:1])[0])
+    align(run, model, params, tokenizer, sentences[0], translations[0])
     return figures
 
 

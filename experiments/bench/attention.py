@@ -141,7 +141,8 @@ def torch_gpt(size: Size, compiled: bool = False) -> Callable[[], float]:
     from experiments.bench.gpt_torch import GPT, adamw, train_step
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_float32_matmul_precision("high")
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # what JAX does there unless told otherwise
     model: Any = GPT(**size.network, bias=size.bias).to(device)
     tokens = torch.from_numpy(size.tokens()).long().to(device)
     if size.part == "generate":

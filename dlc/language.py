@@ -111,6 +111,15 @@ def known(
     return model, state.params, tokenizer
 
 
+def attention(run: Run, model: Any, params: Any, tokenizer: Tokenizer, ids: Any) -> None:
+    """Draws what four heads of the last layer attend to in the tokens `ids` [1, T]: the figure "attention"."""
+    _, kept = model.apply({"params": params}, ids, mutable=["intermediates"])
+    (weights,) = kept["intermediates"][f"block{model.config.layers - 1}"]["attention"]["weights"]
+    pieces = tokenizer.pieces(ids[0])
+    heads = {f"head {i + 1}": np.asarray(head) for i, head in enumerate(weights[0, :4])}
+    run.figure("attention", plot.attention(heads, pieces, pieces))
+
+
 def stream(tokenizer: Tokenizer) -> Callable[[Any], None]:
     """A function that prints the tokens [1] it is called with, one after another, as far as they make whole letters."""
     ids: list[int] = []  # those of a letter that is not whole yet

@@ -1,6 +1,7 @@
 """Every experiment: runs its SMOKE, states its claim, and is a file of the agreed form."""
 
 import ast
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -47,8 +48,8 @@ def trains(experiment):
 def test_smoke(module, tmp_path):
     experiment = import_module(module)
     here = run.Run(tmp_path, console=Console(quiet=True))
-    figures = experiment.main(experiment.SMOKE, here)
-    here.close()
+    with contextlib.closing(here):
+        figures = experiment.main(experiment.SMOKE, here)
     assert figures
     result = here.finish(module, launch.claim_of(experiment), experiment.SMOKE, figures, "")
     assert json.loads((tmp_path / "result.json").read_text()) == result

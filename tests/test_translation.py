@@ -13,6 +13,7 @@ import pytest
 from dlc import convert, language, metrics, plot, sequences, tokens, train, translation
 from dlc.data import text
 from dlc.errors import UserError
+from dlc.models.bert import BertConfig, BertMaskedLM
 from dlc.models.gpt import GPT, GPTConfig
 from dlc.models.transformer import Transformer, TransformerConfig
 from dlc.run import Run
@@ -229,6 +230,22 @@ def test_weights_and_a_vocabulary_that_do_not_belong_together(tmp_path):
     tokens.train_bpe(["to be or not to be, that is the question"], 270).save(tmp_path)
     with pytest.raises(UserError, match=r"has 270 tokens and the model 265: they do not belong together$"):
         gpt.main(gpt.Config(weights=tmp_path), Run())
+
+
+def test_published_bert_guesses_a_word(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "how", "are", "you", "doing", "today", "?"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    model = BertMaskedLM(BertConfig(len(words), 12, layers=1, heads=1, width=8, hidden=8))
+    convert.save_bert(tmp_path, model, model.init(jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"])
+    said, run = [], Run()
+    run.say = said.append
+    assert bert.main(bert.Config(weights=tmp_path), run) == {}
+    sentence, *guesses = said
+    assert sentence == "How are you [MASK] today?"
+    assert len(guesses) == 5
+    assert all(guess.split()[1] in words for guess in guesses)
+    with pytest.raises(UserError, match="do not fit into a context of 12"):
+        bert.main(bert.Config(weights=tmp_path, sentence="how are you " * 4 + "[MASK]"), run)
 
 
 def test_a_run_that_has_not_trained_has_nothing_to_say(tmp_path):

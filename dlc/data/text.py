@@ -142,7 +142,6 @@ def read(path: Path) -> Corpus:
         UserError: it cannot be read, is not UTF-8, or has fewer than 1,000 characters.
     """
     text, sha256 = _read(path)
-    text = text.replace("\r\n", "\n")
     if len(text) < SHORTEST:
         size = f"has only {len(text):,} characters" if text else "is empty"
         raise UserError(f"{path} {size}: a text to learn from needs {SHORTEST:,} at the very least")

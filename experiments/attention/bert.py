@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dlc import convert, language, losses, optim, plot, tokens
+from dlc import convert, language, losses, optim, tokens
 from dlc.config import not_negative, only, positive, share
 from dlc.errors import UserError
 from dlc.launch import launch
@@ -99,24 +99,19 @@ def guess(run: Run, model: BertMaskedLM, params: Any, tokenizer: tokens.BPE, sen
     """Says the five words that the model holds most likely at the mask, and draws what its last layer looks at."""
     before, after = sentence.split("[MASK]")
     published = "[MASK]" in tokenizer.tokenizer.get_vocab()
-    start, mask, end = (
-        ([tokenizer.id("[CLS]")], tokenizer.id("[MASK]"), [tokenizer.id("[SEP]")])
-        if published
-        else ([], tokens.MASK, [])
-    )
+    mask = tokenizer.id("[MASK]") if published else tokens.MASK
+    start, end = ([tokenizer.id("[CLS]")], [tokenizer.id("[SEP]")]) if published else ([], [])
     # In our vocabularies the space before a word is a part of it, and so of what is masked.
     left, right = tokenizer.encode(before if published else before.rstrip()), tokenizer.encode(after)
-    ids = np.concatenate([start, left, [mask], right, end]).astype(np.int32)[None]
-    logits, kept = model.apply({"params": params}, ids, mutable=["intermediates"])
+    ids = jnp.concatenate([jnp.asarray(part, jnp.int32) for part in (start, left, [mask], right, end)])[None]
+    logits = model.apply({"params": params}, ids)
     place = len(start) + len(left)
     probability = np.asarray(jax.nn.softmax(logits[0, place]))
     best = probability.argsort()[::-1][:5]
     run.say(sentence)
     for piece, i in zip(tokenizer.pieces(best), best, strict=True):
         run.say(f"  {probability[i]:6.1%}  {piece.strip() or repr(piece)}")
-    (weights,) = kept["intermediates"][f"block{model.config.layers - 1}"]["attention"]["weights"]
-    heads = {f"head {i + 1}": np.asarray(head) for i, head in enumerate(weights[0, :4])}
-    run.figure("attention", plot.attention(heads, tokenizer.pieces(ids[0]), tokenizer.pieces(ids[0])))
+    language.attention(run, model, params, tokenizer, ids)
 
 
 def network(config: Config, vocab: int) -> BertMaskedLM:

@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
 import optax
 
-from dlc import convert, generate, language, losses, optim, plot
+from dlc import convert, generate, language, losses, optim
 from dlc.config import not_negative, only, positive, share
 from dlc.errors import UserError
 from dlc.launch import launch
@@ -114,13 +113,7 @@ def write(config: Config, run: Run, model: GPT, params: Any, tokenizer: language
     jax.effects_barrier()
     print("\n")
     run.text("written", tokenizer.decode(written[0]))
-
-    some = written[:, : min(context, 32)]
-    _, kept = model.apply({"params": params}, some, mutable=["intermediates"])
-    (weights,) = kept["intermediates"][f"block{model.config.layers - 1}"]["attention"]["weights"]
-    pieces = tokenizer.pieces(some[0])
-    heads = {f"head {i + 1}": np.asarray(head) for i, head in enumerate(weights[0, :4])}
-    run.figure("attention", plot.attention(heads, pieces, pieces))
+    language.attention(run, model, params, tokenizer, written[:, : min(context, 32)])
 
 
 def network(config: Config, vocab: int) -> GPT:

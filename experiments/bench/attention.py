@@ -215,7 +215,12 @@ def steps(config: Config) -> dict:
     rows = bench.step_rows(times, best(times))
     how = f"medians of {config.rounds} interleaved chunks of {CHUNK['steps']} steps"
     method = f"Training, {config.batch} windows of {config.context} tokens, float32, AdamW; {how}."
-    return {"bench": "attention.steps", "title": "One step of a small GPT", "method": method, "rows": rows}
+    return {
+        "bench": "attention.steps",
+        "title": f"One step of a small GPT, {config.batch} windows of {config.context} tokens",
+        "method": method,
+        "rows": rows,
+    }
 
 
 def generation(config: Config) -> dict:

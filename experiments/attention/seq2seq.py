@@ -59,7 +59,7 @@ class Config:
         not_negative(self, "alpha", "seed")
         share(self, "dropout", "warmup", "smoothing")
         if self.weights:
-            only(self, "--weights", "weights", "sentence", "beams", "alpha", "dataset", "source", "target")
+            only(self, "--weights", "weights", "sentence", "beams", "alpha", "source", "target")
         if not all(sentence.strip() for sentence in self.sentence):
             raise UserError("a --sentence is empty: write one to translate")
         if (self.source is None) != (self.target is None):
@@ -71,7 +71,8 @@ SMOKE = Config("numbers", vocab=400, embedding=32, width=32, maxout=32, epochs=1
 
 def main(config: Config, run: Run) -> dict:
     sizes = configs.load(config.weights, "attention.seq2seq", Config) if config.weights else config
-    pairs = None if config.weights and config.sentence else translation.pairs(sizes.dataset, sizes.source, sizes.target)
+    source, target = config.source or sizes.source, config.target or sizes.target
+    pairs = None if config.weights and config.sentence else translation.pairs(sizes.dataset, source, target)
     tokenizer = tokens.load(config.weights) if config.weights else translation.vocabulary(pairs, config.vocab)
     model = Seq2Seq(
         Seq2SeqConfig(tokenizer.size, sizes.embedding, sizes.width, sizes.maxout, sizes.dropout, sizes.dtype)

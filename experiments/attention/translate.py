@@ -61,7 +61,7 @@ class Config:
         not_negative(self, "alpha", "seed")
         share(self, "dropout", "warmup", "smoothing")
         if self.weights:
-            only(self, "--weights", "weights", "sentence", "beams", "alpha", "dataset", "source", "target")
+            only(self, "--weights", "weights", "sentence", "beams", "alpha", "source", "target")
         if not all(sentence.strip() for sentence in self.sentence):
             raise UserError("a --sentence is empty: write one to translate")
         if (self.source is None) != (self.target is None):
@@ -73,7 +73,8 @@ SMOKE = Config("numbers", vocab=400, layers=1, heads=2, width=32, hidden=64, epo
 
 def main(config: Config, run: Run) -> dict:
     sizes = configs.load(config.weights, "attention.translate", Config) if config.weights else config
-    pairs = None if config.weights and config.sentence else translation.pairs(sizes.dataset, sizes.source, sizes.target)
+    source, target = config.source or sizes.source, config.target or sizes.target
+    pairs = None if config.weights and config.sentence else translation.pairs(sizes.dataset, source, target)
     tokenizer = tokens.load(config.weights) if config.weights else translation.vocabulary(pairs, config.vocab)
     model = Transformer(
         TransformerConfig(

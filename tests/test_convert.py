@@ -271,9 +271,7 @@ def test_what_cannot_be_written_is_named(tmp_path):
     model, _, save = MODELS["gpt2"]
     params = weights(model)
     today = gpt.modern(vocab=40, context=12, layers=1, heads=2, width=16)
-    with pytest.raises(
-        convert.UserError, match="a GPT-2 has no kv_heads = 1: only its own parts can be read or writ"
-    ):
+    with pytest.raises(convert.UserError, match="a GPT-2 has no kv_heads = 1: only its own parts can be read or writ"):
         save(tmp_path / "new", today, weights(today))
     with pytest.raises(convert.UserError, match=r"not those of the model: block1/attention/out/bias, .* and \d+ more"):
         save(tmp_path / "new", model, {key: value for key, value in params.items() if key != "block1"})

@@ -8,13 +8,12 @@
 `python -m dlc.data` lists what is there; DLC_DATA moves the data directory.
 """
 
-import errno
 from pathlib import Path
 
 import numpy as np
 
 from dlc.data import cache, sources, tfds
-from dlc.data.dataset import DataDamaged, Dataset, DataUnavailable, Split, data_dir, say
+from dlc.data.dataset import DataDamaged, Dataset, DataUnavailable, Split, data_dir, say, usable
 from dlc.errors import UserError
 
 __all__ = ["NAMES", "OFFLINE", "DataDamaged", "DataUnavailable", "Dataset", "data_dir", "is_ready", "load"]
@@ -42,7 +41,7 @@ def load(name: str) -> Dataset:
     if name in OFFLINE:
         return _digits(name)
     root = data_dir()
-    try:
+    with usable(root):
         try:
             if kept := cache.read(root, name):
                 return kept
@@ -50,13 +49,6 @@ def load(name: str) -> Dataset:
             pass  # looked at again, and said, under the lock: another process may be about to mend it
         with cache.lock(root, name) as held:
             return _prepare(root, name, held)
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        mend = "free some space or" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that, or"
-        raise UserError(
-            f"the data directory {root} cannot be used: {error.strerror or error}{where}; "
-            f"{mend} set DLC_DATA to another directory"
-        ) from error
 
 
 def is_ready(name: str) -> bool:

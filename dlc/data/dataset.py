@@ -1,7 +1,10 @@
 """What a data set is, where it is kept, and the two ways in which it cannot be had."""
 
+import errno
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +52,20 @@ def data_dir() -> Path:
         return Path(moved).expanduser().absolute()
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "dlc" / "data"
+
+
+@contextmanager
+def usable(root: Path) -> Iterator[None]:
+    """Says in one sentence that the data directory `root` cannot be used, where the system says so inside."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        mend = "free some space or" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that, or"
+        raise UserError(
+            f"the data directory {root} cannot be used: {error.strerror or error}{where}; "
+            f"{mend} set DLC_DATA to another directory"
+        ) from error
 
 
 def say(line: str) -> None:

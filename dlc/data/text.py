@@ -8,21 +8,18 @@ Published files are looked for in `<data dir>/sources/<name>/` and kept there on
 read by `read` and `read_pairs`.
 """
 
-import errno
 import gzip
 import hashlib
 import platform
 import sysconfig
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from dlc.data import cache, tfds
-from dlc.data.dataset import DataDamaged, DataUnavailable, data_dir, readable, say
+from dlc.data.dataset import DataDamaged, DataUnavailable, data_dir, readable, say, usable
 from dlc.data.sources import Original, check
 from dlc.errors import UserError
 
@@ -280,7 +277,7 @@ def _originals(name: str) -> list[str]:
     """The content of each published file of `name`, checked and unpacked; those that are missing are had first."""
     root = data_dir()
     folder = root / "sources" / name
-    with _usable(root):
+    with usable(root):
         if missing(name):
             with cache.lock(root, name) as held:
                 _bring(root, name, held)
@@ -325,16 +322,3 @@ def _unavailable(root: Path, name: str, reason: str) -> DataUnavailable:
              "download.", "To bring it by hand, put"]  # fmt: skip
     lines += [f"  {o.url} ({readable(o.size)}) at {folder / o.file}" for o in missing(name)]
     return DataUnavailable("\n".join(lines), reason)
-
-
-@contextmanager
-def _usable(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        mend = "free some space or" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that, or"
-        raise UserError(
-            f"the data directory {root} cannot be used: {error.strerror or error}{where}; "
-            f"{mend} set DLC_DATA to another directory"
-        ) from error

@@ -1,0 +1,76 @@
+"""Photographs as arrays: from a file to uint8 [H, W, 3], and the resizing and cropping that come before a network.
+
+Shapes: H W height and width of an image, S the side of a square. Resizing is Pillow's bilinear one, which averages over
+all pixels that a pixel of a smaller image stands for (elsewhere called antialiasing), and rounds to uint8: what
+published weights were evaluated with.
+"""
+
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from dlc.errors import UserError
+
+Pixels = UInt8[np.ndarray, "H W 3"]
+
+
+def decode(file: Path | BinaryIO) -> Pixels:
+    """The image in a file, in red, green and blue, whatever it was saved in.
+
+    Greyscale becomes three equal channels, what is transparent lies on white, 16 bits become 8, and CMYK and palettes
+    are looked up. A photograph that its camera marked as lying on its side is turned; the first picture of an animation
+    is taken.
+
+    Raises UserError if there is no file, it is no image, or it is cut short.
+    """
+    name = file if isinstance(file, Path) else getattr(file, "name", "the file")
+    try:
+        with Image.open(file) as image:
+            return np.array(_rgb(ImageOps.exif_transpose(image)))
+    except FileNotFoundError:
+        raise UserError(f"there is no {name}: give the path of an image") from None
+    except IsADirectoryError:
+        raise UserError(f"{name} is a folder: give the path of an image in it") from None
+    except PermissionError:
+        raise UserError(f"{name} may not be read: change its permissions") from None
+    except Exception as error:  # on damaged files Pillow's readers end in errors of many kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{name} is no image that can be read, or is cut short: give a JPEG or PNG\n{reason}") from None
+
+
+def resize_shorter(image: Pixels, size: int) -> UInt8[np.ndarray, "h w 3"]:
+    """The image with its shorter side `size` long and the longer one in proportion, rounded down."""
+    height, width = image.shape[:2]
+    shorter = min(height, width)
+    return resize(image, (size * height // shorter, size * width // shorter))
+
+
+def resize(image: Pixels, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+    """The image in another height and width."""
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def centre_crop(image: Pixels, size: int) -> UInt8[np.ndarray, "S S 3"]:
+    """The square of side `size` in the middle; of an odd rest, half a pixel is rounded to the even side.
+
+    Raises UserError if the image is smaller.
+    """
+    height, width = image.shape[:2]
+    if min(height, width) < size:
+        raise UserError(f"a crop of {size}x{size} is larger than its image of {height}x{width}: resize that first")
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return image[top : top + size, left : left + size]
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # Pillow's own conversion would clip 16 bits at 255
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")

@@ -5,20 +5,20 @@ all pixels that a pixel of a smaller image stands for (elsewhere called antialia
 published weights were evaluated with.
 """
 
+from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dlc.errors import UserError
 
 Pixels = UInt8[np.ndarray, "H W 3"]
 
 
-def decode(file: Path | BinaryIO) -> Pixels:
-    """The image in a file, in red, green and blue, whatever it was saved in.
+def decode(file: Path | bytes) -> Pixels:
+    """The image in a file, given by its path or its content, in red, green and blue, whatever it was saved in.
 
     Greyscale becomes three equal channels, what is transparent lies on white, 16 bits become 8, and CMYK and palettes
     are looked up. A photograph that its camera marked as lying on its side is turned; the first picture of an animation
@@ -26,9 +26,9 @@ def decode(file: Path | BinaryIO) -> Pixels:
 
     Raises UserError if there is no file, it is no image, or it is cut short.
     """
-    name = file if isinstance(file, Path) else getattr(file, "name", "the file")
+    name = "this file" if isinstance(file, bytes) else file
     try:
-        with Image.open(file) as image:
+        with Image.open(BytesIO(file) if isinstance(file, bytes) else file) as image:
             return np.array(_rgb(ImageOps.exif_transpose(image)))
     except FileNotFoundError:
         raise UserError(f"there is no {name}: give the path of an image") from None
@@ -36,9 +36,11 @@ def decode(file: Path | BinaryIO) -> Pixels:
         raise UserError(f"{name} is a folder: give the path of an image in it") from None
     except PermissionError:
         raise UserError(f"{name} may not be read: change its permissions") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{name} is no image that can be read: give a JPEG or PNG") from None
     except Exception as error:  # on damaged files Pillow's readers end in errors of many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{name} is no image that can be read, or is cut short: give a JPEG or PNG\n{reason}") from None
+        raise UserError(f"{name} is damaged or cut short: fetch it again\n{reason}") from None
 
 
 def resize_shorter(image: Pixels, size: int) -> UInt8[np.ndarray, "h w 3"]:

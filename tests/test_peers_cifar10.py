@@ -14,7 +14,7 @@ import pytest
 
 from dlc import augment, data, losses, train
 from dlc.models.airbench import airbench94
-from dlc.models.resnet import cifar_resnet
+from dlc.models.resnet_cifar import cifar_resnet
 
 pytestmark = pytest.mark.peers
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: make peers")

@@ -1,17 +1,17 @@
-"""Residual networks for images of 32 x 32: the family of section 4.2 of [1], and what grew from it.
+"""Residual networks for ImageNet: table 1 of [1], and the plain networks that they are compared with.
 
-    cifar_resnet(depth=20)          6n + 2 layers, identity shortcuts (option A)
-    cifar_plain(depth=20)           the same layers without shortcuts
-    cifar_preact(depth=110)         pre-activation blocks [2]
-    wide_resnet(depth=28, factor=10)  few and wide pre-activation blocks [3]
-    cifar_resnet18()                the ImageNet network of 18 layers with a first layer for small images
+    resnet18()  resnet34()                 blocks of two 3x3 convolutions
+    resnet50()  resnet101()  resnet152()   blocks of 1x1, 3x3 and 1x1
+    plain18()   plain34()                  the layers of resnet18 and resnet34 without shortcuts
 
-Glossary: B batch, H W height and width, C channels, K classes, n blocks in a stage.
+The family for small images is in `resnet_cifar.py`.
+
+Glossary: B batch, H W height and width, C channels, K classes.
 
 References:
-    [1] He, Zhang, Ren, Sun 2015, "Deep residual learning for image recognition", section 4.2 and table 6.
-    [2] He, Zhang, Ren, Sun 2016, "Identity mappings in deep residual networks", figure 1b and appendix.
-    [3] Zagoruyko, Komodakis 2016, "Wide residual networks", table 1.
+    [1] He, Zhang, Ren, Sun 2015, "Deep residual learning for image recognition", table 1, figure 3, sections 3.3, 4.1.
+    [2] Goyal et al. 2017, "Accurate, large minibatch SGD: training ImageNet in 1 hour", section 5.1.
+    [3] He, Zhang, Ren, Sun 2015, "Delving deep into rectifiers", section 2.2.
 """
 
 from typing import Any, Literal
@@ -20,155 +20,136 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dlc import layers
-from dlc.errors import UserError
+from dlc import layers, pooling
 
-Shortcut = Literal["A", "B", "none"]
+Shortcut = Literal["A", "B", "C", "none"]
 
-he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # [1] follows He et al. 2015a
+# [1] says "as in [3]", where counting a kernel's inputs (equation 10) or its outputs (14) is as good. The programs that
+# weights were published with count its outputs.
+he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-class CifarResNet(nn.Module):
-    """A 3x3 convolution, stages of residual blocks of two 3x3 convolutions, global average pooling, a dense layer.
+class ResNet(nn.Module):
+    """A 7x7 convolution, pooling, four stages of residual blocks, global average pooling, a dense layer.
 
-    Stage i has `blocks[i]` blocks of `widths[i]` channels; from the second stage on its first block halves the image.
-    Where a block changes the shape, its shortcut takes every second pixel and adds channels of zeros (option A of [1])
-    or is a 1x1 convolution (B); elsewhere it is the identity. "none" has no shortcuts at all. With `preact` batch
-    normalisation and ReLU come before each convolution instead of behind it, and once more at the end.
+    Stage i has `blocks[i]` blocks of 64 2^i channels (four times as many behind a `bottleneck`); from the second stage
+    on its first block halves the image. What the paper leaves open or compares is a field:
 
-    Takes images [B, H, W, C], returns logits [B, K]; the batch statistics are in the collection "batch_stats".
+    `shortcut`, section 4.1: where a block changes the shape, its shortcut adds channels of zeros ("A") or is a
+    projection, a 1x1 convolution ("B", in all published weights); "C" has projections everywhere, "none" no shortcuts.
+    `stride_at`: the convolution of a bottleneck that halves the image. In [1] it is the first, "1x1" (section 3.4 and
+    the authors' models); in the weights that torchvision and timm publish it is the "3x3", known as V1.5, with 6 % more
+    operations in 50 layers. That is the default here, so that such weights fit.
+    `zero_norm`: the last batch norm of each block begins with a scale of zero [2], so that each block begins as its
+    shortcut; in [1] all begin with one.
+
+    Takes images [B, H, W, 3], in the paper of 224x224; returns logits [B, K]. The batch statistics are in the
+    collection "batch_stats".
     """
 
     blocks: tuple[int, ...]
-    widths: tuple[int, ...] = (16, 32, 64)
-    stem: int = 16
-    shortcut: Shortcut = "A"
-    preact: bool = False
-    num_classes: int = 10
+    bottleneck: bool = False
+    shortcut: Shortcut = "B"
+    stride_at: Literal["3x3", "1x1"] = "3x3"
+    zero_norm: bool = False
+    num_classes: int = 1000
     dtype: Any = None
     param_dtype: Any = "float32"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B K"]:
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = _conv3x3(self.stem, 1, **kinds, name="conv")(x)
-        if not self.preact:
-            x = nn.relu(layers.BatchNorm(**kinds, name="norm")(x, train=train))
-        block = _PreActBlock if self.preact else _Block
-        for i, (count, width) in enumerate(zip(self.blocks, self.widths, strict=True), 1):
+        fields = (self.bottleneck, self.shortcut, self.stride_at, self.zero_norm)
+        x = _conv(64, 7, 2, **kinds, name="conv1")(x)
+        x = nn.relu(layers.BatchNorm(**kinds, name="norm1")(x, train=train))
+        x = pooling.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        for i, count in enumerate(self.blocks, 1):
             for j in range(1, count + 1):
-                stride = 2 if i > 1 and j == 1 else 1
-                x = block(width, stride, self.shortcut, **kinds, name=f"stage{i}_block{j}")(x, train=train)
-        if self.preact:
-            x = nn.relu(layers.BatchNorm(**kinds, name="norm")(x, train=train))
+                width, stride = 32 * 2**i, 2 if i > 1 and j == 1 else 1
+                block = _Block(width, stride, *fields, **kinds, name=f"stage{i}_block{j}")
+                x = block(x, train=train)
         return layers.Dense(self.num_classes, **kinds, name="dense")(x.mean((1, 2)))
 
 
 class _Block(nn.Module):
-    """relu(shortcut(x) + norm(conv(relu(norm(conv(x))))))"""
+    """relu(shortcut(x) + f(x)), f being two or three convolutions, each with its norm, and a ReLU between them."""
 
     width: int
     stride: int
+    bottleneck: bool
     shortcut: Shortcut
+    stride_at: Literal["3x3", "1x1"]
+    zero_norm: bool
     dtype: Any
     param_dtype: Any
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w D"]:
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        y = _conv3x3(self.width, self.stride, **kinds, name="conv1")(x)
-        y = nn.relu(layers.BatchNorm(**kinds, name="norm1")(y, train=train))
-        y = _conv3x3(self.width, 1, **kinds, name="conv2")(y)
-        y = layers.BatchNorm(**kinds, name="norm2")(y, train=train)
-        if self.shortcut == "B" and x.shape != y.shape:
-            x = _conv1x1(self.width, self.stride, **kinds, name="shortcut")(x)
+        stride, wide = self.stride, 4 * self.width if self.bottleneck else self.width
+        if self.bottleneck:
+            first, second = (stride, 1) if self.stride_at == "1x1" else (1, stride)
+            steps = [(self.width, 1, first), (self.width, 3, second), (wide, 1, 1)]
+        else:
+            steps = [(self.width, 3, stride), (self.width, 3, 1)]
+
+        y = x
+        for i, (features, size, step) in enumerate(steps, 1):
+            last = i == len(steps)
+            scale = nn.initializers.zeros if last and self.zero_norm else nn.initializers.ones
+            y = _conv(features, size, step, **kinds, name=f"conv{i}")(y)
+            y = layers.BatchNorm(scale_init=scale, **kinds, name=f"norm{i}")(y, train=train)
+            y = y if last else nn.relu(y)
+
+        changes = stride > 1 or x.shape[-1] != wide
+        if self.shortcut == "none":
+            return nn.relu(y)
+        if self.shortcut == "C" or (self.shortcut == "B" and changes):
+            x = _conv(wide, 1, stride, **kinds, name="shortcut")(x)
             x = layers.BatchNorm(**kinds, name="shortcut_norm")(x, train=train)
-        elif self.shortcut == "A":
-            x = _zero_padded(x, self.width, self.stride)
-        return nn.relu(y if self.shortcut == "none" else y + x)
+        elif changes:
+            x = jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (0, wide - x.shape[-1])))
+        return nn.relu(y + x)
 
 
-class _PreActBlock(nn.Module):
-    """shortcut(x) + conv(relu(norm(conv(relu(norm(x))))))
-
-    A convolution as shortcut sees relu(norm(x)), as in [3] and in the appendix of [2].
-    """
-
-    width: int
-    stride: int
-    shortcut: Shortcut
-    dtype: Any
-    param_dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w D"]:
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        y = nn.relu(layers.BatchNorm(**kinds, name="norm1")(x, train=train))
-        if self.shortcut == "B" and (x.shape[-1] != self.width or self.stride > 1):
-            x = _conv1x1(self.width, self.stride, **kinds, name="shortcut")(y)
-        elif self.shortcut == "A":
-            x = _zero_padded(x, self.width, self.stride)
-        y = _conv3x3(self.width, self.stride, **kinds, name="conv1")(y)
-        y = nn.relu(layers.BatchNorm(**kinds, name="norm2")(y, train=train))
-        y = _conv3x3(self.width, 1, **kinds, name="conv2")(y)
-        return y if self.shortcut == "none" else y + x
+def _conv(features: int, size: int, stride: int, **kinds: Any) -> layers.Conv:
+    # "SAME" would pad a stride of 2 on the right alone; the papers' programs pad alike on every side.
+    pads = ((size // 2, size // 2),) * 2
+    return layers.Conv(
+        features, (size, size), (stride, stride), pads, use_bias=False, kernel_init=he_normal, **kinds
+    )  # fmt: skip
 
 
-def _conv3x3(width: int, stride: int, **kinds: Any) -> layers.Conv:
-    # "SAME" would pad a stride of 2 on the right alone; the papers' programs pad by one on every side.
-    pads = ((1, 1), (1, 1))
-    return layers.Conv(width, (3, 3), (stride, stride), pads, use_bias=False, kernel_init=he_normal, **kinds)
+def resnet18(**changes: Any) -> ResNet:
+    """11,689,512 parameters; 18 layers in table 1 of [1]. `changes` are fields of `ResNet`."""
+    return ResNet(**{"blocks": (2, 2, 2, 2), **changes})
 
 
-def _conv1x1(width: int, stride: int, **kinds: Any) -> layers.Conv:
-    return layers.Conv(width, (1, 1), (stride, stride), use_bias=False, kernel_init=he_normal, **kinds)
+def resnet34(**changes: Any) -> ResNet:
+    """21,797,672 parameters; 21,623,848 with shortcut="A", 22,716,840 with "C": tables 2 and 3 of [1]."""
+    return ResNet(**{"blocks": (3, 4, 6, 3), **changes})
 
 
-def _zero_padded(x: Array, width: int, stride: int) -> Array:
-    x = x[:, ::stride, ::stride]
-    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, width - x.shape[-1])))
+def resnet50(**changes: Any) -> ResNet:
+    """25,557,032 parameters; 50 layers in table 1 of [1], whose strides `stride_at="1x1"` has."""
+    return ResNet(**{"blocks": (3, 4, 6, 3), "bottleneck": True, **changes})
 
 
-def cifar_resnet(depth: int = 20, shortcut: Shortcut = "A", num_classes: int = 10, dtype: Any = None) -> CifarResNet:
-    """The network of 6n + 2 layers of section 4.2 of [1]; 269,722 parameters at depth 20, 1,727,962 at 110.
-
-    Raises UserError for another depth.
-    """
-    return CifarResNet((_blocks(depth, 2),) * 3, shortcut=shortcut, num_classes=num_classes, dtype=dtype)
+def resnet101(**changes: Any) -> ResNet:
+    """44,549,160 parameters; 101 layers in table 1 of [1]."""
+    return ResNet(**{"blocks": (3, 4, 23, 3), "bottleneck": True, **changes})
 
 
-def cifar_plain(depth: int = 20, num_classes: int = 10, dtype: Any = None) -> CifarResNet:
-    """The layers of `cifar_resnet` without shortcuts, which get worse as they get deeper: figure 6, left, of [1]."""
-    return cifar_resnet(depth, "none", num_classes, dtype)
+def resnet152(**changes: Any) -> ResNet:
+    """60,192,808 parameters; 152 layers in table 1 of [1]."""
+    return ResNet(**{"blocks": (3, 8, 36, 3), "bottleneck": True, **changes})
 
 
-def cifar_preact(depth: int = 110, num_classes: int = 10, dtype: Any = None) -> CifarResNet:
-    """`cifar_resnet` with full pre-activation: figure 1b of [2]. Raises UserError unless the depth is 6n + 2."""
-    return CifarResNet((_blocks(depth, 2),) * 3, preact=True, num_classes=num_classes, dtype=dtype)
+def plain18(**changes: Any) -> ResNet:
+    """11,515,688 parameters: resnet18 without shortcuts, figure 4, left, of [1]."""
+    return resnet18(**{"shortcut": "none", **changes})
 
 
-def wide_resnet(depth: int = 28, factor: int = 10, num_classes: int = 10, dtype: Any = None) -> CifarResNet:
-    """WRN-depth-factor of [3], without dropout: 36,479,194 parameters for WRN-28-10.
-
-    Raises UserError unless the depth is 6n + 4.
-    """
-    widths = (16 * factor, 32 * factor, 64 * factor)
-    return CifarResNet(
-        (_blocks(depth, 4),) * 3, widths, shortcut="B", preact=True, num_classes=num_classes, dtype=dtype
-    )
-
-
-def cifar_resnet18(num_classes: int = 10, dtype: Any = None) -> CifarResNet:
-    """ResNet-18 of table 1 of [1] for small images, the usual baseline on CIFAR-10: 11,173,962 parameters.
-
-    Its first layer is a 3x3 convolution of stride 1 instead of the 7x7 of stride 2 and the pooling behind it. The form
-    is not the paper's; it came from programs that people shared.
-    """
-    return CifarResNet((2,) * 4, (64, 128, 256, 512), stem=64, shortcut="B", num_classes=num_classes, dtype=dtype)
-
-
-def _blocks(depth: int, rest: int) -> int:
-    if depth < 6 + rest or (depth - rest) % 6:
-        few = ", ".join(str(6 * n + rest) for n in (1, 2, 3))
-        raise UserError(f"a depth of {depth} is not 6n + {rest}: choose one of {few}, ...")
-    return (depth - rest) // 6
+def plain34(**changes: Any) -> ResNet:
+    """21,623,848 parameters: resnet34 without shortcuts (figure 3), and worse than plain18: figure 4, left, of [1]."""
+    return resnet34(**{"shortcut": "none", **changes})

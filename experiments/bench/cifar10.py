@@ -48,7 +48,7 @@ def ours(part: str) -> Callable[[], float]:
 
     from dlc import losses, train
     from dlc.models.airbench import airbench94
-    from dlc.models.resnet import cifar_resnet
+    from dlc.models.resnet_cifar import cifar_resnet
     from dlc.whiten import whitening
     from experiments.cifar10 import record
 

@@ -29,7 +29,7 @@ from dlc import augment, classify, data, metrics, plot, train
 from dlc.config import not_negative, positive
 from dlc.errors import UserError
 from dlc.launch import launch
-from dlc.models import resnet
+from dlc.models import resnet_cifar
 from dlc.run import Run
 
 Variant = Literal["residual", "plain", "preact", "wide", "resnet18"]
@@ -67,13 +67,13 @@ class Config:
 SMOKE = Config(dataset="digits32", depth=(8,), variant=("plain", "residual"), iterations=100, batch=32)
 
 
-def network(config: Config, variant: Variant, depth: int, classes: int) -> resnet.CifarResNet:
+def network(config: Config, variant: Variant, depth: int, classes: int) -> resnet_cifar.CifarResNet:
     variants = {
-        "residual": resnet.cifar_resnet,
-        "plain": resnet.cifar_plain,
-        "preact": resnet.cifar_preact,
-        "wide": partial(resnet.wide_resnet, factor=config.factor),
-        "resnet18": lambda depth, **rest: resnet.cifar_resnet18(**rest),
+        "residual": resnet_cifar.cifar_resnet,
+        "plain": resnet_cifar.cifar_plain,
+        "preact": resnet_cifar.cifar_preact,
+        "wide": partial(resnet_cifar.wide_resnet, factor=config.factor),
+        "resnet18": lambda depth, **rest: resnet_cifar.cifar_resnet18(**rest),
     }
     if variant == "resnet18" and depth != 18:
         raise UserError(f"resnet18 has 18 layers, not {depth}: add --depth 18")

@@ -1,9 +1,10 @@
-"""What three or more models share: dense layers, convolution, max-pooling, batch norm: functions and Linen modules.
+"""What three or more models share: dense layers, convolution, batch norm, dropout: functions and Linen modules.
 
 Shapes: B batch, H W height and width, h w the same after the layer, C channels, KH KW height and width of a kernel,
-I O its input and output channels (I = C), D features. Images are NHWC, [B, H, W, C]; kernels HWIO, [KH, KW, I, O].
+I O its input channels (those of one group) and output channels, D features. Images are NHWC, [B, H, W, C]; kernels
+HWIO, [KH, KW, I, O].
 
-Every function here gives one result in one of two forms. The plain form (`plain_conv`, `plain_max_pool`,
+Every function here gives one result in one of two forms. The plain form (`plain_conv`,
 `plain_batch_norm`) is XLA's own and is what runs on GPU and TPU. On a CPU XLA's convolution is slow (its gradients,
 inside `lax.scan`, up to sixty times slower still), and so is the gradient of its pooling; there all but large images
 take a form made of one matrix product and reductions, or one of `dlc/cpu.py`. The choice is made while compiling, so
@@ -17,7 +18,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 from jax import lax
@@ -25,7 +25,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
-from dlc import cpu
+from dlc import cpu, pooling
 from dlc.errors import UserError
 
 Padding = str | Sequence[tuple[int, int]]
@@ -56,47 +56,45 @@ def conv(
     *,
     strides: tuple[int, int] = (1, 1),
     padding: Padding = "VALID",
+    groups: int = 1,
+    dilation: tuple[int, int] = (1, 1),
 ) -> Shaped[Array, "B h w O"]:
     """Convolution as the field uses the word, that is cross-correlation.
 
-    y[b, i, j, o] = sum over u, v, c of x[b, i s + u, j t + v, c] kernel[u, v, c, o], the strides being (s, t).
+    y[b, i, j, o] = sum over u, v, c of x[b, i s + u, j t + v, c] kernel[u, v, c, o], the strides being (s, t). With
+    `groups` the channels of input and output are parted into so many, and each group of outputs sees its own of inputs
+    alone; with a `dilation` of (d, e) it is x[b, i s + u d, j t + v e, c].
 
     On a CPU float32 and float64 kernels of 3x3, stride 1 and 16 channels or more have reverse mode alone; `plain_conv`
     has `jax.jvp` too, and so has every GPU and TPU.
 
     Raises UserError when the kernel is larger than the padded image or made for another number of channels.
     """
-    size = kernel.shape[:2]
+    size = tuple((n - 1) * d + 1 for n, d in zip(kernel.shape[:2], dilation, strict=True))
     rows, columns = lax.padtype_to_pads(x.shape[1:3], size, strides, padding) if isinstance(padding, str) else padding
     pads = ((rows[0], rows[1]), (columns[0], columns[1]))
     padded = tuple(n + sum(pad) for n, pad in zip(x.shape[1:3], pads, strict=True))
-    _check("kernel", size, padded, kernel.shape[2], x.shape[3])
-    plain = functools.partial(plain_conv, strides=strides, padding=pads)
+    _check("kernel", size, padded, kernel.shape[2] * groups, x.shape[3])
+    plain = functools.partial(plain_conv, strides=strides, padding=pads, groups=groups, dilation=dilation)
+    if dilation != (1, 1):
+        return plain(x, kernel)
+    if groups > 1:
+        of_a_group = functools.partial(conv, strides=strides, padding=pads)
+
+        def parted(x: Array, kernel: Array) -> Array:
+            pairs = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
+            return jnp.concatenate([of_a_group(*pair) for pair in pairs], -1)
+
+        return lax.platform_dependent(x, kernel, cpu=parted, default=plain)
     if cpu.has_conv3x3(x, kernel, strides, pads):
         return lax.platform_dependent(x, kernel, cpu=functools.partial(cpu.conv3x3, pads=pads), default=plain)
-    if math.prod(_count(padded, size, strides)) * math.prod(kernel.shape[:3]) > _LARGEST_GATHER:
+    if math.prod(pooling.count(padded, size, strides)) * math.prod(kernel.shape[:3]) > _LARGEST_GATHER:
         return plain(x, kernel)
 
     def gemm(x: Array, kernel: Array) -> Array:
         return _correlate(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel, strides)
 
     return lax.platform_dependent(x, kernel, cpu=gemm, default=plain)
-
-
-def max_pool(x: Shaped[Array, "B H W C"], window: tuple[int, int]) -> Shaped[Array, "B h w C"]:
-    """Maximum over windows that lie side by side; rows and columns that do not fill one are dropped.
-
-    Of equal maxima the first, row by row, receives the gradient, as in PyTorch.
-
-    Raises UserError when the window is larger than the image.
-    """
-    _check("pooling window", window, x.shape[1:3])
-
-    def reduce(x: Array) -> Array:
-        (p, q), (h, w) = window, _count(x.shape[1:3], window, window)
-        return _window_max(x[:, : h * p, : w * q].reshape(-1, h, p, w, q, x.shape[3]))
-
-    return lax.platform_dependent(x, cpu=reduce, default=functools.partial(plain_max_pool, window=window))
 
 
 def conv_max_pool(
@@ -118,19 +116,19 @@ def conv_max_pool(
     (p, q), (kh, kw, channels, features) = window, kernel.shape
     image, tile = x.shape[1:3], (kh + p - 1, kw + q - 1)
     _check("kernel", (kh, kw), image, channels, x.shape[3])
-    _check("pooling window", window, _count(image, (kh, kw), (1, 1)))
+    _check("pooling window", window, pooling.count(image, (kh, kw), (1, 1)))
     bias = bias.reshape(1, 1, 1, -1)
-    if math.prod(_count(image, tile, window)) * math.prod(tile) * channels > _LARGEST_GATHER:
-        return max_pool(conv(x, kernel) + bias, window)
+    if math.prod(pooling.count(image, tile, window)) * math.prod(tile) * channels > _LARGEST_GATHER:
+        return pooling.max_pool(conv(x, kernel) + bias, window)
 
     def gemm(x: Array, kernel: Array) -> Array:
         shifts = [((i, p - 1 - i), (j, q - 1 - j), (0, 0), (0, 0)) for i in range(p) for j in range(q)]
         kernels = jnp.stack([jnp.pad(kernel, shift) for shift in shifts], axis=3)
         y = _correlate(x, kernels.reshape(*tile, channels, p * q * features), window)
-        return _first_max(y.reshape(*y.shape[:3], p * q, features), (3,))
+        return pooling.first_max(y.reshape(*y.shape[:3], p * q, features), (3,))
 
     def plain(x: Array, kernel: Array) -> Array:
-        return plain_max_pool(plain_conv(x, kernel), window)
+        return pooling.plain_max_pool(plain_conv(x, kernel), window)
 
     # A maximum commutes with adding a constant, and after it there is less to add to.
     return lax.platform_dependent(x, kernel, cpu=gemm, default=plain) + bias
@@ -142,14 +140,14 @@ def plain_conv(
     *,
     strides: tuple[int, int] = (1, 1),
     padding: Padding = "VALID",
+    groups: int = 1,
+    dilation: tuple[int, int] = (1, 1),
 ) -> Shaped[Array, "B h w O"]:
     """`conv` by XLA's own convolution."""
-    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-def plain_max_pool(x: Shaped[Array, "B H W C"], window: tuple[int, int]) -> Shaped[Array, "B h w C"]:
-    """`max_pool` by XLA's own windowed reduction."""
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *window, 1), "VALID")
+    return lax.conv_general_dilated(
+        x, kernel, strides, padding, rhs_dilation=dilation, dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )  # fmt: skip
 
 
 def dense(x: Shaped[Array, "*B D"], kernel: Shaped[Array, "D O"]) -> Shaped[Array, "*B O"]:
@@ -188,6 +186,8 @@ class Conv(nn.Module):
     strides: tuple[int, int] = (1, 1)
     padding: Padding = "VALID"
     use_bias: bool = True
+    groups: int = 1
+    dilation: tuple[int, int] = (1, 1)
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     kernel_init: Initializer = fan_in_uniform()
@@ -195,8 +195,12 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Shaped[Array, "B H W C"]) -> Shaped[Array, "B h w {self.features}"]:
-        x, kernel, *bias = _operands(self, x, (*self.kernel_size, x.shape[-1]), self.use_bias)
-        y = conv(x, kernel, strides=self.strides, padding=self.padding)
+        if x.shape[-1] % self.groups or self.features % self.groups:
+            raise UserError(
+                f"{self.groups} groups do not divide {x.shape[-1]} input and {self.features} output channels"
+            )
+        x, kernel, *bias = _operands(self, x, (*self.kernel_size, x.shape[-1] // self.groups), self.use_bias)
+        y = conv(x, kernel, strides=self.strides, padding=self.padding, groups=self.groups, dilation=self.dilation)
         return y + bias[0].reshape(1, 1, 1, -1) if bias else y
 
 
@@ -327,7 +331,7 @@ def _operands(
 def _correlate(x: Array, kernel: Array, strides: tuple[int, int]) -> Array:
     """`plain_conv` without padding, by gathering every window into a row of one matrix."""
     (kh, kw, _, features), (s, t) = kernel.shape, strides
-    h, w = _count(x.shape[1:3], (kh, kw), strides)
+    h, w = pooling.count(x.shape[1:3], (kh, kw), strides)
     if h * w <= kh * kw:  # the fewer and longer copies
         windows = [x[:, i * s : i * s + kh, j * t : j * t + kw] for i in range(h) for j in range(w)]
         rows = jnp.stack(windows, axis=1)
@@ -354,75 +358,9 @@ def _matmul_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> 
     return a @ b, da @ b + at.T @ db
 
 
-@jax.custom_jvp
-def _window_max(x: Array) -> Array:
-    """`jnp.max(x, (2, 4))` of [B, h, p, w, q, C], whose gradient goes to the first maximum, row by row."""
-    return jnp.max(x, (2, 4))
-
-
-@_window_max.defjvp
-def _window_max_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    (largest, _), (dlargest, _) = jax.jvp(_max_and_place, primals, tangents)
-    return largest, dlargest
-
-
-@jax.custom_jvp
-def _max_and_place(x: Array) -> tuple[Array, Array]:
-    """The first maximum of each window, which is NaN where there is one, and its place, counted row by row."""
-
-    def larger(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
-        above = (b[0] > a[0]) | (jnp.isnan(b[0]) & ~jnp.isnan(a[0]))
-        second = above | ((b[0] == a[0]) & (b[1] < a[1]))
-        return jnp.where(second, b[0], a[0]), jnp.where(second, b[1], a[1])
-
-    places = _places(x)
-    start = (jnp.array(-jnp.inf, x.dtype), jnp.array(places.size, jnp.int32))
-    return lax.reduce((x, jnp.broadcast_to(places, x.shape)), start, larger, (2, 4))
-
-
-@_max_and_place.defjvp
-def _max_and_place_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
-    (x,), (dx,) = primals, tangents
-    largest, first = _max_and_place(x)
-    dlargest = jnp.sum(jnp.where(_places(x) == first[:, :, None, :, None], dx, 0), (2, 4))
-    return (largest, first), (dlargest, np.zeros(first.shape, jax.dtypes.float0))
-
-
-def _places(x: Array) -> Array:
-    p, q = x.shape[2], x.shape[4]
-    return jnp.arange(p * q, dtype=jnp.int32).reshape(1, 1, p, 1, q, 1)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _first_max(x: Array, axes: tuple[int, ...]) -> Array:
-    """`jnp.max(x, axes)` of a matrix product, whose gradient goes to the first maximum.
-
-    Faster than finding value and place in one reduction, but only for what XLA will not compute twice: a second time
-    the maximum may differ in its last bit, and then no place has it.
-    """
-    return jnp.max(x, axes)
-
-
-@_first_max.defjvp
-def _first_max_jvp(axes: tuple[int, ...], primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    (x,), (dx,) = primals, tangents
-    sizes = [n if axis in axes else 1 for axis, n in enumerate(x.shape)]
-    position = jnp.arange(math.prod(sizes), dtype=jnp.int32).reshape(sizes)
-    largest = jnp.max(x, axes, keepdims=True)
-    # Reductions, because XLA would compute an unrolled argmax again inside everything that reads it.
-    first = jnp.min(jnp.where(x == largest, position, position.size), axes, keepdims=True)
-    return jnp.squeeze(largest, axes), jnp.sum(jnp.where(first == position, dx, 0), axes)
-
-
-def _count(image: Sequence[int], size: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
-    """How many windows fit, down and across."""
-    return tuple((n - k) // s + 1 for n, k, s in zip(image, size, strides, strict=True))
-
-
 def _check(
     name: str, size: Sequence[int], image: Sequence[int], channels: int | None = None, image_channels: int | None = None
 ) -> None:
-    if any(k > n for k, n in zip(size, image, strict=True)):
-        raise UserError(f"a {name} of {size[0]}x{size[1]} is larger than its image of {image[0]}x{image[1]}")
+    pooling.check_size(name, size, image)
     if channels != image_channels:
         raise UserError(f"a {name} for {channels} channels cannot read an image of {image_channels}")

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from dlc import cpu, layers
+from dlc import cpu, layers, pooling
 
 
 def plain_conv_max_pool(x, kernel, bias, window):
-    return layers.plain_max_pool(layers.plain_conv(x, kernel) + bias.reshape(1, 1, 1, -1), window)
+    return pooling.plain_max_pool(layers.plain_conv(x, kernel) + bias.reshape(1, 1, 1, -1), window)
 
 
 # name -> (image, kernel, fast form, plain form): the shapes of the lecture's network, of LeNet-5, and awkward ones.
@@ -130,12 +130,12 @@ def test_a_layer_of_many_channels_under_vmap_and_in_scan():
 @pytest.mark.parametrize("case", POOLS)
 def test_max_pool_equals_the_plain_one(case, ties, dtype, tolerance):
     image, window = POOLS[case]
-    fast, plain = (functools.partial(f, window=window) for f in (layers.max_pool, layers.plain_max_pool))
+    fast, plain = (functools.partial(f, window=window) for f in (pooling.max_pool, pooling.plain_max_pool))
     assert_same(fast, plain, arrays(image, ties=ties, dtype=dtype), tolerance)
 
 
 def test_of_equal_maxima_the_first_gets_the_gradient():
-    gradient = jax.grad(lambda x: layers.max_pool(x, (2, 2)).sum())(jnp.ones((1, 4, 4, 1)))
+    gradient = jax.grad(lambda x: pooling.max_pool(x, (2, 2)).sum())(jnp.ones((1, 4, 4, 1)))
     np.testing.assert_array_equal(gradient[0, :, :, 0], np.tile([[1, 0], [0, 0]], (2, 2)))
 
 
@@ -179,7 +179,7 @@ def test_inside_scan():
 
 def test_the_lectures_max_pool():
     image = jnp.array([[1, 2, 3, 1], [1, 1, 1, 1], [2, 3, 1, 6], [8, 1, 4, 5]], jnp.float32)
-    np.testing.assert_array_equal(layers.max_pool(image[None, :, :, None], (2, 2))[0, :, :, 0], [[2, 3], [8, 6]])
+    np.testing.assert_array_equal(pooling.max_pool(image[None, :, :, None], (2, 2))[0, :, :, 0], [[2, 3], [8, 6]])
 
 
 def test_the_lectures_convolution():
@@ -200,7 +200,7 @@ def test_a_convolution_is_a_banded_matrix():
 
 def training_gradient(x, kernel, bias, kernel2):
     def loss(kernel, bias, kernel2):
-        return jnp.square(layers.max_pool(layers.conv(layers.conv_max_pool(x, kernel, bias, (3, 3)), kernel2), (2, 2)))
+        return jnp.square(pooling.max_pool(layers.conv(layers.conv_max_pool(x, kernel, bias, (3, 3)), kernel2), (2, 2)))
 
     return jax.grad(lambda *p: loss(*p).sum(), (0, 1, 2))(kernel, bias, kernel2)
 
@@ -229,7 +229,7 @@ def test_elsewhere_the_plain_program_runs(platform):
     [
         (lambda: layers.conv(jnp.ones((1, 4, 4, 1)), jnp.ones((5, 5, 1, 1))), ["5x5", "4x4"]),
         (lambda: layers.conv(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 2, 1))), ["2 channels", "1"]),
-        (lambda: layers.max_pool(jnp.ones((1, 4, 2, 1)), (3, 3)), ["3x3", "4x2"]),
+        (lambda: pooling.max_pool(jnp.ones((1, 4, 2, 1)), (3, 3)), ["3x3", "4x2"]),
         (lambda: layers.conv_max_pool(jnp.ones((1, 4, 4, 1)), jnp.ones((5, 5, 1, 1)), jnp.ones(1), (2, 2)), ["5x5"]),
         (lambda: layers.conv_max_pool(jnp.ones((1, 6, 6, 1)), jnp.ones((5, 5, 1, 1)), jnp.ones(1), (3, 3)), ["2x2"]),
         (lambda: layers.conv_max_pool(jnp.ones((1, 8, 8, 3)), jnp.ones((5, 5, 1, 1)), jnp.ones(1), (2, 2)), ["3"]),
@@ -299,7 +299,7 @@ def test_the_gradient_of_a_pool_survives_what_is_computed_twice(channels):
 
     bias = jnp.zeros(channels)
     fast, plain = (
-        jax.jit(jax.grad(functools.partial(loss, f)))(bias) for f in (layers.max_pool, layers.plain_max_pool)
+        jax.jit(jax.grad(functools.partial(loss, f)))(bias) for f in (pooling.max_pool, pooling.plain_max_pool)
     )
     np.testing.assert_allclose(fast, plain, rtol=1e-5, atol=1e-5 * float(jnp.abs(plain).max()))
 
@@ -323,11 +323,11 @@ def test_batch_norm_keeps_the_share_and_the_variance_that_the_paper_says():
 def test_a_pool_passes_nan_on_and_can_be_differentiated_twice():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 3)), jnp.float32)
     bad = x.at[0, 1, 1, 0].set(jnp.nan)
-    value, _ = jax.value_and_grad(lambda x: layers.max_pool(x, (2, 2)).sum())(bad)
+    value, _ = jax.value_and_grad(lambda x: pooling.max_pool(x, (2, 2)).sum())(bad)
     assert jnp.isnan(value)
 
     def penalty(pool, x):
         return jnp.square(jax.grad(lambda x: jnp.sum(pool(x, (2, 2)) ** 3))(x)).sum()
 
-    twice = (jax.grad(functools.partial(penalty, pool))(x) for pool in (layers.max_pool, layers.plain_max_pool))
+    twice = (jax.grad(functools.partial(penalty, pool))(x) for pool in (pooling.max_pool, pooling.plain_max_pool))
     np.testing.assert_allclose(*twice, rtol=1e-5)

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dlc import layers
+from dlc import layers, pooling
 
 
 class Airbench(nn.Module):
@@ -40,7 +40,7 @@ class Airbench(nn.Module):
         x = _gelu(_Whitening(**kinds, name="whitening")(x))
         for i, width in enumerate(self.widths, 1):
             x = _Group(width, self.depth, **kinds, name=f"group{i}")(x, train=train)
-        x = layers.max_pool(x, (3, 3))
+        x = pooling.max_pool(x, (3, 3))
         x = x.reshape(len(x), -1)
         x = layers.Dense(self.num_classes, use_bias=False, kernel_init=_unit, **kinds, name="dense")(x)
         return x / self.widths[-1]
@@ -102,7 +102,7 @@ class _Group(nn.Module):
             # Nearly no epsilon, and a memory of 0.6: a run has a few hundred steps.
             return layers.BatchNorm(0.6, 1e-12, use_scale=False, **kinds, name=name)
 
-        x = layers.max_pool(conv("conv1")(x), (2, 2))
+        x = pooling.max_pool(conv("conv1")(x), (2, 2))
         x = y = _gelu(norm("norm1")(x, train=train))
         for i in range(2, self.depth + 1):
             y = norm(f"norm{i}")(conv(f"conv{i}")(y), train=train)

@@ -1,0 +1,66 @@
+"""What a model costs: its weights, and the operations of one call, counted without running it.
+
+    count = functools.partial(model.apply, variables)
+    costs.macs(count, image)     # multiply-accumulates, the unit of the papers' tables
+    costs.flops(count, image)    # XLA's own count of the same program, two for each multiply-accumulate
+
+Arguments may be arrays or `jax.ShapeDtypeStruct`s. Both counts are of the plain program, the one for GPU and TPU: a CPU
+may compute the same numbers with fewer or more operations (`dlc/cpu.py`).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def parameters(params: Any) -> int:
+    """How many numbers a tree of arrays, or of their shapes, holds."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def macs(function: Callable[..., Any], *arguments: Any) -> int:
+    """Multiply-accumulates of all convolutions and matrix products in one call of `function`.
+
+    As papers count them, a convolution has as many for each output as its kernel has numbers, also where the kernel
+    lies over padding; other arithmetic (norms, activations, pooling) is not counted.
+    """
+    return _of(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def flops(function: Callable[..., Any], *arguments: Any) -> float:
+    """XLA's count of the floating-point operations of one call, before it optimises: all arithmetic, padding left out.
+
+    The body of a loop counts once, whatever the number of its rounds.
+    """
+    lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
+    return float(lowered.cost_analysis()["flops"])
+
+
+def _of(jaxpr: Any) -> int:
+    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+
+
+def _of_equation(equation: Any) -> int:
+    name, params = equation.primitive.name, equation.params
+    out = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape
+        features = kernel[params["dimension_numbers"].rhs_spec[0]]
+        # A transposed convolution meets zeros between the inputs: each of those, not each output, has a whole kernel.
+        return out // math.prod(params["lhs_dilation"]) * math.prod(kernel) // features // params["batch_group_count"]
+    if name == "dot_general":
+        (axes, _), _ = params["dimension_numbers"]
+        return out * math.prod(equation.invars[0].aval.shape[axis] for axis in axes)
+    if name == "cond" and params.get("branches_platforms"):  # `lax.platform_dependent`: the last is the default
+        return _of(params["branches"][-1].jaxpr)
+    inner = [_of(getattr(jaxpr, "jaxpr", jaxpr)) for jaxpr in jax.tree.leaves(list(params.values()), is_leaf=_is_jaxpr)
+             if _is_jaxpr(jaxpr)]  # fmt: skip
+    if name == "cond":
+        return max(inner)
+    return sum(inner) * (params["length"] if name == "scan" else 1)
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(getattr(value, "jaxpr", value), "eqns")

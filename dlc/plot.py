@@ -186,6 +186,23 @@ def mistakes(
     return figure
 
 
+def answers(images: np.ndarray, titles: Sequence[str], names: list[list[str]], probabilities: np.ndarray) -> Figure:
+    """Images [N, H, W, 3] (uint8), and beside each bars for its `names`, whose probabilities are [N, K]."""
+    figure = Figure(figsize=(6.4, 1.7 * len(images)), dpi=150, layout="constrained")
+    axes = figure.subplots(len(images), 2, squeeze=False, width_ratios=(1, 2.4))
+    for (left, right), image, title, labels, values in zip(axes, images, titles, names, probabilities, strict=True):
+        left.imshow(image)
+        left.set_axis_off()
+        places = np.arange(len(labels))[::-1]
+        right.barh(places, values, color=ACCENT, height=0.35)
+        for place, label, value in zip(places, labels, values, strict=True):
+            right.text(0, place + 0.25, f"{label}  {value:.1%}", fontsize=7, color=INK, va="bottom", parse_math=False)
+        right.set(xlim=(0, 1), ylim=(-0.5, len(labels)), xticks=(), yticks=())
+        right.set_title(title, fontsize=7, loc="left", color=INK, parse_math=False)
+        right.spines[:].set_visible(False)
+    return figure
+
+
 def sheet(rows: dict[str, np.ndarray]) -> Figure:
     """Rows of images [N, h, w, C] (uint8), each with its name before it: the same images, seen in several ways.
 

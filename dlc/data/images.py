@@ -1,12 +1,13 @@
 """Photographs as arrays: from a file to uint8 [H, W, 3], and the resizing and cropping that come before a network.
 
-Shapes: H W height and width of an image, S the side of a square. Resizing is Pillow's bilinear one, which averages over
-all pixels that a pixel of a smaller image stands for (elsewhere called antialiasing), and rounds to uint8: what
-published weights were evaluated with.
+Shapes: H W height and width of an image, S the side of a square. Resizing is Pillow's, bilinear or bicubic, which
+averages over all pixels that a pixel of a smaller image stands for (elsewhere called antialiasing), and rounds to
+uint8: what published weights were evaluated with.
 """
 
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from dlc.errors import UserError
 
 Pixels = UInt8[np.ndarray, "H W 3"]
+Smooth = Literal["bilinear", "bicubic"]
 
 
 def decode(file: Path | bytes) -> Pixels:
@@ -43,18 +45,18 @@ def decode(file: Path | bytes) -> Pixels:
         raise UserError(f"{name} is damaged or cut short: fetch it again\n{reason}") from None
 
 
-def resize_shorter(image: Pixels, size: int) -> UInt8[np.ndarray, "h w 3"]:
+def resize_shorter(image: Pixels, size: int, smooth: Smooth = "bilinear") -> UInt8[np.ndarray, "h w 3"]:
     """The image with its shorter side `size` long and the longer one in proportion, rounded down."""
     height, width = image.shape[:2]
     shorter = min(height, width)
-    return resize(image, (size * height // shorter, size * width // shorter))
+    return resize(image, (size * height // shorter, size * width // shorter), smooth)
 
 
-def resize(image: Pixels, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+def resize(image: Pixels, size: tuple[int, int], smooth: Smooth = "bilinear") -> UInt8[np.ndarray, "h w 3"]:
     """The image in another height and width."""
     if image.shape[:2] == size:
         return image
-    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling[smooth.upper()]))
 
 
 def centre_crop(image: Pixels, size: int) -> UInt8[np.ndarray, "S S 3"]:

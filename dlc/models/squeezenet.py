@@ -20,6 +20,8 @@ from dlc.pooling import max_pool
 # Of the modules fire2 to fire9 the channels between and, twice, those of the output: table 1.
 FIRES = {2: (16, 64), 3: (16, 64), 4: (32, 128), 5: (32, 128), 6: (48, 192), 7: (48, 192), 8: (64, 256), 9: (64, 256)}
 
+POOLED = {"1.0": (1, 4, 8), "1.1": (1, 3, 5)}  # behind which of the modules, 1 being the first convolution
+
 
 class SqueezeNet(nn.Module):
     """A convolution, eight fire modules, and a 1x1 convolution that gives each class a map, whose mean is its logit.
@@ -40,12 +42,12 @@ class SqueezeNet(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W 3"], *, train: bool = False) -> Float[Array, "B K"]:
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        first, side, pooled = {"1.0": (96, 7, (1, 4, 8)), "1.1": (64, 3, (1, 3, 5))}[self.version]
+        first, side = {"1.0": (96, 7), "1.1": (64, 3)}[self.version]
         x = nn.relu(_conv(first, side, strides=(2, 2), **kinds, name="conv1")(x))
         for i in range(1, 10):
             if i > 1:
                 x = _Fire(*FIRES[i], **kinds, name=f"fire{i}")(x)
-            if i in pooled:
+            if i in POOLED[self.version]:
                 x = max_pool(x, (3, 3), (2, 2), ceil=True)
         x = layers.Dropout(self.dropout)(x, train=train)
         last = nn.initializers.normal(0.01)

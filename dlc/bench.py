@@ -102,12 +102,24 @@ def step_rows(times: dict[str, np.ndarray], against: str) -> dict[str, dict[str,
     }
 
 
-def save(out: Path, result: dict[str, Any], words: list[Any]) -> None:
-    """Writes the record of the benchmark `result["bench"]`, "module.part", run with the flags `words`; prints it."""
-    module, _, part = result["bench"].partition(".")
+def save(
+    out: Path,
+    result: dict[str, Any],
+    words: list[Any],
+    packages: tuple[str, ...] = ("torch",),
+    figures: dict[str, Any] | None = None,
+) -> None:
+    """Writes the record of the benchmark `result["bench"]`, "module" or "module.part", run with the flags `words`.
+
+    Prints it, and saves the matplotlib `figures` beside it. `packages` are those whose versions count, too.
+    """
+    module = result["bench"].partition(".")[0]
     command = shlex.join(["python", "-m", f"experiments.bench.{module}", *map(str, words)])
-    result = {**result, "columns": list(next(iter(result["rows"].values()))), **record.origin(command, "torch")}
-    folder = launch.new_folder(out, f"bench.{module}.{part}")
+    result = {**result, "columns": list(next(iter(result["rows"].values()))), **record.origin(command, *packages)}
+    folder = launch.new_folder(out, f"bench.{result['bench']}")
+    for name, figure in (figures or {}).items():
+        (folder / "figures").mkdir(exist_ok=True)
+        figure.savefig(folder / "figures" / f"{name}.png", bbox_inches="tight")
     record.write(folder, result)
     print(f"{results.bench_table(result)}\n\nrecord {folder}/result.json\n")
 

@@ -1,4 +1,4 @@
-"""Published PyTorch weights to our variables and back: GPT-2, BERT and ViT.
+"""GPT-2, BERT and ViT as Hugging Face publishes them: folders of weights to our variables and back.
 
 Weights are read from a local file `*.safetensors` or from a folder as Hugging Face publishes it: `model.safetensors`
 (or the parts that `model.safetensors.index.json` lists) beside a `config.json`. Folders written here are such folders:
@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import json
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -27,16 +26,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from dlc.convert import files
+from dlc.convert.files import Tensor, some
 from dlc.errors import UserError
 from dlc.models.bert import Bert, BertConfig, BertMaskedLM
 from dlc.models.gpt import GPT, GPTConfig
 from dlc.models.vit import ViT, ViTConfig
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
-PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 
 def load_gpt2(path: str | Path, config: GPTConfig | None = None, **changes: Any) -> tuple[GPT, dict[str, Any]]:
@@ -270,13 +268,13 @@ VIT_TIMM = VIT._replace(rows=_vit_timm, prefix="", head="", name="timm's ViT")
 
 
 def _load(form: Format, kind: Any, path: Path, config: Any, changes: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    files = _files(path)
+    paths = _files(path)
     if config is None:
         config = _read_config(form, (path if path.is_dir() else path.parent) / CONFIG)
     model = kind(dataclasses.replace(config, **changes))
     _check_config(form, model.config)
     with contextlib.ExitStack() as stack:
-        found = _tensors(stack, form, files)
+        found = _tensors(stack, form, paths)
         if form is VIT and "patch_embed.proj.weight" in found:
             form = VIT_TIMM
         wanted = _shapes(form, model)
@@ -290,30 +288,14 @@ def _load(form: Format, kind: Any, path: Path, config: Any, changes: dict[str, A
         params: dict[str, Any] = {}
         for row in rows:  # one at a time, so that no more than one is in memory twice
             array = row.turn.ours([found[name].read() for name in row.theirs])
-            _put(params, row.ours, jnp.array(array, wanted[row.ours].dtype))
+            files.put(params, row.ours, jnp.array(array, wanted[row.ours].dtype))
     return model, {"params": params}
-
-
-class _Tensor(NamedTuple):
-    """A tensor of an open file."""
-
-    file: Any
-    name: str  # in the file
-
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.file.get_slice(self.name).get_shape())
-
-    def dtype(self) -> str:
-        return str(self.file.get_slice(self.name).get_dtype())
-
-    def read(self) -> np.ndarray:
-        return np.asarray(self.file.get_tensor(self.name))
 
 
 def _files(path: Path) -> list[Path]:
     """The files of weights at a path."""
     advice = "save the model again with `save_pretrained`, which writes model.safetensors, or fetch that file"
-    if path.suffix in PICKLES:
+    if path.suffix in files.PICKLES:
         raise UserError(f"{path} is a pickle, which may run any program when it is read: {advice}")
     if path.is_file():
         return [path]
@@ -327,43 +309,36 @@ def _files(path: Path) -> list[Path]:
         if missing or not parts:
             raise UserError(f"{path / INDEX} lists {', '.join(missing) or 'nothing'}, which is not there: fetch it")
         return parts
-    if pickles := sorted(file.name for file in path.iterdir() if file.suffix in PICKLES):
+    if pickles := sorted(file.name for file in path.iterdir() if file.suffix in files.PICKLES):
         raise UserError(f"{path / pickles[0]} is a pickle, which may run any program when it is read: {advice}")
     raise UserError(f"there is no {WEIGHTS} in {path}: fetch it, or give the path of the file")
 
 
-def _tensors(stack: contextlib.ExitStack, form: Format, files: list[Path]) -> dict[str, _Tensor]:
+def _tensors(stack: contextlib.ExitStack, form: Format, paths: list[Path]) -> dict[str, Tensor]:
     """All tensors of the files, by the names that the tables have."""
     found = {}
-    for path in files:
-        try:
-            file = stack.enter_context(safe_open(path, "numpy"))
-        except SafetensorError as error:
-            raise UserError(f"{path} is no file of safetensors, or is cut short: fetch it again\n{error}") from None
-        for name in file.keys():  # noqa: SIM118, it is no mapping
+    for path in paths:
+        for name, tensor in files.open_safetensors(stack, path).items():
             known = name.removeprefix(form.prefix)
             # The names of norms in files that were converted from TensorFlow's.
             known = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", known)
-            found[re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", known)] = _Tensor(file, name)
+            found[re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", known)] = tensor
     return found
 
 
-def _check_names(form: Format, path: Path, rows: list[Row], found: Mapping[str, _Tensor]) -> None:
+def _check_names(form: Format, path: Path, rows: list[Row], found: Mapping[str, Tensor]) -> None:
     names = {name for row in rows for name in row.theirs}
     if missing := sorted(names - set(found)):
-        raise UserError(f"{path} is no whole {form.name}: it has no {_some(missing)}")
+        raise UserError(f"{path} is no whole {form.name}: it has no {some(missing)}")
     unknown = sorted(name for name in set(found) - names - set(form.tied) if not re.fullmatch(form.ignored, name))
     if unknown:
-        raise UserError(f"{path} has what our {form.name} of {_layers(rows)} layers has not: {_some(unknown)}")
+        raise UserError(f"{path} has what our {form.name} of {_layers(rows)} layers has not: {some(unknown)}")
 
 
-def _check_shapes(path: Path, row: Row, ours: jax.ShapeDtypeStruct, found: Mapping[str, _Tensor]) -> None:
+def _check_shapes(path: Path, row: Row, ours: jax.ShapeDtypeStruct, found: Mapping[str, Tensor]) -> None:
     theirs = row.turn.theirs(np.broadcast_to(np.float32(0), ours.shape))
     for name, expected in zip(row.theirs, theirs, strict=True):
-        if found[name].shape() != expected.shape:
-            raise UserError(f"{name} in {path} is {found[name].shape()}, and the configuration wants {expected.shape}")
-        if found[name].dtype() not in ("F64", "F32", "F16", "BF16"):
-            raise UserError(f"{name} in {path} is {found[name].dtype()}: only weights of 16, 32 or 64 bits can be read")
+        files.check(path, name, found[name], expected.shape, "the configuration")
 
 
 def _read_config(form: Format, path: Path) -> Any:
@@ -380,7 +355,7 @@ def _read_config(form: Format, path: Path) -> Any:
         theirs = {"num_labels": len(theirs.get("id2label", "01")), **theirs}
     sizes = {ours: theirs[key] for ours, key in form.sizes.items() if key in theirs}
     if missing := sorted(form.sizes[ours] for ours in set(form.sizes) - set(sizes) - {"hidden", "dropout"}):
-        raise UserError(f"{path} does not say {_some(missing)}")
+        raise UserError(f"{path} does not say {some(missing)}")
     return form.config(**sizes)
 
 
@@ -403,14 +378,14 @@ def _save(form: Format, folder: Path, model: Any, params: Any) -> None:
     arrays = {"/".join(key.key for key in at): leaf for at, leaf in jax.tree_util.tree_leaves_with_path(params)}
     wanted = _shapes(form, model)
     if differing := sorted(set(arrays) ^ set(wanted)):
-        raise UserError(f"the weights are not those of the model: {_some(differing)}")
+        raise UserError(f"the weights are not those of the model: {some(differing)}")
     tensors = {}
     for row in form.rows(c):
         if arrays[row.ours].shape != wanted[row.ours].shape:
             raise UserError(f"{row.ours} is {arrays[row.ours].shape}, and the model wants {wanted[row.ours].shape}")
         for name, array in zip(row.theirs, row.turn.theirs(np.asarray(arrays[row.ours])), strict=True):
             name = name if name.startswith(form.head) else form.prefix + name
-            tensors[name] = np.ascontiguousarray(array)  # the writer takes the memory as it lies
+            tensors[name] = array
     sizes = {key: getattr(c, ours) for ours, key in form.sizes.items()}
     sizes[form.sizes["hidden"]] = c.hidden or 4 * c.width
     theirs = {"model_type": form.model_type, "architectures": [form.architecture], **sizes, **form.fixed}
@@ -418,10 +393,7 @@ def _save(form: Format, folder: Path, model: Any, params: Any) -> None:
         raise UserError(f"{folder} is a file: give the path of a folder")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(theirs, indent=2) + "\n")
-    fresh = folder / f".{WEIGHTS}"  # renamed when it is whole
-    save_file(tensors, fresh, {"format": "pt"})  # which transformers looks for
-    shutil.copymode(folder / CONFIG, fresh)  # the writer leaves it to be read by nobody else
-    fresh.replace(folder / WEIGHTS)
+    files.save_safetensors(folder / WEIGHTS, tensors, mode_of=folder / CONFIG)
 
 
 def _check_config(form: Format, c: Any) -> None:
@@ -437,17 +409,6 @@ def _shapes(form: Format, model: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes and dtypes of a model's weights, by their paths."""
     params = jax.eval_shape(model.init, jax.random.key(0), form.input(model.config))["params"]
     return {"/".join(key.key for key in at): leaf for at, leaf in jax.tree_util.tree_leaves_with_path(params)}
-
-
-def _put(tree: dict[str, Any], path: str, leaf: Any) -> None:
-    *folders, name = path.split("/")
-    for folder in folders:
-        tree = tree.setdefault(folder, {})
-    tree[name] = leaf
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _layers(rows: list[Row]) -> int:

@@ -1,0 +1,195 @@
+"""The classics of ImageNet as torchvision and timm publish them: state dicts to our variables and back.
+
+    model = resnet50()
+    variables = load_state_dict("resnet50.pth", model)   # {"params": ..., "batch_stats": ...}
+    save_state_dict("resnet50.safetensors", model, variables)
+
+Theirs is one flat table of names, "layer1.0.conv1.weight"; ours is a tree of modules. For each of our models one
+function here gives the name of their module for the path of ours; what a weight is called in it and how it lies in
+memory (kernels [KH, KW, I, O] here, [O, I, KH, KW] there) is the same for all.
+"""
+
+import contextlib
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlc.convert import files
+from dlc.errors import UserError
+from dlc.models.alexnet import AlexNet
+from dlc.models.squeezenet import POOLED, SqueezeNet
+from dlc.models.vgg import VGG
+
+# Our leaves, and theirs.
+LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+
+
+class Published(NamedTuple):
+    """How a family of models is published."""
+
+    names: Callable[[Any, str], str]  # from our model and the path of a module in it to the name of theirs
+    head: str  # their module whose outputs are the classes
+    image: int = 224  # height and width that the weights are for
+    renamed: tuple[tuple[str, str], ...] = ()  # spellings of older files, as regular expressions, and today's
+    ignored: Callable[[Any], str] = lambda model: "$^"  # what is no weight of this model, as a regular expression
+
+
+def load_state_dict(path: str | Path, model: nn.Module) -> dict[str, Any]:
+    """The variables of `model` from a local file *.safetensors, or *.pth, which needs PyTorch and runs no code.
+
+    They are {"params": ...} and, where the model has them, {"batch_stats": ...}.
+
+    Raises UserError if the file is none, damaged, holds more than tensors, or is the state dict of another model: a
+    tensor that is missing, unknown, or of another size is named.
+    """
+    path, form = Path(path), published(model)
+    wanted = _shapes(model, form)
+    theirs = {ours: _theirs(model, form, ours) for ours in wanted}
+    with contextlib.ExitStack() as stack:
+        found = _open(stack, path, form)
+        kind = type(model).__name__
+        if missing := sorted(set(theirs.values()) - set(found)):
+            hint = " (a model without auxiliary heads has aux=False)" if _only_aux(model, form, missing) else ""
+            raise UserError(f"{path} is no state dict of this {kind}: it has no {files.some(missing)}{hint}")
+        ignored = rf".*\.num_batches_tracked|{form.ignored(model)}"
+        unknown = sorted(n for n in set(found) - set(theirs.values()) if not re.fullmatch(ignored, n))
+        if unknown:
+            raise UserError(f"{path} has what this {kind} has not: {files.some(unknown)}")
+        classes, ours = (shape[0] for shape in (found[f"{form.head}.bias"].shape, _head(form, wanted, theirs)))
+        if classes != ours:
+            raise UserError(f"{path} is for {classes:,} classes, and the model for {ours:,}: set num_classes={classes}")
+        variables: dict[str, Any] = {}
+        for at, leaf in wanted.items():  # one at a time, so that no more than one is in memory twice
+            tensor = found[theirs[at]]
+            files.check(
+                path, theirs[at], tensor, _turned(np.broadcast_to(np.float32(0), leaf.shape)).shape, "the model"
+            )
+            files.put(variables, at, jnp.array(_turned_back(tensor.read()), leaf.dtype))
+    return variables
+
+
+def save_state_dict(path: str | Path, model: nn.Module, variables: Any) -> None:
+    """Writes `variables` as a file of safetensors with the names that torchvision or timm has.
+
+    Raises UserError if the variables are not the model's, or the file cannot be written.
+    """
+    path, form = Path(path), published(model)
+    wanted, arrays = _shapes(model, form), _leaves(variables)
+    if differing := sorted(set(arrays) ^ set(wanted)):
+        raise UserError(f"the variables are not those of the model: {files.some(differing)}")
+    for at, leaf in wanted.items():
+        if arrays[at].shape != leaf.shape:
+            raise UserError(f"{at} is {arrays[at].shape}, and the model wants {leaf.shape}")
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent}: make it first")
+    tensors = {_theirs(model, form, at): _turned(np.asarray(array)) for at, array in arrays.items()}
+    files.save_safetensors(path, tensors)
+
+
+def published_classes(path: str | Path, model: nn.Module) -> int:
+    """For how many classes a file of weights is. Raises UserError if it is not of this family of models."""
+    path, form = Path(path), published(model)
+    with contextlib.ExitStack() as stack:
+        found = _open(stack, path, form)
+        if f"{form.head}.bias" not in found:
+            raise UserError(f"{path} is no state dict of a {type(model).__name__}: it has no {form.head}.bias")
+        return found[f"{form.head}.bias"].shape[0]
+
+
+def published(model: nn.Module) -> Published:
+    """How a model is published. Raises UserError if it is not."""
+    if type(model) not in FORMS:
+        raise UserError(f"there are no published weights for {type(model).__name__}, or none that can be read here")
+    return FORMS[type(model)]
+
+
+def _open(stack: contextlib.ExitStack, path: Path, form: Published) -> dict[str, files.Tensor]:
+    """The tensors of a file by today's names."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}: give the path of a state dict, *.safetensors or *.pth")
+    found = files.open_pickle(path) if path.suffix in files.PICKLES else files.open_safetensors(stack, path)
+    if found and all(name.startswith("module.") for name in found):  # it was trained on several devices
+        found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
+    for old, new in form.renamed:
+        found = {re.sub(old, new, name): tensor for name, tensor in found.items()}
+    return found
+
+
+@functools.cache
+def _shapes(model: nn.Module, form: Published) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes and dtypes of a model's variables, by their paths."""
+    image = jax.ShapeDtypeStruct((1, form.image, form.image, 3), jnp.float32)
+    return _leaves(jax.eval_shape(model.init, jax.random.key(0), image))
+
+
+def _leaves(variables: Any) -> dict[str, Any]:
+    return {"/".join(key.key for key in at): leaf for at, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+
+
+def _theirs(model: nn.Module, form: Published, ours: str) -> str:
+    """Their name of our leaf "collection/module/.../leaf"."""
+    _, module, leaf = re.fullmatch(r"(\w+?)/(.+)/(\w+)", ours).groups()  # type: ignore[union-attr]
+    return f"{form.names(model, module)}.{LEAVES[leaf]}"
+
+
+def _head(form: Published, wanted: dict[str, Any], theirs: dict[str, str]) -> tuple[int, ...]:
+    return next(wanted[ours].shape for ours, name in theirs.items() if name == f"{form.head}.bias")
+
+
+def _only_aux(model: Any, form: Published, missing: list[str]) -> bool:
+    if not getattr(model, "aux", False):
+        return False
+    return all(re.fullmatch(form.ignored(model.clone(aux=False)), name) for name in missing)
+
+
+def _turned(array: np.ndarray) -> np.ndarray:
+    """Our array as it lies in theirs: kernels with the outputs first."""
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T  # of one axis that is itself
+
+
+def _turned_back(array: np.ndarray) -> np.ndarray:
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+
+
+# From the paths of our modules to the names of theirs, a function for each family
+
+
+def _alexnet(model: AlexNet, path: str) -> str:
+    if model.norm == "batch":
+        raise UserError("there are no published weights for AlexNet with batch norm that can be read here")
+    convolutions, dense = {1: 0, 2: 3, 3: 6, 4: 8, 5: 10}, {1: 1, 2: 4, 3: 6}
+    place = int(path[-1])
+    return f"features.{convolutions[place]}" if path.startswith("conv") else f"classifier.{dense[place]}"
+
+
+def _vgg(model: VGG, path: str) -> str:
+    if path.startswith("dense"):
+        return f"classifier.{3 * int(path[-1]) - 3}"
+    kind, stage, place = re.fullmatch(r"(conv|norm)(\d)_(\d)", path).groups()  # type: ignore[union-attr]
+    each = 3 if model.norm else 2  # convolution, norm if there is one, ReLU; a stage ends with its pooling
+    before = sum(model.depths[: int(stage) - 1]) + int(place) - 1
+    return f"features.{each * before + int(stage) - 1 + (kind == 'norm')}"
+
+
+def _squeezenet(model: SqueezeNet, path: str) -> str:
+    module, _, part = path.partition("/")
+    place = int(re.sub(r"\D", "", module))  # conv1, fire2 to fire9, conv10
+    if place == 10:
+        return "classifier.1"
+    if place == 1:
+        return "features.0"  # and its ReLU is 1
+    return f"features.{place + sum(pooled < place for pooled in POOLED[model.version])}.{part}"
+
+
+FORMS: dict[type[nn.Module], Published] = {
+    AlexNet: Published(_alexnet, "classifier.6"),
+    SqueezeNet: Published(_squeezenet, "classifier.1"),
+    VGG: Published(_vgg, "classifier.6"),
+}

@@ -1,0 +1,118 @@
+"""The classics of ImageNet beside torchvision and timm: the same weights give the same numbers, layer by layer."""
+
+import importlib.util
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlc import convert
+from dlc.convert import images
+from dlc.models import vgg
+
+pytestmark = pytest.mark.peers
+torch = pytest.importorskip("torch")
+if not (importlib.util.find_spec("torchvision") and importlib.util.find_spec("timm")):  # its import is not yet possible
+    pytest.skip("needs torchvision and timm", allow_module_level=True)
+
+from experiments.bench import vision_torch  # noqa: E402, it needs torch
+
+
+class Pair(NamedTuple):
+    model: Any  # ours
+    theirs: str  # "torchvision.resnet18", "timm.inception_v4"
+    image: tuple[int, int]  # height and width
+    options: Mapping[str, Any] = MappingProxyType({})
+
+
+PAIRS = {
+    "vgg11": Pair(vgg.vgg11(), "torchvision.vgg11", (224, 224)),
+}
+
+every = pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+
+
+def published(pair, path):
+    """Their model with random weights, spread so that every activation tells, and random batch statistics; saved."""
+    torch.manual_seed(0)
+    theirs = vision_torch.build(pair.theirs, **pair.options).eval()
+    with torch.no_grad():
+        for name, tensor in theirs.state_dict().items():
+            if name.endswith("running_mean"):
+                tensor.normal_(0, 0.2)
+            elif name.endswith("running_var"):
+                tensor.uniform_(0.5, 2)
+            elif tensor.ndim == 1 and tensor.is_floating_point():  # biases, and scales of norms
+                tensor.add_(0.2 * torch.randn_like(tensor))
+            elif tensor.ndim > 1:  # He's, so that activations neither vanish nor grow
+                tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5)
+    torch.save(theirs.state_dict(), path)
+    return theirs
+
+
+def their_outputs(theirs, x):
+    """The logits, and the output of every module by its name."""
+    seen = {}
+
+    def keep(name):
+        def hook(module, inputs, output):
+            if isinstance(output, torch.Tensor):
+                seen[name] = output.detach().clone().numpy()  # what follows may work in place
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in theirs.named_modules()]
+    with torch.no_grad():
+        logits = theirs(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
+    for handle in handles:
+        handle.remove()
+    return logits, seen
+
+
+def our_outputs(model, variables, x):
+    """The logits, and the output of every layer with weights by its path."""
+
+    def apply(variables, x):
+        return model.apply(variables, x, capture_intermediates=True, mutable=["intermediates"])
+
+    logits, state = jax.jit(apply)(variables, jnp.asarray(x))
+    flat = jax.tree_util.tree_leaves_with_path(state["intermediates"])
+    outputs = {"/".join(str(key.key) for key in at[:-2]): np.asarray(leaf) for at, leaf in flat}
+    modules = {path.split("/", 1)[1].rsplit("/", 1)[0] for path in images._leaves(variables)}
+    return np.asarray(logits), {path: outputs[path] for path in modules if path in outputs}
+
+
+def assert_close(ours, theirs, what):
+    scale = np.abs(theirs).max()
+    np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-4, err_msg=what)
+
+
+@every
+def test_their_weights_give_their_numbers_here_and_ours_there(pair, tmp_path):
+    theirs = published(pair, tmp_path / "theirs.pth")
+    variables = convert.load_state_dict(tmp_path / "theirs.pth", pair.model)
+    x = np.random.default_rng(0).normal(size=(2, *pair.image, 3)).astype(np.float32)
+    expected, seen = their_outputs(theirs, x)
+    logits, outputs = our_outputs(pair.model, variables, x)
+    assert np.abs(expected).std() > 0.01
+    assert_close(logits, expected, "logits")
+    form = images.published(pair.model)
+    compared = 0
+    for path, output in outputs.items():
+        if (other := seen.get(form.names(pair.model, path))) is not None:
+            other = other.transpose(0, 2, 3, 1) if other.ndim == 4 else other
+            assert_close(output, other, path)
+            compared += 1
+    assert compared > 0.9 * len(outputs)
+
+    convert.save_state_dict(tmp_path / "ours.safetensors", pair.model, variables)
+    again = vision_torch.build(pair.theirs, **pair.options).eval()
+    from safetensors.torch import load_file
+
+    again.load_state_dict(load_file(tmp_path / "ours.safetensors"), strict=True)
+    there, _ = their_outputs(again, x)
+    assert_close(there, expected, "the way back")

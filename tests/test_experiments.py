@@ -35,6 +35,7 @@ PURE = (
     "attention",
     "generate",
     "sequences",
+    "sharding",
 )
 
 every = pytest.mark.parametrize("module", MODULES)

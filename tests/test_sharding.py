@@ -1,0 +1,103 @@
+"""Training on a mesh of devices: the same losses and weights as on one, compiled once, placed where it was put."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+from dlc import losses, sharding, train
+from dlc.errors import UserError
+from dlc.models import resnet_cifar, vit
+
+BATCH, SIDE, STEPS = 16, 8, 5
+
+MODELS = {
+    "resnet": lambda: resnet_cifar.CifarResNet(
+        (1, 1), widths=(8, 16), stem=8, num_classes=5, param_dtype="float64", dtype="float64"
+    ),
+    "vit": lambda: vit.vit_cifar(
+        classes=5, patch=4, layers=1, heads=2, width=16, image=SIDE, param_dtype="float64", dtype="float64"
+    ),
+}
+
+
+def examples(steps=STEPS):
+    draw = np.random.default_rng(0)
+    label = draw.integers(5, size=(steps, BATCH)).astype(np.int32)
+    return {"image": draw.normal(label[..., None, None, None], 1, (steps, BATCH, SIDE, SIDE, 3)), "label": label}
+
+
+def begun(model, tx):
+    """A state whose weights NumPy draws: to compile a model's own beginning takes longer than the rest of the test."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))
+    draw = np.random.default_rng(1)
+    variables = jax.tree.map(lambda leaf: jnp.asarray(draw.normal(0, 0.2, leaf.shape)), shapes)
+    params = variables.pop("params")
+    return train.init(params, tx, jax.random.key(0), aux=variables or None)
+
+
+def trained(model, tx, state, devices, fully=False):
+    """State and losses after a few steps on a mesh, and the number of times that the step was traced."""
+    step, history, traces = train.make_step(losses.classify(model), tx), [], []
+
+    def counted(state, batch):
+        traces.append(None)
+        return step(state, batch)
+
+    run = train.compiled(sharding.on_mesh(counted, devices, fully), donate=False)
+    state = sharding.kept(state, devices, fully)
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    for i in range(STEPS):
+        batch = jax.tree.map(lambda leaf, i=i: leaf[i], examples())
+        state, metrics = run(state, jax.device_put(batch, sharding.split(devices)))
+        history.append(float(metrics["loss"]))
+    stayed = jax.tree.map(lambda leaf, place: leaf.sharding.is_equivalent_to(place, leaf.ndim), state, places)
+    assert all(jax.tree.leaves(stayed))
+    return state, history, len(traces)
+
+
+@pytest.mark.parametrize(("name", "lr", "ways"), [("resnet", 0.02, [False]), ("vit", 0.1, [False, True])])
+def test_four_devices_train_as_one_does(name, lr, ways):
+    with jax.enable_x64(True):
+        model, tx = MODELS[name](), optax.sgd(lr, momentum=0.9)
+        state = begun(model, tx)
+        one, losses_one, _ = trained(model, tx, state, sharding.mesh("data=1"))
+        assert losses_one[-1] < losses_one[0]
+        for fully in ways:
+            four, losses_four, traces = trained(model, tx, state, sharding.mesh("data=4"), fully)
+            np.testing.assert_allclose(losses_four, losses_one, rtol=1e-9)
+            assert traces == 1
+            pairs = zip(*(jax.tree.leaves((run.params, run.aux)) for run in (four, one)), strict=True)
+            assert all(np.allclose(a, b, atol=1e-9) for a, b in pairs)
+
+
+def test_each_device_has_its_part():
+    devices = sharding.mesh("data=4")
+    state = {"kernel": jnp.zeros((3, 3, 16, 32)), "bias": jnp.zeros(10), "step": jnp.zeros((), jnp.int32)}
+    whole = sharding.kept(state, devices)
+    assert all(leaf.sharding.is_fully_replicated and len(leaf.devices()) == 4 for leaf in whole.values())
+    parts = sharding.layout(state, devices, fully=True)
+    assert parts["kernel"].spec == PartitionSpec(None, None, None, "data")
+    assert parts["bias"].spec == parts["step"].spec == PartitionSpec()
+    kernel = sharding.kept(state, devices, fully=True)["kernel"]
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 3, 16, 8)}
+    batch = jax.device_put(np.zeros((2, 8, 4)), sharding.split(devices, axis=1))
+    assert {shard.data.shape for shard in batch.addressable_shards} == {(2, 2, 4)}
+
+
+@pytest.mark.parametrize("text", ["4", "data", "data=0", "data=-1", "model=2", "data=2,data=2", ""])
+def test_another_text_is_no_mesh(text):
+    with pytest.raises(UserError, match=rf'^a mesh is written as "data=4", .* not as "{text}"$'):
+        sharding.mesh(text)
+
+
+def test_more_devices_than_there_are():
+    with pytest.raises(UserError, match=r"^a mesh of 9 devices needs more than there are: here are 8 of cpu$"):
+        sharding.mesh("data=9")
+
+
+def test_a_batch_that_does_not_divide():
+    with pytest.raises(UserError, match=r"^a batch of 10 cannot be shared by 4 devices: choose 12, for example$"):
+        sharding.fits(10, sharding.mesh("data=4"))

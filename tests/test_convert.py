@@ -11,6 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dlc import convert
+from dlc.convert import huggingface
+from dlc.errors import UserError
 from dlc.models import gpt
 from dlc.models.bert import Bert, BertConfig, BertMaskedLM
 from dlc.models.gpt import GPT, GPTConfig
@@ -169,7 +171,7 @@ def test_names_that_were_used_before(published, tmp_path):
 def test_timms_names_of_a_vit(tmp_path):
     model, load, _ = MODELS["vit"]
     params, tensors = weights(model), {}
-    for row in convert.VIT_TIMM.rows(model.config):
+    for row in huggingface.VIT_TIMM.rows(model.config):
         leaf = params
         for key in row.ours.split("/"):
             leaf = leaf[key]
@@ -213,7 +215,7 @@ def put(**arrays):
 )
 def test_weights_that_do_not_fit_are_named(published, change, sentence):
     rewrite(published, change)
-    with pytest.raises(convert.UserError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         convert.load_gpt2(published)
 
 
@@ -231,39 +233,37 @@ def test_weights_that_do_not_fit_are_named(published, change, sentence):
 )
 def test_a_configuration_that_means_something_else_is_named(published, configured, sentence):
     rewrite(published, **configured)
-    with pytest.raises(convert.UserError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         convert.load_gpt2(published)
 
 
 def test_parts_that_gpt2_has_not_are_named(published):
-    with pytest.raises(convert.UserError, match="a GPT-2 has no norm = 'rms': only its own parts"):
+    with pytest.raises(UserError, match="a GPT-2 has no norm = 'rms': only its own parts"):
         convert.load_gpt2(published, norm="rms")
 
 
 def test_other_files_are_named(published):
     path, whole = published / "model.safetensors", (published / "model.safetensors").read_bytes()
-    with pytest.raises(convert.UserError, match=r"there is no .*nowhere: give a folder with model\.safetensors"):
+    with pytest.raises(UserError, match=r"there is no .*nowhere: give a folder with model\.safetensors"):
         convert.load_gpt2(published / "nowhere")
     for content in (whole[:-1], whole[:100], b"", b"PK\x03\x04 and so on", whole + b"more"):
         path.write_bytes(content)
-        with pytest.raises(convert.UserError, match="is no file of safetensors, or is cut short: fetch it again"):
+        with pytest.raises(UserError, match="is no file of safetensors, or is cut short: fetch it again"):
             convert.load_gpt2(published)
     path.write_bytes(whole)
     for content in ("{", "[]"):
         (published / "config.json").write_text(content)
-        with pytest.raises(convert.UserError, match=r"is no JSON.*: fetch it again"):
+        with pytest.raises(UserError, match=r"is no JSON.*: fetch it again"):
             convert.load_gpt2(published)
     (published / "config.json").unlink()
-    with pytest.raises(convert.UserError, match=r"there is no .*config\.json: fetch it"):
+    with pytest.raises(UserError, match=r"there is no .*config\.json: fetch it"):
         convert.load_gpt2(published)
     path.unlink()
-    with pytest.raises(convert.UserError, match=r"there is no model\.safetensors in "):
+    with pytest.raises(UserError, match=r"there is no model\.safetensors in "):
         convert.load_gpt2(published)
     (published / "pytorch_model.bin").touch()
     for pickle in (published, published / "pytorch_model.bin"):
-        with pytest.raises(
-            convert.UserError, match=r"pytorch_model.bin is a pickle, .*: save the model again with `save"
-        ):
+        with pytest.raises(UserError, match=r"pytorch_model.bin is a pickle, .*: save the model again with `save"):
             convert.load_gpt2(pickle)
 
 
@@ -271,13 +271,13 @@ def test_what_cannot_be_written_is_named(tmp_path):
     model, _, save = MODELS["gpt2"]
     params = weights(model)
     today = gpt.modern(vocab=40, context=12, layers=1, heads=2, width=16)
-    with pytest.raises(convert.UserError, match="a GPT-2 has no kv_heads = 1: only its own parts can be read or writ"):
+    with pytest.raises(UserError, match="a GPT-2 has no kv_heads = 1: only its own parts can be read or writ"):
         save(tmp_path / "new", today, weights(today))
-    with pytest.raises(convert.UserError, match=r"not those of the model: block1/attention/out/bias, .* and \d+ more"):
+    with pytest.raises(UserError, match=r"not those of the model: block1/attention/out/bias, .* and \d+ more"):
         save(tmp_path / "new", model, {key: value for key, value in params.items() if key != "block1"})
-    with pytest.raises(convert.UserError, match=r"norm/bias is \(3,\), and the model wants \(16,\)"):
+    with pytest.raises(UserError, match=r"norm/bias is \(3,\), and the model wants \(16,\)"):
         save(tmp_path / "new", model, {**params, "norm": {**params["norm"], "bias": jnp.ones(3)}})
     assert not (tmp_path / "new").exists()
     (tmp_path / "file").touch()
-    with pytest.raises(convert.UserError, match="file is a file: give the path of a folder"):
+    with pytest.raises(UserError, match="file is a file: give the path of a folder"):
         save(tmp_path / "file", model, params)

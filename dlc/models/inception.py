@@ -60,6 +60,11 @@ def _halve_same(x: Array) -> Array:
     return pooling.max_pool(x, (3, 3), (2, 2), [(before, after) for before, after in pads])
 
 
+def mixed(branches: Branches, begin: Any, **settings: Any) -> nn.Module:
+    """The module of these branches; `begin` draws its kernels."""
+    return _Mixed(branches, begin, **settings)
+
+
 class BNInception(nn.Module):
     """GoogLeNet with batch norm, two 3x3 convolutions for one 5x5, and strides of 2 in modules instead of pooling.
 
@@ -85,11 +90,11 @@ class BNInception(nn.Module):
             depthwise = {"use_bias": False, "groups": 3, "kernel_init": begin, **kinds}
             x = layers.Conv(24, first.size, first.strides, first.padding, **depthwise, name="depthwise")(x)
             first = conv(64, 1)
-        x = Mixed(((first, _halve_same, conv(64, 1), conv(192, 3), _halve_same),), begin, **kinds, name="stem")(
+        x = mixed(((first, _halve_same, conv(64, 1), conv(192, 3), _halve_same),), begin, **kinds, name="stem")(
             x, train=train
         )
         for name, branches in BN_MODULES.items():
-            x = Mixed(branches, begin, **kinds, name=f"mixed{name}")(x, train=train)
+            x = mixed(branches, begin, **kinds, name=f"mixed{name}")(x, train=train)
         return layers.Dense(self.num_classes, **kinds, kernel_init=begin, name="dense")(x.mean((1, 2)))
 
 
@@ -152,7 +157,7 @@ class InceptionV3(nn.Module):
         kinds, begin = {"dtype": self.dtype, "param_dtype": self.param_dtype}, nn.initializers.truncated_normal(0.1)
         second: tuple[Array, ...] = ()
         for name, branches in V3_MODULES.items():
-            x = Mixed(branches, begin, **kinds, name=name)(x, train=train)
+            x = mixed(branches, begin, **kinds, name=name)(x, train=train)
             if name == "mixed6e" and self.aux and (train or self.is_initializing()):
                 second = (_SecondHead(self.num_classes, **kinds, name="aux")(x, train=train),)
         x = layers.Dropout(self.dropout)(x.mean((1, 2)), train=train)
@@ -218,7 +223,7 @@ class _SecondHead(nn.Module):
         return layers.Dense(self.num_classes, **kinds, kernel_init=begin(0.001), name="dense")(x.mean((1, 2)))
 
 
-class Mixed(nn.Module):
+class _Mixed(nn.Module):
     """The channels of all branches side by side.
 
     Convolution j of branch i is named branch{i}_{j}; of a fork they are branch{i}_{j}a and branch{i}_{j}b.

@@ -13,7 +13,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from dlc import layers
-from dlc.models.inception import Branches, Mixed, conv, fork, halve, mean, narrow
+from dlc.models.inception import Branches, conv, fork, halve, mean, mixed, narrow
 
 
 class InceptionV4(nn.Module):
@@ -33,7 +33,7 @@ class InceptionV4(nn.Module):
     def __call__(self, x: Float[Array, "B H W 3"], *, train: bool = False) -> Float[Array, "B K"]:
         kinds, begin = {"dtype": self.dtype, "param_dtype": self.param_dtype}, nn.initializers.he_normal()
         for name, branches in V4_MODULES.items():
-            x = Mixed(branches, begin, **kinds, name=name)(x, train=train)
+            x = mixed(branches, begin, **kinds, name=name)(x, train=train)
         x = layers.Dropout(self.dropout)(x.mean((1, 2)), train=train)
         return layers.Dense(self.num_classes, **kinds, kernel_init=begin, name="dense")(x)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import pytest
 
 from dlc import costs, models
-from dlc.models import vgg
+from dlc.models import alexnet, nin, squeezenet, vgg
 
 
 class Row(NamedTuple):
@@ -32,7 +32,22 @@ TORCHVISION = "torchvision 0.28, the weights' `_ops`"
 TIMM = "timm 1.0.31, results of model benchmarks"
 
 ROWS = {
+    "alexnet": Row(alexnet.alexnet(), 227, 60_965_224, 724_406_816),
+    "alexnet_ungrouped": Row(alexnet.alexnet_ungrouped(), 227, 62_378_344, 1_135_256_096),
+    "alexnet_2014": Row(alexnet.alexnet_2014(), 224, 61_100_840, 714_188_480, 0.714, TORCHVISION),
+    "alexnet_bn": Row(alexnet.alexnet_bn(), 224, 61_119_528, 714_188_480),
+    "nin": Row(nin.nin(), 224, 7_595_176, 1_100_188_800),
+    "nin_bn": Row(nin.nin_bn(), 224, 8_655_336, 1_259_939_840),
+    "squeezenet1_0": Row(squeezenet.squeezenet1_0(), 224, 1_248_424, 818_924_576, 0.819, TORCHVISION),
+    "squeezenet1_1": Row(squeezenet.squeezenet1_1(), 224, 1_235_496, 349_151_936, 0.349, TORCHVISION),
     "vgg11": Row(vgg.vgg11(), 224, 132_863_336, 7_609_090_048, 7.609, TORCHVISION),
+    "vgg13": Row(vgg.vgg13(), 224, 133_047_848, 11_308_466_176, 11.308, TORCHVISION),
+    "vgg16": Row(vgg.vgg16(), 224, 138_357_544, 15_470_264_320, 15.47, TORCHVISION),
+    "vgg19": Row(vgg.vgg19(), 224, 143_667_240, 19_632_062_464, 19.632, TORCHVISION),
+    "vgg11_bn": Row(vgg.vgg11(norm=True), 224, 132_868_840, 7_609_090_048, 7.609, TORCHVISION),
+    "vgg13_bn": Row(vgg.vgg13(norm=True), 224, 133_053_736, 11_308_466_176, 11.308, TORCHVISION),
+    "vgg16_bn": Row(vgg.vgg16(norm=True), 224, 138_365_992, 15_470_264_320, 15.47, TORCHVISION),
+    "vgg19_bn": Row(vgg.vgg19(norm=True), 224, 143_678_248, 19_632_062_464, 19.632, TORCHVISION),
 }
 
 # Modules whose models are no classics of ImageNet; they have tables of their own

@@ -12,7 +12,7 @@ import pytest
 
 from dlc import convert
 from dlc.convert import images
-from dlc.models import vgg
+from dlc.models import alexnet, squeezenet, vgg
 
 pytestmark = pytest.mark.peers
 torch = pytest.importorskip("torch")
@@ -30,7 +30,14 @@ class Pair(NamedTuple):
 
 
 PAIRS = {
-    "vgg11": Pair(vgg.vgg11(), "torchvision.vgg11", (224, 224)),
+    "alexnet_2014": Pair(alexnet.alexnet_2014(), "torchvision.alexnet", (231, 226)),
+    "squeezenet1_0": Pair(squeezenet.squeezenet1_0(), "torchvision.squeezenet1_0", (97, 114)),
+    "squeezenet1_1": Pair(squeezenet.squeezenet1_1(), "torchvision.squeezenet1_1", (97, 114)),
+    # Half a gigabyte each: these four show every depth, and both kinds.
+    "vgg11": Pair(vgg.vgg11(), "torchvision.vgg11", (224, 224), {"init_weights": False}),
+    "vgg13_bn": Pair(vgg.vgg13(norm=True), "torchvision.vgg13_bn", (231, 225), {"init_weights": False}),
+    "vgg16": Pair(vgg.vgg16(), "torchvision.vgg16", (224, 224), {"init_weights": False}),
+    "vgg19_bn": Pair(vgg.vgg19(norm=True), "torchvision.vgg19_bn", (224, 224), {"init_weights": False}),
 }
 
 every = pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)

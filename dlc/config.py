@@ -131,7 +131,7 @@ def load(folder: Path, name: str, kind: type) -> Any:
 
     def value(name: str, written: Any) -> Any:
         if isinstance(written, list):
-            return tuple(written)
+            return tuple(value(name, item) for item in written)
         return Path(written) if isinstance(written, str) and Path in typing.get_args(hints[name]) else written
 
     try:

@@ -7,12 +7,14 @@ References: Russakovsky et al. 2015, "ImageNet large scale visual recognition ch
 
 import functools
 from importlib import resources
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from dlc.data import images
+from dlc.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of red, green and blue over the training set, of 1
 
@@ -32,8 +34,17 @@ class Rule(NamedTuple):
 
 @functools.cache
 def classes() -> tuple[str, ...]:
-    """The names of the 1,000 classes."""
+    """The names of ImageNet's 1,000 classes."""
     return tuple(resources.files("dlc.data").joinpath("imagenet_classes.txt").read_text().splitlines())
+
+
+def names(path: Path) -> tuple[str, ...]:
+    """The names of other classes, from a text file with one a line. Raises UserError if that cannot be read."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{path} cannot be read: give a text file with the name of a class in each line") from None
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 def square(image: UInt8[np.ndarray, "H W 3"], rule: Rule) -> UInt8[np.ndarray, "S S 3"]:

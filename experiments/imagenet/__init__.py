@@ -1,0 +1,1 @@
+"""The classics of ImageNet: published weights on photographs of one's own, and training them."""

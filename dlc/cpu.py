@@ -37,6 +37,8 @@ _G = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 _MANY = 64
 # From how many channels on all this pays, and up to how many XLA's is faster with two neighbouring pixels a window.
 _FEW = 16
+# Columns of all results of a batch below which laying its images side by side gains nothing.
+_NARROW = 200
 # Numbers that the transformed images of one product may hold: beyond, images are taken in groups.
 _LARGEST = 2**26
 
@@ -56,6 +58,20 @@ def has_conv3x3(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> 
     return is_default() and ordinary and precise and min(kernel.shape[2:]) >= _FEW
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def conv(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads) -> Array:
+    """Any convolution of large images: XLA's, on two cores up to twice as fast."""
+    return _side_by_side(x, kernel, strides, pads)
+
+
+@conv.defjvp
+def _conv_jvp(
+    strides: tuple[int, int], pads: Pads, primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    (x, kernel), (dx, dkernel) = primals, tangents
+    return conv(x, kernel, strides, pads), _xla(dx, kernel, strides, pads) + _xla(x, dkernel, strides, pads)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv3x3(x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C O"], pads: Pads) -> Float[Array, "B h w O"]:
     """The convolution of stride 1 by a 3x3 kernel, with 0 to 2 zeros padded on each side."""
@@ -65,7 +81,7 @@ def conv3x3(x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C O"], pads: P
         pairs = jnp.stack([jnp.pad(kernel, ((0, 0), (j, 1 - j), (0, 0), (0, 0))) for j in (0, 1)], axis=3)
         y = _xla(x, pairs.reshape(3, 4, kernel.shape[2], -1), (1, 2), pads)
         return y.reshape(*y.shape[:2], -1, kernel.shape[3])
-    return _xla(x, kernel, (1, 1), pads)
+    return _side_by_side(x, kernel, (1, 1), pads)
 
 
 def _backward(pads: Pads, operands: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
@@ -136,6 +152,21 @@ def _transposed(m: Matrix) -> Matrix:
 
 def _xla(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads) -> Array:
     return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _side_by_side(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads) -> Array:
+    """`_xla` of one broad image made of all images of the batch: XLA parts the work by columns."""
+    kw, t = kernel.shape[1], strides[1]
+    h, w = ((n + sum(pad) - k) // s + 1
+            for n, pad, k, s in zip(x.shape[1:3], pads, kernel.shape[:2], strides, strict=True))  # fmt: skip
+    if len(x) == 1 or len(x) * w < _NARROW:
+        return _xla(x, kernel, strides, pads)
+    (left, right), width = pads[1], x.shape[2] + sum(pads[1])
+    x = jnp.pad(x, ((0, 0), pads[0], (left, right + -width % t), (0, 0)))
+    period = x.shape[2] // t  # outputs from the first column of one image to that of the next
+    broad = x.swapaxes(0, 1).reshape(1, x.shape[1], -1, x.shape[3])
+    y = _xla(broad, kernel, strides, ((0, 0), (0, kw - 1)))  # windows over two images are computed for nothing
+    return y[0, :, : period * len(x)].reshape(h, len(x), period, -1)[:, :, :w].swapaxes(0, 1)
 
 
 def _held(x: Array, kernel: Array) -> int:

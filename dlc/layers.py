@@ -4,11 +4,10 @@ Shapes: B batch, H W height and width, h w the same after the layer, C channels,
 I O its input channels (those of one group) and output channels, D features. Images are NHWC, [B, H, W, C]; kernels
 HWIO, [KH, KW, I, O].
 
-Every function here gives one result in one of two forms. The plain form (`plain_conv`,
-`plain_batch_norm`) is XLA's own and is what runs on GPU and TPU. On a CPU XLA's convolution is slow (its gradients,
-inside `lax.scan`, up to sixty times slower still), and so is the gradient of its pooling; there all but large images
-take a form made of one matrix product and reductions, or one of `dlc/cpu.py`. The choice is made while compiling, so
-the program holds the chosen form alone.
+Every function here gives one result in one of two forms. The plain form (`plain_conv`, `plain_batch_norm`) is XLA's own
+and is what runs on GPU and TPU. On a CPU XLA's convolution is slow (its gradients, inside `lax.scan`, up to sixty times
+slower still); there small images take a form made of one matrix product and reductions, and others one of `dlc/cpu.py`.
+The choice is made while compiling, so the program holds the chosen form alone.
 """
 
 import functools
@@ -88,8 +87,11 @@ def conv(
         return lax.platform_dependent(x, kernel, cpu=parted, default=plain)
     if cpu.has_conv3x3(x, kernel, strides, pads):
         return lax.platform_dependent(x, kernel, cpu=functools.partial(cpu.conv3x3, pads=pads), default=plain)
-    if math.prod(pooling.count(padded, size, strides)) * math.prod(kernel.shape[:3]) > _LARGEST_GATHER:
-        return plain(x, kernel)
+    gathered = math.prod(pooling.count(padded, size, strides)) * math.prod(kernel.shape[:3])
+    if size != (1, 1) and gathered > _LARGEST_GATHER:  # of a 1x1 kernel nothing is gathered
+        return lax.platform_dependent(
+            x, kernel, cpu=functools.partial(cpu.conv, strides=strides, pads=pads), default=plain
+        )
 
     def gemm(x: Array, kernel: Array) -> Array:
         return _correlate(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel, strides)

@@ -331,3 +331,23 @@ def test_a_pool_passes_nan_on_and_can_be_differentiated_twice():
 
     twice = (jax.grad(functools.partial(penalty, pool))(x) for pool in (pooling.max_pool, pooling.plain_max_pool))
     np.testing.assert_allclose(*twice, rtol=1e-5)
+
+
+@precision
+@pytest.mark.parametrize(("kernel", "strides", "pads"), [
+    ((7, 7), (2, 2), ((3, 3), (3, 3))), ((5, 5), (1, 1), ((2, 2), (2, 2))), ((3, 3), (2, 2), ((0, 0), (0, 0))),
+    ((1, 7), (1, 1), ((0, 0), (3, 3))), ((7, 1), (1, 1), ((3, 3), (0, 0))), ((3, 2), (2, 3), ((1, 0), (0, 2))),
+])  # fmt: skip
+def test_images_side_by_side_are_convolved_each_by_itself(kernel, strides, pads, dtype, tolerance):
+    x, weights = arrays((9, 40, 41, 3), (*kernel, 3, 4), dtype=dtype)
+    plain = functools.partial(layers.plain_conv, strides=strides, padding=pads)
+    ours = functools.partial(cpu.conv, strides=strides, pads=pads)
+    assert_same(ours, plain, (x, weights), tolerance)
+
+
+def test_convolutions_of_large_images_have_forward_mode():
+    x = jax.random.normal(jax.random.key(0), (2, 130, 130, 3))
+    weights = jax.random.normal(jax.random.key(1), (5, 5, 3, 16))
+    forms = (functools.partial(f, strides=(2, 2)) for f in (layers.conv, layers.plain_conv))
+    (_, ours), (_, plain) = (jax.jvp(lambda x, f=f: f(x, weights), (x,), (x,)) for f in forms)
+    np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)

@@ -16,7 +16,19 @@ import jax.numpy as jnp
 import pytest
 
 from dlc import costs, models
-from dlc.models import alexnet, nin, squeezenet, vgg
+from dlc.models import (
+    alexnet,
+    densenet,
+    enet,
+    googlenet,
+    inception,
+    inception_v4,
+    nin,
+    prelunet,
+    resnet,
+    squeezenet,
+    vgg,
+)
 
 
 class Row(NamedTuple):
@@ -30,12 +42,50 @@ class Row(NamedTuple):
 
 TORCHVISION = "torchvision 0.28, the weights' `_ops`"
 TIMM = "timm 1.0.31, results of model benchmarks"
+HE = "He et al. 2015b, table 1"
+PRELUNET = "He et al. 2015a, table 3"
 
 ROWS = {
+    "densenet121": Row(densenet.densenet121(), 224, 7_978_856, 2_834_161_664, 2.834, TORCHVISION),
+    "densenet161": Row(densenet.densenet161(), 224, 28_681_000, 7_727_907_072, 7.728, TORCHVISION),
+    "densenet169": Row(densenet.densenet169(), 224, 14_149_480, 3_359_843_328, 3.36, TORCHVISION),
+    "densenet201": Row(densenet.densenet201(), 224, 20_013_928, 4_291_365_888, 4.291, TORCHVISION),
+    "enet": Row(enet.enet(), 512, 363_999, 1_965_228_032),
+    "enet_classifier": Row(enet.enet_classifier(), 224, 466_519, 311_206_656),
+    "prelunet_a": Row(prelunet.prelunet_a(), 224, 178_032_072, 19_058_106_368, 19.0, PRELUNET),
+    "prelunet_b": Row(prelunet.prelunet_b(), 224, 183_343_048, 23_219_904_512, 23.2, PRELUNET),
+    "prelunet_c": Row(prelunet.prelunet_c(), 224, 330_623_944, 53_463_130_112, 53.0, PRELUNET),
+    "resnet18": Row(resnet.resnet18(), 224, 11_689_512, 1_814_073_344, 1.814, TORCHVISION),
+    "resnet34": Row(resnet.resnet34(), 224, 21_797_672, 3_663_761_408, 3.664, TORCHVISION),
+    "resnet50": Row(resnet.resnet50(), 224, 25_557_032, 4_089_184_256, 4.089, TORCHVISION),
+    "resnet101": Row(resnet.resnet101(), 224, 44_549_160, 7_801_405_440, 7.801, TORCHVISION),
+    "resnet152": Row(resnet.resnet152(), 224, 60_192_808, 11_513_626_624, 11.514, TORCHVISION),
+    "resnet18, option A": Row(resnet.resnet18(shortcut="A"), 224, 11_515_688, 1_794_805_760),
+    "resnet34, option A": Row(resnet.resnet34(shortcut="A"), 224, 21_623_848, 3_644_493_824),
+    "resnet34, option C": Row(resnet.resnet34(shortcut="C"), 224, 22_716_840, 3_830_747_136),
+    "plain18": Row(resnet.plain18(), 224, 11_515_688, 1_794_805_760),
+    "plain34": Row(resnet.plain34(), 224, 21_623_848, 3_644_493_824),
+    # With the paper's strides. Its table has 3.8 for 50 layers, which is 1.5 % less.
+    "resnet50, stride at 1x1": Row(resnet.resnet50(stride_at="1x1"), 224, 25_557_032, 3_857_973_248),
+    "resnet101, stride at 1x1": Row(resnet.resnet101(stride_at="1x1"), 224, 44_549_160, 7_570_194_432, 7.6, HE),
+    "resnet152, stride at 1x1": Row(resnet.resnet152(stride_at="1x1"), 224, 60_192_808, 11_282_415_616, 11.3, HE),
     "alexnet": Row(alexnet.alexnet(), 227, 60_965_224, 724_406_816),
     "alexnet_ungrouped": Row(alexnet.alexnet_ungrouped(), 227, 62_378_344, 1_135_256_096),
     "alexnet_2014": Row(alexnet.alexnet_2014(), 224, 61_100_840, 714_188_480, 0.714, TORCHVISION),
     "alexnet_bn": Row(alexnet.alexnet_bn(), 224, 61_119_528, 714_188_480),
+    "googlenet": Row(googlenet.googlenet(), 224, 13_378_280, 1_582_671_872),
+    "googlenet without heads": Row(googlenet.googlenet(aux=False), 224, 6_998_552, 1_582_671_872),
+    "googlenet_bn": Row(googlenet.googlenet_bn(), 224, 13_004_888, 1_498_376_192, 1.498, TORCHVISION),
+    "googlenet_bn without heads": Row(
+        googlenet.googlenet_bn(aux=False), 224, 6_624_904, 1_498_376_192, 1.498, TORCHVISION
+    ),
+    "bn_inception": Row(inception.bn_inception(), 224, 11_188_288, 1_934_857_216),
+    "bn_inception, not separable": Row(inception.bn_inception(separable=False), 224, 11_194_984, 2_018_851_840),
+    "inception_v3": Row(inception.inception_v3(), 299, 27_161_264, 5_713_216_096, 5.713, TORCHVISION),
+    "inception_v3 without head": Row(
+        inception.inception_v3(aux=False), 299, 23_834_568, 5_713_216_096, 5.713, TORCHVISION
+    ),
+    "inception_v4": Row(inception_v4.inception_v4(), 299, 42_679_816, 12_253_974_624, 12.28, TIMM),
     "nin": Row(nin.nin(), 224, 7_595_176, 1_100_188_800),
     "nin_bn": Row(nin.nin_bn(), 224, 8_655_336, 1_259_939_840),
     "squeezenet1_0": Row(squeezenet.squeezenet1_0(), 224, 1_248_424, 818_924_576, 0.819, TORCHVISION),
@@ -63,6 +113,11 @@ def shapes(model, image):
     return jax.eval_shape(model.init, jax.random.key(0), one), one
 
 
+def logits(row):
+    """The shape of what a model returns for one image: of ENet the classes of every pixel."""
+    return (1, row.image, row.image, 20) if isinstance(row.model, enet.ENet) else (1, 1000)
+
+
 @every
 def test_parameters(row):
     variables, _ = shapes(row.model, row.image)
@@ -81,7 +136,7 @@ def test_operations(row):
 @every
 def test_the_logits_are_one_for_each_class(row):
     variables, image = shapes(row.model, row.image)
-    assert jax.eval_shape(row.model.apply, variables, image).shape == (1, 1000)
+    assert jax.eval_shape(row.model.apply, variables, image).shape == logits(row)
 
 
 @every
@@ -95,7 +150,7 @@ def test_batch_statistics_move_in_training_and_dropout_draws(row):
     assert jax.tree.map(lambda a: a.shape, changed.get("batch_stats", {})) == jax.tree.map(
         lambda a: a.shape, variables.get("batch_stats", {})
     )
-    assert {leaf.shape for leaf in jax.tree.leaves(outputs)} == {(1, 1000)}
+    assert {leaf.shape for leaf in jax.tree.leaves(outputs)} == {logits(row)}
 
 
 def test_no_model_is_missing_from_the_table():

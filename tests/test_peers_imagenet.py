@@ -12,7 +12,7 @@ import pytest
 
 from dlc import convert
 from dlc.convert import images
-from dlc.models import alexnet, squeezenet, vgg
+from dlc.models import alexnet, densenet, googlenet, inception, inception_v4, resnet, squeezenet, vgg
 
 pytestmark = pytest.mark.peers
 torch = pytest.importorskip("torch")
@@ -30,6 +30,25 @@ class Pair(NamedTuple):
 
 
 PAIRS = {
+    "densenet121": Pair(densenet.densenet121(), "torchvision.densenet121", (77, 98)),
+    "densenet121 of timm": Pair(densenet.densenet121(), "timm.densenet121", (65, 48)),
+    "densenet161": Pair(densenet.densenet161(), "torchvision.densenet161", (65, 48)),
+    "googlenet": Pair(googlenet.googlenet_bn(), "torchvision.googlenet", (97, 66), {"init_weights": False}),
+    "googlenet without heads": Pair(
+        googlenet.googlenet_bn(aux=False),
+        "torchvision.googlenet",
+        (66, 97),
+        {"aux_logits": False, "init_weights": False},
+    ),
+    "inception_v3": Pair(inception.inception_v3(), "torchvision.inception_v3", (107, 90), {"init_weights": False}),
+    "inception_v3 of timm, without head": Pair(inception.inception_v3(aux=False), "timm.inception_v3", (90, 107)),
+    "inception_v4": Pair(inception_v4.inception_v4(), "timm.inception_v4", (107, 90)),
+    "resnet18": Pair(resnet.resnet18(), "torchvision.resnet18", (97, 66)),
+    "resnet34": Pair(resnet.resnet34(), "torchvision.resnet34", (65, 48)),
+    "resnet50": Pair(resnet.resnet50(), "torchvision.resnet50", (97, 66)),
+    "resnet50 of timm": Pair(resnet.resnet50(), "timm.resnet50", (97, 66)),
+    "resnet101": Pair(resnet.resnet101(), "torchvision.resnet101", (33, 48)),
+    "resnet152": Pair(resnet.resnet152(), "torchvision.resnet152", (33, 48)),
     "alexnet_2014": Pair(alexnet.alexnet_2014(), "torchvision.alexnet", (231, 226)),
     "squeezenet1_0": Pair(squeezenet.squeezenet1_0(), "torchvision.squeezenet1_0", (97, 114)),
     "squeezenet1_1": Pair(squeezenet.squeezenet1_1(), "torchvision.squeezenet1_1", (97, 114)),
@@ -108,8 +127,11 @@ def test_their_weights_give_their_numbers_here_and_ours_there(pair, tmp_path):
     form = images.published(pair.model)
     compared = 0
     for path, output in outputs.items():
-        if (other := seen.get(form.names(pair.model, path))) is not None:
+        name = form.names(pair.model, path)
+        if (other := seen.get(name)) is not None:
             other = other.transpose(0, 2, 3, 1) if other.ndim == 4 else other
+            if hasattr(theirs.get_submodule(name), "act"):  # timm's norms have the ReLU inside
+                output = np.maximum(output, 0)
             assert_close(output, other, path)
             compared += 1
     assert compared > 0.9 * len(outputs)
@@ -121,6 +143,24 @@ def test_their_weights_give_their_numbers_here_and_ours_there(pair, tmp_path):
     again.load_state_dict(load_file(tmp_path / "ours.safetensors"), strict=True)
     there, _ = their_outputs(again, x)
     assert_close(there, expected, "the way back")
+
+
+def test_in_training_googlenets_heads_and_statistics_are_theirs(tmp_path):
+    theirs = published(PAIRS["googlenet"], tmp_path / "theirs.pth").train()
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model = PAIRS["googlenet"].model.clone(dropout=0.0, aux_dropout=0.0)
+    variables = convert.load_state_dict(tmp_path / "theirs.pth", model)
+    x = np.random.default_rng(0).normal(size=(4, 97, 130, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
+    outputs, changed = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))(variables, x)
+    for ours, name in zip(outputs, ("logits", "aux_logits1", "aux_logits2"), strict=True):
+        assert_close(ours, getattr(expected, name).numpy(), name)
+    torch.save(theirs.state_dict(), tmp_path / "after.pth")
+    after = convert.load_state_dict(tmp_path / "after.pth", model)["batch_stats"]
+    jax.tree.map(lambda ours, theirs: assert_close(ours, theirs, "statistics"), changed["batch_stats"], after)
 
 
 OTHERS = {f"vgg{depth}{norm}": getattr(vgg, f"vgg{depth}")(norm=bool(norm))

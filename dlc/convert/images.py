@@ -24,6 +24,11 @@ import numpy as np
 from dlc.convert import files
 from dlc.errors import UserError
 from dlc.models.alexnet import AlexNet
+from dlc.models.densenet import DenseNet
+from dlc.models.googlenet import GoogLeNet
+from dlc.models.inception import InceptionV3
+from dlc.models.inception_v4 import V4_MODULES, InceptionV4
+from dlc.models.resnet import ResNet
 from dlc.models.squeezenet import POOLED, SqueezeNet
 from dlc.models.vgg import VGG
 
@@ -178,6 +183,57 @@ def _vgg(model: VGG, path: str) -> str:
     return f"features.{each * before + int(stage) - 1 + (kind == 'norm')}"
 
 
+def _googlenet(model: GoogLeNet, path: str) -> str:
+    if model.form != "torchvision":
+        raise UserError("the published weights of GoogLeNet are for its form with batch norm: take googlenet_bn()")
+    theirs = {
+        "conv1x1": "branch1", "reduce3x3": "branch2.0", "conv3x3": "branch2.1", "reduce5x5": "branch3.0",
+        "conv5x5": "branch3.1", "project": "branch4.1", "norm": "bn", "dense": "fc", "dense1": "fc1", "dense2": "fc2",
+    }  # fmt: skip
+    return ".".join(theirs.get(part, part) for part in path.split("/"))
+
+
+def _inception_v3(model: InceptionV3, path: str) -> str:
+    stem = ["Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3"]
+    branches = {  # where a name ends with _, the place in the branch follows
+        "5": ["branch1x1", "branch5x5_", "branch3x3dbl_", "branch_pool"],
+        "6a": ["branch3x3", "branch3x3dbl_"],
+        "6": ["branch1x1", "branch7x7_", "branch7x7dbl_", "branch_pool"],
+        "7a": ["branch3x3_", "branch7x7x3_"],
+        "7": ["branch1x1", "branch3x3_", "branch3x3dbl_", "branch_pool"],
+    }
+    theirs = {"norm": "bn", "dense": "fc", "aux": "AuxLogits", "conv1": "conv0", "conv2": "conv1"}
+    module, *rest = (theirs.get(part, part) for part in path.split("/"))
+    if module in ("fc", "AuxLogits"):
+        return ".".join([module, *rest])
+    branch, place = re.fullmatch(r"branch(\d)_(\w+)", rest[0]).groups()  # type: ignore[union-attr]
+    if module == "stem":
+        return f"{stem[int(place) - 1]}.{rest[1]}"
+    name = module.removeprefix("mixed")
+    kind = branches.get(name) or branches[name[0]]
+    within = kind[int(branch) - 1]
+    return f"Mixed_{name}.{within}{place if within.endswith('_') else ''}.{rest[1]}"
+
+
+def _inception_v4(model: InceptionV4, path: str) -> str:
+    if path == "dense":
+        return "last_linear"
+    module, within, part = path.replace("norm", "bn").split("/")
+    branch, place, letter = re.fullmatch(r"branch(\d)_(\d)(\w?)", within).groups()  # type: ignore[union-attr]
+    if module == "stem1":
+        return f"features.{int(place) - 1}.{part}"
+    feature = f"features.{list(V4_MODULES).index(module) + 2}"
+    if module in ("stem2", "stem4"):
+        return f"{feature}.conv.{part}"
+    chain = V4_MODULES[module][int(branch) - 1]
+    theirs, pooled = f"{feature}.branch{int(branch) - 1}", callable(chain[0])
+    if len(chain) == 1:
+        return f"{theirs}.{part}"
+    if module.startswith("c") and not pooled:
+        return f"{theirs}_{int(place) - 1}{letter}.{part}"
+    return f"{theirs}.{int(place) - 1 + pooled}.{part}"
+
+
 def _squeezenet(model: SqueezeNet, path: str) -> str:
     module, _, part = path.partition("/")
     place = int(re.sub(r"\D", "", module))  # conv1, fire2 to fire9, conv10
@@ -188,8 +244,33 @@ def _squeezenet(model: SqueezeNet, path: str) -> str:
     return f"features.{place + sum(pooled < place for pooled in POOLED[model.version])}.{part}"
 
 
+def _densenet(model: DenseNet, path: str) -> str:
+    ends = {"conv": "features.conv0", "norm1": "features.norm0", "norm2": "features.norm5", "dense": "classifier"}
+    if path in ends:
+        return ends[path]
+    path = re.sub(r"block(\d)_layer(\d+)/", r"denseblock\1.denselayer\2.", path)
+    return "features." + re.sub(r"(transition\d)_", r"\1.", path)
+
+
+def _resnet(model: ResNet, path: str) -> str:
+    ends = {"conv1": "conv1", "norm1": "bn1", "dense": "fc"}
+    if path in ends:
+        return ends[path]
+    stage, block, part = re.fullmatch(r"stage(\d)_block(\d+)/(\w+)", path).groups()  # type: ignore[union-attr]
+    part = {"shortcut": "downsample.0", "shortcut_norm": "downsample.1"}.get(part, part.replace("norm", "bn"))
+    return f"layer{stage}.{int(block) - 1}.{part}"
+
+
 FORMS: dict[type[nn.Module], Published] = {
     AlexNet: Published(_alexnet, "classifier.6"),
+    # torchvision's files are from a time when names of modules had points in them.
+    DenseNet: Published(_densenet, "classifier", renamed=((r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),)),
+    ResNet: Published(_resnet, "fc"),
+    GoogLeNet: Published(_googlenet, "fc", ignored=lambda model: "$^" if model.aux else r"aux[12]\..*"),
+    InceptionV3: Published(
+        _inception_v3, "fc", image=299, ignored=lambda model: "$^" if model.aux else r"AuxLogits\..*"
+    ),
+    InceptionV4: Published(_inception_v4, "last_linear", image=299),
     SqueezeNet: Published(_squeezenet, "classifier.1"),
     VGG: Published(_vgg, "classifier.6"),
 }

@@ -5,9 +5,10 @@ Glossary: N examples, C classes. Leading axes (`*runs`) are kept, so that eight 
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 Either = Array | np.ndarray  # labels often come straight from a data set
 
@@ -16,6 +17,20 @@ def error(logits: Float[Either, "*runs N C"], label: Int[Either, " N"]) -> Float
     """The share of examples, 0 to 1, whose largest logit is not their label's. Of equal logits the first counts."""
     wrong = jnp.argmax(logits, axis=-1) != jnp.broadcast_to(label, logits.shape[:-1])
     return wrong.mean(axis=-1, dtype=jnp.float32)
+
+
+def top_k_error(logits: Float[Either, "*runs N C"], label: Int[Either, " N"], k: int) -> Float[Array, "*runs"]:
+    """The share of examples whose label is not among the `k` largest logits; of equal ones the first come first.
+
+    With as many answers as classes it is 0.
+    """
+    return (~among_top_k(logits, label, k)).mean(axis=-1, dtype=jnp.float32)
+
+
+def among_top_k(logits: Float[Either, "*runs N C"], label: Int[Either, " N"], k: int) -> Bool[Array, "*runs N"]:
+    """Of each example, whether its label is among the `k` largest logits."""
+    _, best = jax.lax.top_k(jnp.asarray(logits), min(k, logits.shape[-1]))
+    return (best == jnp.broadcast_to(label, logits.shape[:-1])[..., None]).any(axis=-1)
 
 
 def confusion(prediction: Int[Either, " N"], label: Int[Either, " N"], classes: int) -> Int[Array, "C C"]:

@@ -34,6 +34,39 @@ def triangle(peak: float, steps: int, rise: float, start: float = 0.0, end: floa
     return optax.join_schedules([rising, optax.linear_schedule(peak, end * peak, max(steps - up, 1))], [up])
 
 
+def drops(lr: float, steps: int, count: int, rise: int = 0, start: float = 0.0) -> optax.Schedule:
+    """`lr`, divided by ten `count` times within the steps, at equal distances.
+
+    In the first `rise` steps it rises in a line from `start`, which for Goyal et al. 2017, "Accurate, large minibatch
+    SGD", section 2.2, is the rate of a small batch; never from more than `lr`.
+
+    Raises UserError if it has not risen when it is to be divided first.
+    """
+    places = [round(i * steps / (count + 1)) for i in range(1, count + 1)]
+    if rise >= min([*places, steps]):
+        raise UserError(f"a warm-up of {rise} steps leaves none before the rate falls at {min([*places, steps])}")
+    falling = optax.piecewise_constant_schedule(lr, {place - rise: 0.1 for place in places})
+    if not rise:
+        return falling
+    return optax.join_schedules([optax.linear_schedule(min(start, lr), lr, rise), falling], [rise])
+
+
+def papers_momentum(
+    rate: float | optax.Schedule, momentum: float, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """v <- momentum v - rate (gradient + weight_decay w),  w <- w + v
+
+    The form of the papers of 2012 to 2016 and of Caffe. PyTorch's and `optax.sgd` have the rate outside of v: the same
+    until it changes, when this form's v still has the old one in it.
+
+    References: Krizhevsky, Sutskever, Hinton 2012, "ImageNet classification with deep convolutional neural networks",
+    section 5; Goyal et al. 2017, section 3, on the difference.
+    """
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(rate), optax.trace(momentum)
+    )
+
+
 def matrices(params: Any) -> Any:
     """Where weight decay belongs: True for weights of two axes and more, False for biases and the scales of norms."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -93,7 +93,9 @@ class Run:
 
         `init(key)` gives the first state; with several `keys` [S] all runs are trained at once, and everything gains a
         leading axis [S]. The metrics of `step` must have a `loss`. `batches(first, count)` gives that many batches,
-        stacked: leaves [count, B, ...], or [count, S, B, ...] with `batch_axis=0`.
+        stacked: leaves [count, B, ...], or [count, S, B, ...] with `batch_axis=0`. Every group that will come is asked
+        for once before the first step, for its shapes; where it costs more to make them, give `batches` a method
+        `like(first, count)` that says them, a tree of ShapeDtypeStructs, with the sharding if there is one.
 
         Every `evaluate_every` steps `measure(predict(state))` is reported. The state is saved then if the last time was
         `save_every` seconds ago, the first time and the last time in any case.
@@ -118,9 +120,10 @@ class Run:
         def many(step: train.Step) -> train.Step:
             return train.scanned(train.over_seeds(step, batch_axis) if seeds > 1 else step)
 
+        like = getattr(batches, "like", batches)
         run_step, examples = {}, 0
         for at, count in plan:  # every shape that will come, so that nothing compiles later
-            batch = batches(at, count)
+            batch = like(at, count)
             examples += examples_of(batch)
             if (shape := _shape(batch)) not in run_step:
                 run_step[shape] = self.compiled(step, state, batch, made=many, donate=True)

@@ -81,14 +81,21 @@ def on_device(step: Step, arrays: PyTree, augment: Callable[[Any, Any], Any] | N
     """
 
     def indexed(step: Step, arrays: PyTree, state: State, index: Int[Array, " B"]) -> tuple[State, Metrics]:
-        batch = jax.tree.map(lambda array: jnp.take(array, index, axis=0, mode="clip"), arrays)
-        if augment is not None:
-            # The loss draws from fold_in(key, step); a second fold keeps the augmentation independent of it.
-            key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
-            batch = augment(key, batch)
-        return step(state, batch)
+        return step(state, jax.tree.map(lambda array: jnp.take(array, index, axis=0, mode="clip"), arrays))
 
+    step = step if augment is None else augmented(step, augment)
     return Partial(indexed, _value(step), jax.device_put(arrays, may_alias=False))
+
+
+def augmented(step: Step, augment: Callable[[Any, Any], Any]) -> Step:
+    """A step on what `augment(key, batch)` makes of its batch, with a key of its own for every step."""
+
+    def changed(step: Step, state: State, batch: Batch) -> tuple[State, Metrics]:
+        # The loss draws from fold_in(key, step); a second fold keeps the augmentation independent of it.
+        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
+        return step(state, augment(key, batch))
+
+    return Partial(changed, _value(step))
 
 
 def windows(step: Step, tokens: Integer[Array | np.ndarray, " N"], length: int) -> Step:

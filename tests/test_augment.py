@@ -411,3 +411,41 @@ def test_mistakes_are_named(sentence):
     with pytest.raises(UserError) as error:
         MISTAKES[sentence](jnp.zeros((2, 32, 32, 3)))
     assert str(error.value) == sentence
+
+
+def test_color_noise_goes_along_the_principal_components():
+    draw = np.random.default_rng(0)
+    light = draw.normal(128, 30, (4000, 1))
+    pixels = (light + draw.normal(0, 4, (4000, 3))).clip(0, 255).astype(np.uint8)
+    components = augment.color_components(pixels)
+    lengths = np.linalg.norm(components, axis=1)
+    np.testing.assert_allclose(abs(components[0]) / lengths[0], np.full(3, 3**-0.5), atol=0.02)
+    np.testing.assert_allclose(lengths.sum(), np.trace(np.cov(pixels.T / 255.0)), rtol=1e-5)
+    images = np.zeros((2000, 2, 2, 3), np.float32)
+    noisy = np.asarray(augment.color_noise(jax.random.key(0), images, components, 0.1))
+    assert (noisy == noisy[:, :1, :1]).all()  # one draw an image
+    covariance = np.cov(noisy[:, 0, 0].T)
+    np.testing.assert_allclose(covariance, 0.01 * components.T @ components, atol=0.1 * covariance.max())
+    assert not augment.color_noise(jax.random.key(0), images, components, 0.0).any()
+
+
+def test_ten_crops_are_corners_middle_and_their_mirror_images():
+    images = np.arange(2 * 6 * 8).reshape(2, 6, 8, 1)
+    crops = np.asarray(views.ten_crops(images, 4))
+    assert crops.shape == (10, 2, 4, 4, 1)
+    assert crops[:5, 0, 0, 0, 0].tolist() == [0, 4, 16, 20, 10]
+    np.testing.assert_array_equal(crops[5:], crops[:5, :, :, ::-1])
+    np.testing.assert_array_equal(views.centre(images, 4), crops[4])
+    with pytest.raises(UserError, match=r"^a crop of 7x7 is larger than its image of 6x8$"):
+        views.ten_crops(images, 7)
+
+
+def test_over_crops_averages_probabilities():
+    images = np.random.default_rng(0).normal(size=(3, 5, 5, 2)).astype(np.float32)
+
+    def forward(crop):
+        return crop[:, 0, :3, 0] * 2
+
+    every = jax.nn.softmax(jnp.stack([forward(crop) for crop in views.ten_crops(images, 4)]))
+    np.testing.assert_allclose(jnp.exp(views.over_crops(forward, images, 4)), every.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(views.over_crops(forward, images, 4, 1), forward(views.centre(images, 4)))

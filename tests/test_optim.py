@@ -98,3 +98,28 @@ def test_muon_under_vmap_is_muon_for_each():
 
     together, alone = jax.jit(jax.vmap(one))(kernels), jnp.stack([jax.jit(one)(kernel) for kernel in kernels])
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-6)
+
+
+def test_the_rate_rises_once_and_is_divided_at_equal_distances():
+    rate = optim.drops(0.4, 90, 2, rise=5, start=0.1)
+    np.testing.assert_allclose(
+        [rate(i) for i in (0, 5, 29, 31, 59, 61, 89)], [0.1, 0.4, 0.4, 0.04, 0.04, 0.004, 0.004], rtol=1e-6
+    )
+    np.testing.assert_allclose(rate(2), 0.1 + 0.3 * 2 / 5, rtol=1e-6)
+    plain = optim.drops(0.1, 90, 3)
+    np.testing.assert_allclose(
+        [plain(i) for i in (0, 21, 24, 46, 68, 89)], [0.1, 0.1, 0.01, 1e-3, 1e-4, 1e-4], rtol=1e-5
+    )
+    np.testing.assert_allclose(optim.drops(0.1, 90, 0)(89), 0.1)
+    with pytest.raises(UserError, match=r"^a warm-up of 30 steps leaves none before the rate falls at 30$"):
+        optim.drops(0.1, 90, 2, rise=30)
+
+
+def test_the_papers_momentum_has_the_rate_inside():
+    tx = optim.papers_momentum(optax.piecewise_constant_schedule(0.5, {1: 0.1}), 0.9, weight_decay=0.1)
+    w, v, state = np.float32(2), 0.0, tx.init(jnp.float32(2))
+    for rate, gradient in ((0.5, 1.0), (0.05, -3.0), (0.05, 0.5)):
+        v = 0.9 * v - rate * (gradient + 0.1 * w)
+        update, state = tx.update(jnp.float32(gradient), state, jnp.float32(w))
+        np.testing.assert_allclose(update, v, rtol=1e-6)
+        w = w + v

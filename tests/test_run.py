@@ -448,3 +448,37 @@ def test_bfloat16_trains(tmp_path):
     code, _, stderr = python(*LINEAR[:-1], 20, "--dtype", "bfloat16", "--out", tmp_path)
     assert code == 0, stderr
     assert json.loads((folder_of(tmp_path) / "result.json").read_text())["figures"]["test_error"] < 0.15
+
+
+def test_batches_that_cost_are_asked_for_their_shapes_alone():
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from dlc import train
+    from dlc.run import Run
+
+    class Batches:
+        def __init__(self):
+            self.asked = []
+
+        def __call__(self, first, count):
+            self.asked.append((first, count))
+            return np.ones((count, 4), np.float32)
+
+        def like(self, first, count):
+            return jax.ShapeDtypeStruct((count, 4), jnp.float32)
+
+    def loss_fn(params, aux, batch, key):
+        return (params * batch).mean(), (aux, {})
+
+    batches, run = Batches(), Run()
+    state, _ = run.fit(
+        lambda key: train.init(jnp.float32(1), optax.sgd(0.1), key),
+        train.make_step(loss_fn, optax.sgd(0.1)),
+        batches,
+        steps=10, keys=train.seed_keys(0), report_every=4,
+    )  # fmt: skip
+    assert batches.asked == [(0, 4), (4, 4), (8, 2)]  # each group once
+    assert float(state.params) == pytest.approx(0, abs=1e-6)
+    assert run.facts["examples_per_step"] == 4

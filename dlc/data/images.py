@@ -5,17 +5,21 @@ averages over all pixels that a pixel of a smaller image stands for (elsewhere c
 uint8: what published weights were evaluated with.
 """
 
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from dlc.errors import UserError
 
 Pixels = UInt8[np.ndarray, "H W 3"]
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels that need not be whole
 Smooth = Literal["bilinear", "bicubic"]
 
 
@@ -28,10 +32,41 @@ def decode(file: Path | bytes) -> Pixels:
 
     Raises UserError if there is no file, it is no image, or it is cut short.
     """
+    with reading(file) as image:
+        return np.array(_rgb(ImageOps.exif_transpose(image)))
+
+
+def decode_part(file: Path | bytes, choose: Callable[[int, int], Box], size: int) -> UInt8[np.ndarray, "S S 3"]:
+    """A part of an image, resized to a square of side `size`: what `choose(height, width)` says, before it is decoded.
+
+    Of a JPEG so much larger than that that a half, a quarter or an eighth of its pixels along each side will do, only
+    those are decoded: several times faster with a photograph of 12 million pixels, and differing by little.
+
+    Raises UserError as `decode` does.
+    """
+    with reading(file) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1)
+        width, height = image.size[::-1] if turned >= 5 else image.size
+        box = choose(height, width)
+        needed = size / min(box[2] - box[0], box[3] - box[1])
+        image.draft(None, (math.ceil(image.width * needed), math.ceil(image.height * needed)))
+        image = _rgb(image if turned == 1 else ImageOps.exif_transpose(image))
+        box = (
+            box[0] * image.width / width, box[1] * image.height / height,
+            box[2] * image.width / width, box[3] * image.height / height,
+        )  # fmt: skip
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box))
+
+
+@contextmanager
+def reading(file: Path | bytes) -> Iterator[Any]:
+    """Pillow's image of a file, opened; what goes wrong with it inside becomes a UserError that names the file."""
     name = "this file" if isinstance(file, bytes) else file
     try:
         with Image.open(BytesIO(file) if isinstance(file, bytes) else file) as image:
-            return np.array(_rgb(ImageOps.exif_transpose(image)))
+            yield image
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"there is no {name}: give the path of an image") from None
     except IsADirectoryError:

@@ -165,12 +165,13 @@ def test_in_training_googlenets_heads_and_statistics_are_theirs(tmp_path):
 
 OTHERS = {f"vgg{depth}{norm}": getattr(vgg, f"vgg{depth}")(norm=bool(norm))
           for depth in (11, 13, 16, 19) for norm in ("", "_bn")}  # fmt: skip
+OTHERS |= {"densenet169": densenet.densenet169(), "densenet201": densenet.densenet201()}
 
 
 @pytest.mark.parametrize(("name", "model"), OTHERS.items(), ids=OTHERS)
 def test_every_tensor_has_its_name_and_size_there(name, model):
     with torch.device("meta"):
-        theirs = vision_torch.build(f"torchvision.{name}", init_weights=False).state_dict()
+        theirs = vision_torch.build(f"torchvision.{name}").state_dict()
     form = images.published(model)
     ours = images._shapes(model, form)
     assert {

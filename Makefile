@@ -2,7 +2,7 @@
 # make test    the tests, offline; `make peers` those against PyTorch
 # make check   ruff and types
 # make smoke   every experiment, small
-# make bench   timings beside PyTorch; make results the tables in README.md and docs/results.md
+# make bench   timings beside PyTorch, and what training took; make results the tables in README.md and docs/results.md
 # make gpu     on a GPU: the benchmarks and the records that want one, some hours; their records go to results/
 
 PYTHON ?= python3
@@ -34,6 +34,10 @@ bench: .venv/.peers
 	$(BIN)/python -m experiments.bench.mnist
 	$(BIN)/python -m experiments.bench.cifar10
 	$(BIN)/python -m experiments.bench.attention
+	$(BIN)/python -m experiments.bench.devices
+	$(BIN)/python -m experiments.bench.forward
+	$(BIN)/python -m experiments.bench.train_step
+	$(BIN)/python -m experiments.bench.compute
 
 # A target that is missed ends with 5: its record is written all the same, and the next command runs.
 gpu: .venv/.peers
@@ -48,9 +52,12 @@ gpu: .venv/.peers
 	do echo "== $$command"; \
 	$(BIN)/python -m experiments.$$command --require gpu --out $$out; code=$$?; \
 	case $$code in 0|5) ;; *) exit $$code;; esac; done; \
-	for bench in mnist cifar10 attention; do $(BIN)/python -m experiments.bench.$$bench --out $$out; done; \
+	for bench in mnist cifar10 attention devices forward train_step; do \
+	$(BIN)/python -m experiments.bench.$$bench --out $$out; done; \
 	$(BIN)/python -m experiments.bench.attention --part gpt2 --out $$out; \
-	$(BIN)/python -m dlc.results $$(find $$out -name result.json -exec dirname {} +)
+	$(BIN)/python -m dlc.results $$(find $$out -name result.json -exec dirname {} +); \
+	$(BIN)/python -m experiments.bench.compute --out $$out/compute; \
+	$(BIN)/python -m dlc.results $$out/compute/*/*
 
 results: .venv/.run
 	$(BIN)/python -m dlc.results

@@ -27,12 +27,15 @@ class Worker:
         command = [sys.executable, "-m", module, *words]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def measure(self) -> float:
-        """Seconds per step of one chunk. Raises UserError if the process ended, whose own message stands above."""
+    def measure(self, *words: str | int) -> float:
+        """Seconds per step of one chunk, or whatever number the process has for these words.
+
+        Raises UserError if the process ended, whose own message stands above.
+        """
         assert self._process.stdin
         assert self._process.stdout
         try:
-            self._process.stdin.write("\n")
+            self._process.stdin.write(" ".join(map(str, words)) + "\n")
             self._process.stdin.flush()
             return float(self._process.stdout.readline())
         except (BrokenPipeError, ValueError):
@@ -43,10 +46,10 @@ class Worker:
         self._process.communicate()
 
 
-def serve(chunk: Callable[[], float]) -> None:
-    """The worker's side: runs `chunk` for every line on standard input and prints what it returns."""
-    for _ in sys.stdin:
-        print(chunk(), flush=True)
+def serve(chunk: Callable[..., float]) -> None:
+    """The worker's side: calls `chunk` with the words of every line on standard input and prints what it returns."""
+    for line in sys.stdin:
+        print(chunk(*line.split()), flush=True)
 
 
 def chunks(run: Callable[[Any, int], Any], state: Any, chunk: int, warm: int = 3) -> Callable[[], float]:
@@ -100,6 +103,16 @@ def step_rows(times: dict[str, np.ndarray], against: str) -> dict[str, dict[str,
         }
         for name, seconds in times.items()
     }
+
+
+def flags(config: Any) -> list[Any]:
+    """The flags in which a configuration differs from its defaults, but for where its record goes."""
+    words: list[Any] = []
+    for name, value in vars(config).items():
+        if name != "out" and value != getattr(type(config)(), name):
+            rest = value if isinstance(value, tuple) else [] if value is True else [value]
+            words += [f"--{name.replace('_', '-')}", *rest]
+    return words
 
 
 def save(

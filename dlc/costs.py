@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.extend.core
 
 
 def parameters(params: Any) -> int:
@@ -32,10 +33,32 @@ def macs(function: Callable[..., Any], *arguments: Any) -> int:
 def flops(function: Callable[..., Any], *arguments: Any) -> float:
     """XLA's count of the floating-point operations of one call, before it optimises: all arithmetic, padding left out.
 
-    The body of a loop counts once, whatever the number of its rounds.
+    XLA counts the body of a loop once; here it counts as often as it runs, unless only the running program knows how
+    often that is (`lax.while_loop`). What a kernel of cuDNN does is not counted.
     """
-    lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
-    return float(lowered.cost_analysis()["flops"])
+    return _flops(jax.make_jaxpr(function)(*arguments))
+
+
+def _flops(jaxpr: Any) -> float:
+    rest = sum(rounds * _flops(body) - _flops_once(body) for rounds, body in _loops(jaxpr.jaxpr))
+    return _flops_once(jaxpr) + rest
+
+
+def _flops_once(jaxpr: Any) -> float:
+    shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in jaxpr.in_avals]
+    lowered = jax.jit(jax.extend.core.jaxpr_as_fun(jaxpr)).trace(*shapes).lower(lowering_platforms=("cuda",))
+    return float(lowered.cost_analysis().get("flops", 0.0))
+
+
+def _loops(jaxpr: Any) -> list[tuple[int, Any]]:
+    """(rounds, body) of every loop, but those inside another's body."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            found.append((equation.params["length"], equation.params["jaxpr"]))
+        else:
+            found += [loop for inner in _inner(equation) for loop in _loops(inner)]
+    return found
 
 
 def _of(jaxpr: Any) -> int:
@@ -53,13 +76,17 @@ def _of_equation(equation: Any) -> int:
     if name == "dot_general":
         (axes, _), _ = params["dimension_numbers"]
         return out * math.prod(equation.invars[0].aval.shape[axis] for axis in axes)
-    if name == "cond" and params.get("branches_platforms"):  # `lax.platform_dependent`: the last is the default
-        return _of(params["branches"][-1].jaxpr)
-    inner = [_of(getattr(jaxpr, "jaxpr", jaxpr)) for jaxpr in jax.tree.leaves(list(params.values()), is_leaf=_is_jaxpr)
-             if _is_jaxpr(jaxpr)]  # fmt: skip
+    inner = [_of(jaxpr) for jaxpr in _inner(equation)]
     if name == "cond":
         return max(inner)
     return sum(inner) * (params["length"] if name == "scan" else 1)
+
+
+def _inner(equation: Any) -> list[Any]:
+    """The programs inside an equation; of `lax.platform_dependent` the last alone, which is the default."""
+    jaxprs = [value for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr) if _is_jaxpr(value)]
+    jaxprs = jaxprs[-1:] if equation.params.get("branches_platforms") else jaxprs
+    return [getattr(jaxpr, "jaxpr", jaxpr) for jaxpr in jaxprs]
 
 
 def _is_jaxpr(value: Any) -> bool:

@@ -24,6 +24,9 @@ FIGURES = (
     "augmentations",
     "alignment",
     "rollout",
+    "compute",
+    "batches",
+    "bubbles",
 )  # those that pages show
 BEGIN, END = "<!-- results: written by `make results` -->", "<!-- end of results -->"
 

@@ -5,13 +5,14 @@
     tensorboard/     the same for TensorBoard
     checkpoints/     the newest states; `--resume` continues from there
     figures/         PNG
-    result.json      claim, figures, seeds, seconds, examples/s, device, versions, commit, command
+    result.json      claim, figures, seeds, seconds, examples/s, operations, device, versions, commit, command
 
 An experiment is a function `main(config, run) -> figures`, where `figures` maps names to numbers (or to one number per
 seed); its last two lines are `if __name__ == "__main__": launch(main, Config(), SMOKE)`.
 """
 
 import contextlib
+import functools
 import signal
 import time
 import warnings
@@ -26,7 +27,7 @@ import numpy as np
 from rich.console import Console
 
 from dlc import config as configs
-from dlc import host, log, progress, record, train
+from dlc import costs, host, log, progress, record, train
 from dlc.checkpoint import Checkpoints
 from dlc.errors import UserError
 
@@ -71,6 +72,7 @@ class Run:
         self.missed: list[str] = []
         self.programs: dict[Any, Any] = {}
         self.parts: list[Run] = []
+        self.work: list[tuple[Callable[[], float], int]] = []
         self.signals = Signals()
         self._checkpoints = Checkpoints(folder / "checkpoints") if folder else None
         self._log: log.Log | None = None
@@ -117,22 +119,29 @@ class Run:
             count, *shape = jax.tree.leaves(batch)[0].shape
             return count * shape[seeds > 1 and batch_axis == 0] * seeds
 
+        one = train.over_seeds(step, batch_axis) if seeds > 1 else step
+
         def many(step: train.Step) -> train.Step:
-            return train.scanned(train.over_seeds(step, batch_axis) if seeds > 1 else step)
+            return train.scanned(one)
 
         like = getattr(batches, "like", batches)
         run_step, examples = {}, 0
+        kinds: dict[Any, tuple[Any, int]] = {}  # of batches: the shapes of one, and how many come
         for at, count in plan:  # every shape that will come, so that nothing compiles later
             batch = like(at, count)
             examples += examples_of(batch)
             if (shape := _shape(batch)) not in run_step:
                 run_step[shape] = self.compiled(step, state, batch, made=many, donate=True)
+            kind = tuple(dims[1:] for dims in shape)
+            kinds[kind] = _one_of(batch), count + kinds.get(kind, (None, 0))[1]
         run_predict = self.compiled(predict, state, made=several) if predict else (lambda state: None)
         finite = self.compiled(_finite, state.params)
 
         state, first = self._restore(state)
         if self.folder:
             self._log = log.Log(self.folder, self.history, first)
+        shapes = jax.eval_shape(lambda state: state, state)
+        self.work += [(functools.partial(costs.flops, one, shapes, batch), count) for batch, count in kinds.values()]
         self.facts |= {
             "seeds": seeds,
             "steps": steps,
@@ -232,6 +241,14 @@ class Run:
         """One line for the person who watches."""
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
+    def flops(self) -> float | None:
+        """Operations of the training of this run and of all parts; None where nothing was trained."""
+        try:
+            own = [count() * steps for count, steps in self.work]
+        except NotImplementedError:  # no reason to lose a result
+            return None
+        return sum(own + [part.flops() or 0.0 for part in self.parts]) or None
+
     def finish(self, name: str, claim: str, config: Any, figures: dict[str, Any], command: str) -> dict[str, Any]:
         """Writes result.json, whole or not at all, and returns what it holds. Seconds are those of all parts."""
         for part in self.parts:
@@ -250,6 +267,7 @@ class Run:
             "seconds": {key: round(value, 3) for key, value in self.seconds.items()},
             "examples_per_second": round(trained / self.seconds["train"], 1) if self.seconds["train"] else None,
             **({"missed": self.missed} if self.missed else {}),
+            "train_flops": self.flops(),
             "peak_memory_bytes": record.peak_memory(),
             "config": configs.to_json(config),
             **record.origin(command),
@@ -344,6 +362,11 @@ def _plan(steps: int, report_every: int, evaluate_every: int) -> list[tuple[int,
         plan.append((at, count))
         at += count
     return plan
+
+
+def _one_of(batches: Any) -> Any:
+    """The shapes of one batch of a group."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batches)
 
 
 def _shape(batch: Any) -> tuple[tuple[int, ...], ...]:

@@ -140,8 +140,7 @@ def record_of(config: Config) -> dict:
 
 
 def main(config: Config) -> None:
-    sizes = ["--sizes", *config.sizes] if config.sizes else []
-    bench.save(config.out, record_of(config), [*sizes, "--rounds", config.rounds], packages=())
+    bench.save(config.out, record_of(config), bench.flags(config), packages=())
 
 
 if __name__ == "__main__":

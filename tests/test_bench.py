@@ -1,0 +1,254 @@
+"""What the benches count, choose, refuse and draw; their times are no matter here."""
+
+import functools
+import io
+import json
+import pkgutil
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dlc import bench, costs, losses, models, plot, run, train
+from dlc.errors import UserError
+from dlc.models.convnet import Convnet
+from dlc.models.mlp import MLP
+from dlc.models.squeezenet import squeezenet1_1
+from experiments.bench import classics, compute, devices, forward, train_step
+
+# Counting operations
+
+
+def test_every_round_of_a_loop_is_counted():
+    square = jnp.ones((64, 64))
+
+    def loop(rounds):
+        return lambda x: jax.lax.scan(lambda x, _: (x @ square, None), x, None, length=rounds)[0]
+
+    def nested(x):
+        return jax.jit(loop(10))(jax.lax.scan(lambda x, _: (loop(4)(x), None), x, None, length=3)[0])
+
+    assert costs.flops(nested, square) == pytest.approx(22 * 2 * 64**3, rel=1e-3)
+
+
+def test_a_step_of_training_is_three_times_its_forward_pass_but_for_the_first_layer():
+    model, tx = Convnet(), optax.sgd(0.1)
+    batch = {"image": jnp.zeros((100, 28, 28, 1)), "label": jnp.zeros(100, jnp.int32)}
+    params = jax.eval_shape(model.init, jax.random.key(0), batch["image"])["params"]
+    state = jax.eval_shape(lambda params, key: train.init(params, tx, key), params, jax.random.key(0))
+    forward = costs.macs(lambda params, image: model.apply({"params": params}, image), params, batch["image"])
+    first = 100 * 24 * 24 * 5 * 5 * 32  # nobody asks for the gradient of an image
+    step = train.make_step(losses.classify(model), tx)
+    assert costs.flops(step, state, batch) == pytest.approx(2 * (3 * forward - first), rel=0.02)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_run_counts_the_operations_of_its_training(seeds):
+    model, tx = MLP((32,)), optax.sgd(0.1)
+    arrays = {"image": jnp.ones((40, 8, 8, 1)), "label": jnp.zeros(40, jnp.int32)}
+
+    def init(key):
+        return train.init(model.init(key, arrays["image"])["params"], tx, key)
+
+    here = run.Run()
+    step = train.on_device(train.make_step(losses.classify(model), tx), arrays)
+    for part in (here, here.part("again")):
+        part.fit(init, step, train.minibatches(40, 20), steps=5, keys=train.seed_keys(0, seeds), report_every=2)
+    result = here.finish("mnist.mlp", "none", compute.Config(), {}, "")
+    forward = 20 * (64 * 32 + 32 * 10)
+    assert result["train_flops"] == pytest.approx(2 * 5 * seeds * 2 * (3 * forward - 20 * 64 * 32), rel=0.1)
+    assert run.Run().finish("cifar10.peek", "none", compute.Config(), {}, "")["train_flops"] is None
+
+
+# The chart of training compute
+
+
+def test_every_milestone_has_a_source():
+    sources = re.findall(r"^    \[(\d)\]", compute.__doc__, re.MULTILINE)
+    assert {str(source) for *_, source in compute.MILESTONES} == set(sources)
+    years = [year for year, *_ in compute.MILESTONES]
+    assert years == sorted(years)
+    assert years[0] == 1958
+    assert len(years) >= 12
+    known = {name: flops / compute.DAY for _, name, flops, _ in compute.MILESTONES}
+    assert known["AlexNet"] == pytest.approx(0.0054, rel=0.01)
+    assert known["GPT-3"] == pytest.approx(3640, rel=0.01)
+    assert known["AlphaGo Zero"] == pytest.approx(300_000 * 0.0058, rel=0.01)
+
+
+def written(folder, name, **changes):
+    origin = {"date": "2026-01-01", "device": {"platform": "cpu"}}
+    result = {"experiment": name, "seconds": {"train": 3600.0}, "config": {}, **origin, **changes}
+    (folder / f"{name}.cpu.json").write_text(json.dumps(result))
+    return result
+
+
+def test_the_chart_has_what_the_records_say(tmp_path, capsys):
+    written(tmp_path, "mnist.convnet", train_flops=8.64e19)
+    written(tmp_path, "mnist.mlp")
+    written(tmp_path, "cifar10.peek", seconds={"train": 0.0})
+    result, figure = compute.record_of(compute.Config(results=tmp_path, cpu_watts=100, price=0.5))
+    rows = result["rows"]
+    assert len(rows) == len(compute.MILESTONES) + 1
+    ours = rows["`mnist.convnet`"]
+    assert (ours["petaflop/s-days"], ours["kWh"], ours["price"]) == ("1", "0.1", "0.05")
+    assert list(rows).index("*Deep Speech 2*") < list(rows).index("`mnist.convnet`") < list(rows).index("*BERT-large*")
+    assert "no count in the records of mnist.mlp: add --count to trace them" in capsys.readouterr().err
+    (axis,) = figure.axes
+    assert axis.get_yscale() == "log"
+    assert {text.get_text() for text in axis.texts} == {"mnist.convnet", *(name for _, name, *_ in compute.MILESTONES)}
+
+
+def test_an_older_record_is_counted_by_tracing_its_experiment(tmp_path):
+    from experiments.mnist import linear
+
+    config = {**vars(linear.SMOKE)}
+    given = {"experiment": "mnist.linear", "config": config}
+    flops = compute.traced(given)
+    steps = linear.SMOKE.epochs * (1437 // linear.SMOKE.batch)
+    assert flops == pytest.approx(steps * linear.SMOKE.batch * 784 * 10 * 2 * 2, rel=0.2)
+    with pytest.raises(UserError, match="configuration is that of another version"):
+        compute.traced({**given, "config": {**config, "flag": 1}})
+    with pytest.raises(UserError, match="which only the run itself can count"):
+        compute.Counting().part("residual-20")
+
+
+def test_a_folder_without_records_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"holds no record of an experiment: run one"):
+        compute.record_of(compute.Config(results=tmp_path))
+
+
+# The machine's ceilings
+
+
+def test_ceilings_are_measured_for_every_precision(monkeypatch):
+    monkeypatch.setattr(devices, "CHUNK", 0.001)
+    result = devices.record_of(devices.Config(sizes=(32, 64), rounds=2))
+    assert list(result["rows"]) == ["matrix product, float32", "matrix product, bfloat16", "copy"]
+    assert set(result["ceilings"]) == {"float32", "bfloat16", "copy"}
+    assert min(result["ceilings"].values()) > 0
+    np.testing.assert_allclose(devices.product(8, "float32")(0).shape, (8, 8))
+    monkeypatch.setattr(devices, "LIMIT", 0.0)
+    with pytest.raises(UserError, match=r"one product of 32x32 takes over 0 s: choose smaller --sizes"):
+        devices.ceilings((32, 64))
+    with pytest.raises(UserError, match=r"--sizes takes numbers greater than 0, not 0"):
+        devices.Config(sizes=(0,))
+
+
+def test_a_share_is_of_the_ceiling(monkeypatch):
+    monkeypatch.setattr(devices, "ceiling", {"float32": 2e9, "bfloat16": 8e9}.get)
+    assert devices.share(1e9, 1.0) == 0.5
+    assert devices.share(1e9, 0.5, "bfloat16") == 0.25
+
+
+# The classics
+
+
+def test_every_family_of_imagenet_is_timed():
+    timed = {type(classic.make()).__module__.rpartition(".")[2] for classic in classics.CLASSICS.values()}
+    others = {"airbench", "bert", "convnet", "gpt", "lenet", "mlp", "resnet_cifar", "seq2seq", "transformer"}
+    assert timed == {module.name for module in pkgutil.iter_modules(models.__path__)} - others
+    assert all(50 < classic.top1 < 85 for classic in classics.CLASSICS.values() if classic.top1)
+    with pytest.raises(UserError, match="no classic is called lenet: --models takes alexnet "):
+        forward.Config(models=("lenet",))
+    with pytest.raises(UserError, match="--batches takes sizes of at least 1"):
+        train_step.Config(batches=(0,))
+
+
+SMALL = classics.Classic(squeezenet1_1, image=32)
+
+
+def test_random_variables_are_those_of_the_model_and_keep_activations_alive():
+    model = squeezenet1_1()
+    drawn, one = classics.variables(model, 32), classics.images(1, 32)
+    equal = jax.tree.map(lambda a, b: a.shape == b.shape, drawn, jax.eval_shape(model.init, jax.random.key(0), one))
+    assert all(jax.tree.leaves(equal))
+    assert 1e-3 < float(jnp.std(model.apply(drawn, jnp.asarray(one)))) < 1e3
+
+
+@pytest.mark.parametrize("module", [forward, train_step])
+def test_our_form_answers(module, monkeypatch):
+    monkeypatch.setattr(classics, "CHUNK", 0.0)
+    tiny = classics.Classic(functools.partial(MLP, (8,), 1000), image=8)
+    answer = module.ours(tiny, "float32")
+    assert answer("time", "2") > 0
+    assert answer("compile", "2") > 0
+    assert answer("memory") > 1e6
+
+
+def test_costs_stand_in_the_table(monkeypatch):
+    monkeypatch.setattr(devices, "ceiling", {"float32": 1e11}.get)
+    cost = forward.cost(SMALL)
+    assert cost["parameters"] == 1_235_496
+    assert cost["flops"] == pytest.approx(2 * cost["macs"], rel=0.3)  # which are of padding, too
+    times = {
+        "dlc": {1: np.array([0.002]), 4: np.array([0.006])},
+        "PyTorch, eager": {1: np.array([0.001]), 4: np.array([0.012])},
+        "PyTorch, channels_last": {1: np.array([0.002]), 4: np.array([0.008])},
+    }
+    memory = {"dlc": 2**20, "PyTorch, eager": 3 * 2**20, "PyTorch, channels_last": 4 * 2**20}
+    found = classics.Measured(times, {"dlc": 1.0}, memory, [])
+    row = forward.row(SMALL, cost, found, "float32")
+    assert row["ms an image"] == "2 at 1, 1.5 at 4"
+    assert row["of PyTorch's best"] == "1.38 (0.75 to 2.00)"
+    assert (row["peak MiB"], row["PyTorch's"]) == ("1", "3")
+    assert classics.median_ratio({"a": found}).endswith("it is 1.38, the median over the models; the worst is a, 1.38.")
+    alone = classics.Measured({"dlc": times["dlc"]}, {}, {"dlc": 1.0}, [])
+    assert forward.row(SMALL, cost, alone, "float32")["of PyTorch's best"] == ""
+    assert classics.median_ratio({"a": alone}) == "None of these networks has a peer."
+
+
+class Sleepless:
+    """A worker whose images take 0.1 s each."""
+
+    def __init__(self, module, *words):
+        self.closed = False
+
+    def measure(self, what, batch=0):
+        return {"time": 0.1 * batch, "compile": 3.0, "memory": 7.0}[what]
+
+    def close(self):
+        pass
+
+
+def test_batches_and_models_that_take_too_long_are_left_out(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "Worker", Sleepless)
+    two = classics.chosen(("resnet18", "resnet50"))
+
+    def measured(minutes):
+        return dict(
+            classics.measured("m", two, lambda classic: ["dlc", "PyTorch, eager"], (), (1, 4, 8), 2, 0.5, minutes)
+        )
+
+    found = measured(minutes=1)
+    assert list(found) == ["resnet18", "resnet50"]
+    assert found["resnet18"].batches == [1, 4]
+    assert found["resnet18"].skipped == [8]
+    assert found["resnet18"].compile["dlc"] == 3.0
+    assert "resnet18: no batches of 8, over 0.5 s" in capsys.readouterr().err
+    assert measured(minutes=-1) == {}
+    assert "resnet50 is left out: -1 minutes are over" in capsys.readouterr().err
+
+
+def test_a_worker_is_given_its_words(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ntime 8\n"))
+    bench.serve(lambda *words: float(len(words)))
+    assert capsys.readouterr().out == "0.0\n2.0\n"
+
+
+# Records and figures
+
+
+def test_a_bench_saves_its_figures(tmp_path):
+    figures = {
+        "batches": plot.time_per_image({"a": {1: 0.1, 8: 0.05}, "b": {1: 0.2}}),
+        "bubbles": plot.accuracy_against_operations({"a": (1.0, 70.0, 5_000_000)}),
+        "compute": plot.compute({"AlexNet": (2012, 0.0054)}, {}),
+    }
+    bench.save(tmp_path, {"bench": "forward", "rows": {"a": {"ms": "1"}}}, [], packages=(), figures=figures)
+    (path,) = tmp_path.glob("bench.forward/*/result.json")
+    assert json.loads(path.read_text())["command"] == "python -m experiments.bench.forward"
+    assert {p.stem for p in (path.parent / "figures").iterdir()} == {"batches", "bubbles", "compute"}

@@ -10,7 +10,8 @@ operations, with a disc as large as the network has weights.
 
 A network sees random images, which lie on the device, with random weights: what it does takes as long with any.
 PyTorch's are torchvision's and timm's, in inference mode; a network that neither has is timed alone. Peak memory is
-that of the whole process, or on a GPU of its arrays.
+that of the whole process, or on a GPU of its arrays. Top-1 is that of the published weights, and for the batch-
+normalised network in network and ENet, which have none, read by eye from the paper's figure 1.
 """
 
 import functools

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from dlc import launch, run
-from dlc.data import NAMES, OFFLINE, text
+from dlc.data import NAMES, OFFLINE, pictures, text
 from dlc.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -84,7 +84,7 @@ def test_form(module):
 def test_datasets_on_offer_exist(module):
     experiment = import_module(module)
     offered = experiment.Config.__annotations__["dataset"].__args__ if reads_data(experiment) else ()
-    assert set(offered) <= {*NAMES, *text.CORPORA, *text.PARALLEL}
+    assert set(offered) <= {*NAMES, *pictures.NAMES, *text.CORPORA, *text.PARALLEL}
 
 
 def test_peek_names_an_image_that_is_not_there():

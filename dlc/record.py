@@ -58,10 +58,10 @@ def write(folder: Path, result: dict[str, Any]) -> None:
     write_whole(folder / "result.json", json.dumps(result, indent=2) + "\n")
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file under another name and renames it, so that a reader finds the old one or all of the new one."""
     fresh = path.with_name(f"{path.name}.new")
-    fresh.write_text(text, encoding="utf-8")
+    fresh.write_bytes(content if isinstance(content, bytes) else content.encode())
     fresh.replace(path)
 
 

@@ -75,8 +75,9 @@ clean:
 	$(INSTALL) '.[dev]'
 	@touch $@
 
-# transformers without what it depends on: it would bring in another torch, and the rest is there already.
+# These without what they depend on: they would bring in another torch, and the rest is there already.
 .venv/.peers: .venv/.dev
 	$(INSTALL) '.[dev,peers]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps transformers
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps transformers \
+	torchvision timm
 	@touch $@

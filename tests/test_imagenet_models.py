@@ -28,6 +28,7 @@ from dlc.models import (
     resnet,
     squeezenet,
     vgg,
+    vit,
 )
 
 
@@ -60,7 +61,6 @@ ROWS = {
     "resnet50": Row(resnet.resnet50(), 224, 25_557_032, 4_089_184_256, 4.089, TORCHVISION),
     "resnet101": Row(resnet.resnet101(), 224, 44_549_160, 7_801_405_440, 7.801, TORCHVISION),
     "resnet152": Row(resnet.resnet152(), 224, 60_192_808, 11_513_626_624, 11.514, TORCHVISION),
-    "resnet18, option A": Row(resnet.resnet18(shortcut="A"), 224, 11_515_688, 1_794_805_760),
     "resnet34, option A": Row(resnet.resnet34(shortcut="A"), 224, 21_623_848, 3_644_493_824),
     "resnet34, option C": Row(resnet.resnet34(shortcut="C"), 224, 22_716_840, 3_830_747_136),
     "plain18": Row(resnet.plain18(), 224, 11_515_688, 1_794_805_760),
@@ -68,7 +68,6 @@ ROWS = {
     # With the paper's strides. Its table has 3.8 for 50 layers, which is 1.5 % less.
     "resnet50, stride at 1x1": Row(resnet.resnet50(stride_at="1x1"), 224, 25_557_032, 3_857_973_248),
     "resnet101, stride at 1x1": Row(resnet.resnet101(stride_at="1x1"), 224, 44_549_160, 7_570_194_432, 7.6, HE),
-    "resnet152, stride at 1x1": Row(resnet.resnet152(stride_at="1x1"), 224, 60_192_808, 11_282_415_616, 11.3, HE),
     "alexnet": Row(alexnet.alexnet(), 227, 60_965_224, 724_406_816),
     "alexnet_ungrouped": Row(alexnet.alexnet_ungrouped(), 227, 62_378_344, 1_135_256_096),
     "alexnet_2014": Row(alexnet.alexnet_2014(), 224, 61_100_840, 714_188_480, 0.714, TORCHVISION),
@@ -98,6 +97,7 @@ ROWS = {
     "vgg13_bn": Row(vgg.vgg13(norm=True), 224, 133_053_736, 11_308_466_176, 11.308, TORCHVISION),
     "vgg16_bn": Row(vgg.vgg16(norm=True), 224, 138_365_992, 15_470_264_320, 15.47, TORCHVISION),
     "vgg19_bn": Row(vgg.vgg19(norm=True), 224, 143_678_248, 19_632_062_464, 19.632, TORCHVISION),
+    "vit_b16": Row(vit.vit_b16(), 224, 86_567_656, 17_563_828_224, 17.564, TORCHVISION),
 }
 
 # Modules whose models are no classics of ImageNet; they have tables of their own

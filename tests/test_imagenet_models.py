@@ -44,7 +44,6 @@ class Row(NamedTuple):
 TORCHVISION = "torchvision 0.28, the weights' `_ops`"
 TIMM = "timm 1.0.31, results of model benchmarks"
 HE = "He et al. 2015b, table 1"
-PRELUNET = "He et al. 2015a, table 3"
 
 ROWS = {
     "densenet121": Row(densenet.densenet121(), 224, 7_978_856, 2_834_161_664, 2.834, TORCHVISION),
@@ -53,9 +52,9 @@ ROWS = {
     "densenet201": Row(densenet.densenet201(), 224, 20_013_928, 4_291_365_888, 4.291, TORCHVISION),
     "enet": Row(enet.enet(), 512, 363_999, 1_965_228_032),
     "enet_classifier": Row(enet.enet_classifier(), 224, 466_519, 311_206_656),
-    "prelunet_a": Row(prelunet.prelunet_a(), 224, 178_032_072, 19_058_106_368, 19.0, PRELUNET),
-    "prelunet_b": Row(prelunet.prelunet_b(), 224, 183_343_048, 23_219_904_512, 23.2, PRELUNET),
-    "prelunet_c": Row(prelunet.prelunet_c(), 224, 330_623_944, 53_463_130_112, 53.0, PRELUNET),
+    "prelunet_a": Row(prelunet.prelunet_a(), 224, 178_032_072, 19_058_106_368),
+    "prelunet_b": Row(prelunet.prelunet_b(), 224, 183_343_048, 23_219_904_512),
+    "prelunet_c": Row(prelunet.prelunet_c(), 224, 330_623_944, 53_463_130_112),
     "resnet18": Row(resnet.resnet18(), 224, 11_689_512, 1_814_073_344, 1.814, TORCHVISION),
     "resnet34": Row(resnet.resnet34(), 224, 21_797_672, 3_663_761_408, 3.664, TORCHVISION),
     "resnet50": Row(resnet.resnet50(), 224, 25_557_032, 4_089_184_256, 4.089, TORCHVISION),

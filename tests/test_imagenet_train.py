@@ -44,12 +44,12 @@ def test_it_learns_and_four_devices_do_as_one_does(some, recipe, tmp_path):
         results[mesh]["losses"] = [line["loss"] for line in here.history if "loss" in line]
         results[mesh]["validation"] = [line["validation_loss"] for line in here.history if "validation_loss" in line]
     one, four = results.values()
-    assert one["error"] <= 0.25  # of two classes, half by guessing
-    assert one["top5_error"] == 0
+    assert one["validation_error"] <= 0.25  # of two classes, half by guessing
+    assert one["validation_top5_error"] == 0
     assert len(one["validation"]) == 3
     np.testing.assert_allclose(four["losses"], one["losses"], rtol=1e-3)
     np.testing.assert_allclose(four["validation"], one["validation"], rtol=1e-3)
-    assert abs(four["error"] - one["error"]) <= 1 / 22
+    assert abs(four["validation_error"] - one["validation_error"]) <= 1 / 22
     assert {p.name for p in (tmp_path / "data=1" / "figures").iterdir()} == {"crops.png", "curves.png", "mistakes.png"}
     assert (tmp_path / "data=1" / "classes.txt").read_text() == "china\nflower"
 
@@ -93,7 +93,10 @@ def test_weights_are_evaluated_without_training(some, recipe, monkeypatch, tmp_p
     convert.save_state_dict(tmp_path / "mine.safetensors", model, variables)
     config = train.Config(images=some, model="resnet18", weights=tmp_path / "mine.safetensors", crops=10)
     here = run.Run()
-    assert train.main(config, here) == {"error": 0.5, "top5_error": 0.0}  # it says "flower" to everything
+    assert train.main(config, here) == {
+        "validation_error": 0.5,
+        "validation_top5_error": 0.0,
+    }  # it says "flower" to everything
     assert not here.history
     with pytest.raises(UserError, match=r"is for 2 classes, and the model for 10: set num_classes=2$"):
         train.main(train.Config("digits32", model="resnet18", weights=tmp_path / "mine.safetensors"), run.Run())

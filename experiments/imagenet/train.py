@@ -16,7 +16,7 @@ Expect: EXPECTED
     python -m experiments.imagenet.train --model alexnet --drops 3
     python -m experiments.imagenet.train --dataset imagenette --model resnet18
     python -m experiments.imagenet.train --images FOLDER    FOLDER/<class>/*, or FOLDER/train/... and FOLDER/val/...
-    python -m experiments.imagenet.train --weights FILE     evaluates torchvision's weights, or a run's
+    python -m experiments.imagenet.train --weights FILE     evaluates torchvision's weights of a ResNet, or a run's
 """
 
 import contextlib
@@ -125,10 +125,10 @@ def main(config: Config, run: Run) -> dict:
                 prepare=prepare, augment=partial(augment.color_noise, components=colors, strength=config.color),
                 epochs=config.epochs, devices=devices, seed=config.seed,
             )  # fmt: skip
-            if run.folder and config.model != "resnet8":  # for --weights, and for imagenet.classify
+            if run.folder and isinstance(model, resnet.ResNet):  # for --weights, and for imagenet.classify
                 convert.save_state_dict(run.folder / "weights.safetensors", model, variables)
         measured = run.timed("evaluate", evaluation(config.crops), variables)
-    return {name: measured[name] for name in ("error", "top5_error")}
+    return {f"validation_{name}": measured[name] for name in ("error", "top5_error")}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from dlc.errors import UserError
 from dlc.models.convnet import Convnet
 from dlc.models.mlp import MLP
 from dlc.models.squeezenet import squeezenet1_1
-from experiments.bench import classics, compute, devices, forward, train_step
+from experiments.bench import by_batch, classics, compute, devices, forward, train_step
 
 # Counting operations
 
@@ -171,7 +171,7 @@ def test_random_variables_are_those_of_the_model_and_keep_activations_alive():
 
 @pytest.mark.parametrize("module", [forward, train_step])
 def test_our_form_answers(module, monkeypatch):
-    monkeypatch.setattr(classics, "CHUNK", 0.0)
+    monkeypatch.setattr(by_batch, "CHUNK", 0.0)
     tiny = classics.Classic(functools.partial(MLP, (8,), 1000), image=8)
     answer = module.ours(tiny, "float32")
     assert answer("time", "2") > 0
@@ -190,15 +190,15 @@ def test_costs_stand_in_the_table(monkeypatch):
         "PyTorch, channels_last": {1: np.array([0.002]), 4: np.array([0.008])},
     }
     memory = {"dlc": 2**20, "PyTorch, eager": 3 * 2**20, "PyTorch, channels_last": 4 * 2**20}
-    found = classics.Measured(times, {"dlc": 1.0}, memory, [])
+    found = by_batch.Measured(times, {"dlc": 1.0}, memory, [])
     row = forward.row(SMALL, cost, found, "float32")
     assert row["ms an image"] == "2 at 1, 1.5 at 4"
     assert row["of PyTorch's best"] == "1.38 (0.75 to 2.00)"
     assert (row["peak MiB"], row["PyTorch's"]) == ("1", "3")
-    assert classics.median_ratio({"a": found}).endswith("it is 1.38, the median over the models; the worst is a, 1.38.")
-    alone = classics.Measured({"dlc": times["dlc"]}, {}, {"dlc": 1.0}, [])
+    assert by_batch.median_ratio({"a": found}).endswith("it is 1.38, the median over the models; the worst is a, 1.38.")
+    alone = by_batch.Measured({"dlc": times["dlc"]}, {}, {"dlc": 1.0}, [])
     assert forward.row(SMALL, cost, alone, "float32")["of PyTorch's best"] == ""
-    assert classics.median_ratio({"a": alone}) == "None of these networks has a peer."
+    assert by_batch.median_ratio({"a": alone}) == "None of these networks has a peer."
 
 
 class Sleepless:
@@ -220,7 +220,7 @@ def test_batches_and_models_that_take_too_long_are_left_out(monkeypatch, capsys)
 
     def measured(minutes):
         return dict(
-            classics.measured("m", two, lambda classic: ["dlc", "PyTorch, eager"], (), (1, 4, 8), 2, 0.5, minutes)
+            by_batch.measured("m", two, lambda classic: ["dlc", "PyTorch, eager"], (), (1, 4, 8), 2, 0.5, minutes)
         )
 
     found = measured(minutes=1)

@@ -28,7 +28,7 @@ import tyro
 from dlc import bench, costs, plot
 from dlc.config import positive
 from dlc.errors import UserError
-from experiments.bench import classics, devices
+from experiments.bench import by_batch, classics, devices
 
 
 def ours(classic: classics.Classic, dtype: str) -> Callable[..., float]:
@@ -46,7 +46,7 @@ def ours(classic: classics.Classic, dtype: str) -> Callable[..., float]:
 
         return run
 
-    return classics.server(prepare, classics.peak_memory)
+    return by_batch.server(prepare, by_batch.peak_memory)
 
 
 def torch_form(
@@ -75,8 +75,8 @@ def torch_form(
 
         return run
 
-    memory = torch.cuda.max_memory_allocated if device == "cuda" else classics.peak_memory
-    return classics.server(prepare, memory)
+    memory = torch.cuda.max_memory_allocated if device == "cuda" else by_batch.peak_memory
+    return by_batch.server(prepare, memory)
 
 
 FORMS: dict[str, Callable[..., Callable[..., float]]] = {
@@ -116,7 +116,7 @@ def cost(classic: classics.Classic) -> dict[str, float]:
     }
 
 
-def row(classic: classics.Classic, cost: dict[str, float], found: classics.Measured, dtype: str) -> dict[str, str]:
+def row(classic: classics.Classic, cost: dict[str, float], found: by_batch.Measured, dtype: str) -> dict[str, str]:
     """The row of a table: times per image at the smallest and the largest batch, and ratios over all of them."""
     seconds = {batch: float(np.median(times)) / batch for batch, times in found.times["dlc"].items()}
     first, last = min(seconds), max(seconds)
@@ -139,8 +139,8 @@ def record_of(config: Config) -> tuple[dict, dict[str, Any]]:
     """The record, and its figures."""
     names, dtype = classics.chosen(config.models), classics.compute_dtype(config.dtype)
     rows, every, all_costs = {}, {}, {}
-    words = "experiments.bench.forward", names, functools.partial(classics.forms, FORMS), (dtype,)
-    for name, found in classics.measured(*words, config.batches, config.rounds, config.limit, config.minutes):
+    words = "experiments.bench.forward", names, functools.partial(by_batch.forms, FORMS), (dtype,)
+    for name, found in by_batch.measured(*words, config.batches, config.rounds, config.limit, config.minutes):
         all_costs[name], every[name] = cost(names[name]), found
         rows[name] = row(names[name], all_costs[name], found, dtype)
         print(f"{name}: {', '.join(f'{key} {value}' for key, value in rows[name].items() if value)}", flush=True)
@@ -156,7 +156,7 @@ def record_of(config: Config) -> tuple[dict, dict[str, Any]]:
     result = {
         "bench": "forward",
         "title": "One look at an image: the classics of ImageNet",
-        "method": method + classics.median_ratio(every),
+        "method": method + by_batch.median_ratio(every),
         "rows": rows,
         "costs": all_costs,
         "seconds": {name: found.medians() for name, found in every.items()},  # a call

@@ -22,7 +22,7 @@ import tyro
 from dlc import bench, costs
 from dlc.config import positive
 from dlc.errors import UserError
-from experiments.bench import classics, devices
+from experiments.bench import by_batch, classics, devices
 
 SOME = ("alexnet_2014", "squeezenet1_1", "googlenet", "resnet18", "resnet50", "densenet121", "vit_s16")
 
@@ -64,7 +64,7 @@ def ours(classic: classics.Classic, dtype: str) -> Callable[..., float]:
 
         return run
 
-    return classics.server(prepare, classics.peak_memory)
+    return by_batch.server(prepare, by_batch.peak_memory)
 
 
 def torch_form(
@@ -96,8 +96,8 @@ def torch_form(
 
         return run
 
-    memory = torch.cuda.max_memory_allocated if device == "cuda" else classics.peak_memory
-    return classics.server(prepare, memory)
+    memory = torch.cuda.max_memory_allocated if device == "cuda" else by_batch.peak_memory
+    return by_batch.server(prepare, memory)
 
 
 FORMS: dict[str, Callable[..., Callable[..., float]]] = {
@@ -139,8 +139,8 @@ def record_of(config: Config) -> dict:
     batches = config.batches or ((4, 16) if on_cpu else (32, 128))
     precision: Any = dtype if on_cpu or dtype == "bfloat16" else "tf32"
     rows, every = {}, {}
-    words = "experiments.bench.train_step", names, functools.partial(classics.forms, FORMS), (dtype,)
-    for name, found in classics.measured(*words, batches, config.rounds, config.limit, config.minutes):
+    words = "experiments.bench.train_step", names, functools.partial(by_batch.forms, FORMS), (dtype,)
+    for name, found in by_batch.measured(*words, batches, config.rounds, config.limit, config.minutes):
         every[name] = found
         for batch in found.batches:
             seconds, ratio = float(np.median(found.times["dlc"][batch])), found.ratio(batch)
@@ -161,7 +161,7 @@ def record_of(config: Config) -> dict:
     return {
         "bench": "train_step",
         "title": "One step of training: classics of ImageNet",
-        "method": method + classics.median_ratio(every),
+        "method": method + by_batch.median_ratio(every),
         "rows": rows,
         "seconds": {name: found.medians() for name, found in every.items()},  # a step
         "memory": {name: found.memory for name, found in every.items()},  # bytes at the peak

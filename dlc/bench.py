@@ -105,6 +105,11 @@ def step_rows(times: dict[str, np.ndarray], against: str) -> dict[str, dict[str,
     }
 
 
+def three(value: float) -> str:
+    """A number with three digits, or with more before its point, and no exponent above."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def flags(config: Any) -> list[Any]:
     """The flags in which a configuration differs from its defaults, but for where its record goes."""
     words: list[Any] = []

@@ -239,6 +239,14 @@ def test_a_worker_is_given_its_words(monkeypatch, capsys):
     assert capsys.readouterr().out == "0.0\n2.0\n"
 
 
+def test_flags_are_what_differs_from_the_defaults(tmp_path):
+    assert bench.flags(forward.Config(out=tmp_path)) == []
+    config = forward.Config(models=("enet", "nin"), dtype="float32", limit=1.5)
+    assert bench.flags(config) == ["--models", "enet", "nin", "--dtype", "float32", "--limit", 1.5]
+    assert bench.flags(compute.Config(count=True)) == ["--count"]
+    assert [bench.three(value) for value in (0.01234, 12.345, 123.45, 12345.6)] == ["0.0123", "12.3", "123", "12,346"]
+
+
 # Records and figures
 
 

@@ -127,7 +127,7 @@ def row(classic: classics.Classic, cost: dict[str, float], found: by_batch.Measu
         "GMAC": f"{cost['macs'] / 1e9:.3g}",
         "XLA's Gflop": f"{cost['flops'] / 1e9:.3g}",
         "top-1, %": f"{classic.top1:.1f}" if classic.top1 else "",
-        "ms an image": ", ".join(f"{1e3 * seconds[batch]:.3g} at {batch}" for batch in sorted({first, last})),
+        "ms an image": ", ".join(f"{bench.three(1e3 * seconds[batch])} at {batch}" for batch in sorted({first, last})),
         "of the ceiling": f"{100 * devices.share(2 * cost['macs'], seconds[last], precision):.0f} %",
         "of PyTorch's best": found.ratios_shown(),
         "peak MiB": f"{found.memory['dlc'] / 2**20:.0f}",

@@ -146,8 +146,8 @@ def record_of(config: Config) -> dict:
             seconds, ratio = float(np.median(found.times["dlc"][batch])), found.ratio(batch)
             flops, theirs = operations(names[name], batch), found.best(batch)
             rows[f"{name}, {batch} images"] = row = {
-                "ms per step": f"{1e3 * seconds:.4g}",
-                "PyTorch's best": f"{1e3 * theirs:.4g}" if theirs else "",
+                "ms per step": bench.three(1e3 * seconds),
+                "PyTorch's best": bench.three(1e3 * theirs) if theirs else "",
                 "of PyTorch's best": f"{ratio:.2f}" if ratio else "",
                 "XLA's Gflop": f"{flops / 1e9:.3g}",
                 "of the ceiling": f"{100 * devices.share(flops, seconds, precision):.0f} %",

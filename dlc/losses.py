@@ -47,7 +47,8 @@ def classify(model: Any, prepare: Prepare = lambda image: image, criterion: Crit
     """The mean of `criterion(outputs, label)` of a model from images to logits, with the error rate beside it.
 
     The batch holds `image` [B, ...] and `label`, int [B] or a distribution [B, C]; `prepare` maps images to what the
-    model takes; the criterion is cross-entropy unless given. Dropout draws from the step's key.
+    model takes; the criterion is cross-entropy unless given. Dropout draws from the step's key. The error is that of a
+    model's first output if it returns a tuple, such as one with auxiliary heads, whose criterion is `auxiliary()`.
     """
 
     def loss_fn(params: Any, aux: Any, batch: Any, key: Any) -> Any:
@@ -58,9 +59,25 @@ def classify(model: Any, prepare: Prepare = lambda image: image, criterion: Crit
         loss = criterion(outputs, batch["label"]).mean()
         label = batch["label"]  # of mixed images the larger share counts as the answer
         answer = label if label.ndim == 1 else label.argmax(-1)
-        return loss, (updated or aux, {"error": metrics.error(outputs, answer)})
+        logits = outputs[0] if isinstance(outputs, tuple) else outputs
+        return loss, (updated or aux, {"error": metrics.error(logits, answer)})
 
     return loss_fn
+
+
+def auxiliary(criterion: Criterion = cross_entropy, weight: int | float = 0.3) -> Criterion:
+    """The criterion for a model with auxiliary heads, which returns (logits, those of a head, ...) in training.
+
+    It is the criterion of the logits and, times `weight`, that of every head; logits alone are taken as they are.
+
+    References: Szegedy et al. 2014, "Going deeper with convolutions", section 5.
+    """
+
+    def of_all(outputs: Any, label: Any) -> Any:
+        logits, *heads = outputs if isinstance(outputs, tuple) else (outputs,)
+        return criterion(logits, label) + weight * sum(criterion(head, label) for head in heads)
+
+    return of_all
 
 
 def next_token(model: Any) -> LossFn:

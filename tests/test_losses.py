@@ -54,6 +54,30 @@ def test_of_mixed_labels_the_larger_share_is_the_answer():
     assert measured["error"] == 0.5
 
 
+class Heads:
+    """A model whose parameters are the logits of three heads."""
+
+    def apply(self, variables, image, *, train, mutable, rngs):
+        return tuple(variables["params"]), {}
+
+
+def test_auxiliary_heads_add_a_share_of_their_loss():
+    heads, label = jnp.asarray(RNG.normal(size=(3, 6, 4)), jnp.float32), jnp.asarray(RNG.integers(0, 4, 6))
+    each = [losses.cross_entropy(head, label) for head in heads]
+    batch = {"image": jnp.zeros(6), "label": label}
+    loss_fn = losses.classify(Heads(), criterion=losses.auxiliary(weight=0.3))
+    loss, (_, measured) = loss_fn(heads, None, batch, jax.random.key(0))
+    np.testing.assert_allclose(loss, jnp.mean(each[0] + 0.3 * (each[1] + each[2])), rtol=1e-6)
+    np.testing.assert_allclose(measured["error"], np.mean(heads[0].argmax(1) != label), rtol=1e-6)
+    np.testing.assert_array_equal(losses.auxiliary()(heads[0], label), each[0])
+
+    def smooth(logits, label):
+        return losses.cross_entropy(logits, label, smoothing=0.1)
+
+    found = losses.auxiliary(smooth, weight=1)((heads[0], heads[1]), label)
+    np.testing.assert_allclose(found, smooth(heads[0], label) + smooth(heads[1], label), rtol=1e-6)
+
+
 def test_maximum_a_posteriori_is_equation_9():
     y, label, j = RNG.uniform(0, 5, (6, 10)), RNG.integers(0, 10, 6), 0.3
     expected = [y[p, d] + np.log(np.exp(-j) + np.exp(-y[p]).sum()) for p, d in enumerate(label)]

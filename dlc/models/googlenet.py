@@ -52,7 +52,7 @@ class GoogLeNet(nn.Module):
     Weights from torchvision expect images scaled to [-1, 1], as (image - 0.5) / 0.5: its own loader undoes the usual
     normalisation by the images' mean and deviation inside the model (`transform_input`). Here the caller prepares.
 
-    Raises UserError if the image is too small: for the paper's heads 4a must be at least 5 x 5.
+    Raises UserError if the image is too small: with the heads 79 x 79 is the least for the paper's form.
     """
 
     num_classes: int = 1000

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import multiprocessing
+import re
 import subprocess
 import sys
 import tarfile
@@ -16,7 +17,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from dlc import sharding
-from dlc.data import DataUnavailable, images, pictures, stream, tfds
+from dlc.data import DataUnavailable, images, pictures, records, stream, tfds
+from dlc.data.__main__ import main
 from dlc.data.sources import Original
 from dlc.errors import UserError
 
@@ -94,7 +96,7 @@ def test_sets_that_cannot_be_had_say_what_to_put_where(monkeypatch):
         pictures.load("mnist")
 
 
-def test_imagenette_from_its_archive(some, tmp_path, monkeypatch):
+def test_imagenette_from_its_archive(some, monkeypatch, capsys):
     here = pictures.data_dir() / "sources" / "imagenette"
     here.mkdir(parents=True)
     archive = here / "imagenette2-160.tgz"
@@ -110,10 +112,16 @@ def test_imagenette_from_its_archive(some, tmp_path, monkeypatch):
         pictures.load("imagenette")
     assert not list(pictures.data_dir().glob("pictures/*"))
     archive.write_bytes(content)
+    assert pictures.state("imagenette")[0] == "at hand"
     found = pictures.load("imagenette")
     assert (len(found.train), len(found.validation), found.source) == (23, 7, "archive imagenette2-160")
     archive.unlink()
     assert pictures.load("imagenette").train == found.train  # unpacked once
+    assert pictures.state("imagenette") == ("ready", "archive imagenette2-160")
+    assert main(["imagenette"]) == main([]) == 0
+    said = capsys.readouterr().out
+    assert "imagenette: 23 train, 7 validation pictures; from archive imagenette2-160" in said
+    assert re.search(r"imagenet2012 +not here +- +to be fetched by hand", said)
 
 
 BUILDER = """
@@ -153,6 +161,12 @@ def test_what_tensorflow_datasets_prepared_is_read_without_it(some, tmp_path):
     batches = stream.Batches(found.train, partial(stream.random_part, how="area", size=8), batch=4, size=8, seed=0)
     assert batches.one(0)["image"].shape == (4, 8, 8, 3)
 
+    content = found.train[3][0]
+    cut = type(content)(content[:300])
+    cut.where = content.where
+    with pytest.raises(UserError, match=r"^record 3 of .*1.0.0 train is damaged or cut short"):
+        stream.centre((cut, 0), side=8)
+
     prepared = next(home.glob("imagenette/*/*"))
     (shard,) = prepared.glob("*-train.array_record*")
     info = json.loads((prepared / "dataset_info.json").read_text())
@@ -178,9 +192,9 @@ def test_an_example_reads_packed_and_single_numbers_and_refuses_others():
 
     image = pair(b"image", field(1, field(1, b"jpeg")))
     for number in (field(1, b"\x97\x03"), b"\x08\x97\x03"):
-        assert pictures._example(field(1, image + pair(b"label", field(3, number)))) == {"image": b"jpeg", "label": 407}
+        assert records.example(field(1, image + pair(b"label", field(3, number)))) == {"image": b"jpeg", "label": 407}
     with pytest.raises(ValueError, match="not an example"):
-        pictures._example(field(1, image)[:-3])
+        records.example(field(1, image)[:-3])
 
 
 # Parts of a picture

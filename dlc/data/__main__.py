@@ -6,9 +6,11 @@ import sys
 import time
 from pathlib import Path
 
-from dlc.data import NAMES, OFFLINE, DataUnavailable, cache, data_dir, load, sources, text, tfds
+from dlc.data import NAMES, OFFLINE, DataUnavailable, cache, data_dir, load, pictures, sources, text, tfds
 from dlc.data.dataset import readable, say
 from dlc.errors import UserError
+
+PICTURES = tuple(name for name in pictures.NAMES if name not in OFFLINE)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -16,7 +18,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m dlc.data",
         description="Prepares data sets ahead, or lists what is there.",
-        epilog="DLC_DATA moves the data directory. Sets: " + " ".join((*NAMES, *text.CORPORA, *text.PARALLEL)),
+        epilog="DLC_DATA moves the data directory. Sets: "
+        + " ".join((*NAMES, *PICTURES, *text.CORPORA, *text.PARALLEL)),
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets to prepare; none: list what is there")
     parser.add_argument(
@@ -48,6 +51,10 @@ def prepare(name: str) -> None:
         counts = f"{len(found.train):,} train, {len(found.validation):,} validation {what}"
         print(f"{name}: {counts}; from {found.source}; {time.perf_counter() - start:.2g} s")
         return
+    if name in PICTURES:
+        counts = "{:,} train, {:,} validation".format(*map(len, (of := pictures.load(name))[1:3]))
+        print(f"{name}: {counts} pictures; from {of.source}; {time.perf_counter() - start:.2g} s")
+        return
     dataset = load(name)
     seconds = time.perf_counter() - start
     train, test = dataset.train["image"], dataset.test["image"]
@@ -78,9 +85,13 @@ def first_of(names: list[str]) -> str:
 def show() -> None:
     """One line a set: ready or not, size on disk, source; nothing is prepared and nothing is imported for it."""
     root = data_dir()
-    for name in (*NAMES, *text.CORPORA, *text.PARALLEL):
-        state, source = _text_state(name) if name not in NAMES else _state(root, name)
-        folders = (cache.folder(root, name), root / "tfds" / name, root / "sources" / name)
+    for name in (*NAMES, *PICTURES, *text.CORPORA, *text.PARALLEL):
+        if name in PICTURES:
+            state, source = pictures.state(name)
+        else:
+            state, source = _text_state(name) if name not in NAMES else _state(root, name)
+        folders = [cache.folder(root, name), root / "tfds" / name, root / "sources" / name]
+        folders += (root / "pictures").glob(f"{name}*")
         size = sum(p.stat().st_size for folder in folders for p in folder.rglob("*") if p.is_file())
         print(f"{name:18}{state:11}{readable(size) if size else '-':>8}  {source}")
     print(f"data directory {root} (DLC_DATA moves it{'' if os.environ.get('DLC_DATA') else '; it is not set'})")

@@ -61,7 +61,7 @@ def decode_part(file: Path | bytes, choose: Callable[[int, int], Box], size: int
 @contextmanager
 def reading(file: Path | bytes) -> Iterator[Any]:
     """Pillow's image of a file, opened; what goes wrong with it inside becomes a UserError that names the file."""
-    name = "this file" if isinstance(file, bytes) else file
+    name = getattr(file, "where", "this file") if isinstance(file, bytes) else file
     try:
         with Image.open(BytesIO(file) if isinstance(file, bytes) else file) as image:
             yield image

@@ -13,12 +13,13 @@ import hashlib
 import json
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dlc.data import cache, imagenet, tfds
 from dlc.data.dataset import DataDamaged, DataUnavailable, data_dir, readable, say, usable
+from dlc.data.records import Records
 from dlc.data.sources import Original
 from dlc.errors import UserError
 
@@ -84,6 +85,22 @@ def load(name: str) -> Pictures:
         return _in_words(folder(place)._replace(name=name, source=source))
 
 
+def state(name: str) -> tuple[str, str]:
+    """Whether `load` would find a set that is no offline one, in a word or two; and from where, or what it takes."""
+    root = data_dir()
+    for version in VERSIONS[name]:
+        if prepared := tfds.folders(root, name, version):
+            return "ready", f"{prepared[0]}"
+    if name == "imagenet2012":
+        return "not here", "to be fetched by hand"
+    for original in IMAGENETTE:
+        if (root / "pictures" / original.file.removesuffix(".tgz")).is_dir():
+            return "ready", f"archive {original.file.removesuffix('.tgz')}"
+    if any((root / "sources" / name / original.file).is_file() for original in IMAGENETTE):
+        return "at hand", f"to be unpacked from {root / 'sources' / name}"
+    return "not here", f"{readable(IMAGENETTE[1].size)} to download"
+
+
 def _in_words(found: Pictures) -> Pictures:
     """The same with words for WordNet's numbers, where they are known; ImageNet's 1,000 are in the published order."""
     if found.name == "imagenet2012" and len(found.classes) == len(imagenet.classes()):
@@ -145,76 +162,6 @@ def records(prepared: Path, name: str, source: str) -> Pictures:
             f"{prepared} is not what TensorFlow Datasets prepares ({error!r}): prepare it again"
         ) from None
     return Pictures(name, train, validation, classes, source)
-
-
-class Records(Sequence[tuple[Path | bytes, int]]):
-    """A split in array_record files, as a sequence of (the bytes of a JPEG, its label)."""
-
-    def __init__(self, prepared: Path, name: str, split: str, shards: list[int]):
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-        paths = [
-            str(prepared / f"{name}-{split}.array_record-{i:05d}-of-{len(shards):05d}") for i in range(len(shards))
-        ]
-        if lost := [path for path in paths if not Path(path).is_file()]:
-            raise DataDamaged(f"{lost[0]} is missing: prepare {name} again")
-        self.where, self.source = f"{prepared} {split}", ArrayRecordDataSource(paths)
-        if len(self.source) != sum(shards):
-            raise DataDamaged(
-                f"{prepared} holds {len(self.source):,} {split} records instead of {sum(shards):,}: prepare it again"
-            )
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, i: Any) -> Any:
-        try:
-            features = _example(self.source[i])
-            return features["image"], features["label"]
-        except (KeyError, ValueError, IndexError, RuntimeError) as error:
-            raise DataDamaged(f"record {i} of {self.where} is damaged ({error!r}): prepare it again") from None
-
-
-def _example(record: bytes) -> dict[str, Any]:
-    """The features of a tf.train.Example, those of one value each: bytes or a number.
-
-    In Protocol Buffers' encoding, of which this is the small part that TFDS writes here, an example holds (1) features,
-    which hold (1) a pair for each: (1) its name and (2) its value, which holds (1) bytes or (3) int64s, which hold (1).
-    """
-    features: dict[str, Any] = {}
-    for _, pair in _fields(next(value for number, value in _fields(record) if number == 1)):
-        name, feature = (value for _, value in sorted(_fields(pair)))
-        for kind, values in _fields(feature):
-            value = next(value for number, value in _fields(values) if number == 1)
-            if kind == 3 and isinstance(value, bytes):  # packed
-                value = _varint(value, 0)[0]
-            features[name.decode()] = value
-    return features
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """(number, value) of each field of a message: whole numbers, or what has a length, as bytes."""
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        length, at = _varint(message, at)
-        if tag & 7 == 0:
-            yield tag >> 3, length
-            continue
-        if tag & 7 != 2 or at + length > len(message):
-            raise ValueError("not an example")
-        yield tag >> 3, message[at : at + length]
-        at += length
-
-
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """The number that begins at `at`, seven bits a byte, the lowest first; and where it ends."""
-    value = shift = 0
-    while True:
-        byte = message[at]
-        value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
-        if byte < 128:
-            return value, at
 
 
 def _by_class(root: Path) -> dict[str, list[Path]]:

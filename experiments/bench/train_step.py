@@ -164,6 +164,7 @@ def record_of(config: Config) -> dict:
         "method": method + by_batch.median_ratio(every),
         "rows": rows,
         "seconds": {name: found.medians() for name, found in every.items()},  # a step
+        "compile": {name: found.compile for name, found in every.items()},  # seconds beyond a step, at the first batch
         "memory": {name: found.memory for name, found in every.items()},  # bytes at the peak
     }
 
@@ -175,6 +176,7 @@ def main(config: Config) -> None:
 if __name__ == "__main__":
     try:
         if sys.argv[1:2] == ["--worker"]:
+            jax.config.update("jax_enable_compilation_cache", False)  # what is timed is compiling, not reading
             form, name, dtype = sys.argv[2:]
             sys.exit(bench.serve(FORMS[form](classics.CLASSICS[name], dtype)))
         main(tyro.cli(Config, prog="python -m experiments.bench.train_step", description=__doc__.splitlines()[0]))

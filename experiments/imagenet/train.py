@@ -88,7 +88,7 @@ class Config:
             only(self, "--weights", *"weights dataset images model batch size crops mesh workers dtype".split())
 
 
-SMOKE = Config("digits32", model="resnet8", epochs=1, batch=64, crops=1)
+SMOKE = Config("digits32", model="resnet8", epochs=2, batch=64, crops=1)
 
 
 def main(config: Config, run: Run) -> dict:

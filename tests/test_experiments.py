@@ -36,6 +36,8 @@ PURE = (
     "generate",
     "sequences",
     "sharding",
+    "pooling",
+    "costs",
 )
 
 every = pytest.mark.parametrize("module", MODULES)

@@ -92,7 +92,7 @@ class Config:
     models: tuple[str, ...] = ()  # names of experiments/bench/classics.py; none are all
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     dtype: Literal["float32", "bfloat16"] | None = None  # none is float32 on a CPU and bfloat16 elsewhere
-    rounds: int = 5  # of chunks
+    rounds: int = 3  # of chunks
     limit: float = 2.0  # seconds: a batch of which one call would take longer is left out
     minutes: float = 40.0  # no model is begun later
     out: Path = Path("runs")  # folder in which the record gets a folder of its own

@@ -113,7 +113,7 @@ class Config:
     models: tuple[str, ...] = SOME  # names of experiments/bench/classics.py
     batches: tuple[int, ...] = ()  # none are 4 and 16 on a CPU, 32 and 128 elsewhere
     dtype: Literal["float32", "bfloat16"] | None = None  # none is float32 on a CPU and bfloat16 elsewhere
-    rounds: int = 5  # of chunks
+    rounds: int = 3  # of chunks
     limit: float = 8.0  # seconds: a batch, but for the first, of which one step would take longer is left out
     minutes: float = 40.0  # no model is begun later
     out: Path = Path("runs")  # folder in which the record gets a folder of its own

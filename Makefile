@@ -35,6 +35,7 @@ bench: .venv/.peers
 	$(BIN)/python -m experiments.bench.cifar10
 	$(BIN)/python -m experiments.bench.attention
 	$(BIN)/python -m experiments.bench.devices
+	$(BIN)/python -m experiments.bench.start
 	$(BIN)/python -m experiments.bench.forward
 	$(BIN)/python -m experiments.bench.train_step
 	$(BIN)/python -m experiments.bench.compute

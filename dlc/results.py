@@ -28,6 +28,7 @@ FIGURES = (
     "batches",
     "bubbles",
 )  # those that pages show
+LONG = 10  # rows: a longer table of a benchmark stands in docs/results.md alone
 BEGIN, END = "<!-- results: written by `make results` -->", "<!-- end of results -->"
 
 
@@ -79,7 +80,8 @@ def tables(results: Path) -> tuple[str, str]:
     for bench in benches:
         page += [f"## {bench['title']}", "", bench["method"], "", bench_table(bench), ""]
     page += ["## Where and with what", "", _origins(records), ""]
-    return "\n".join(page), "\n\n".join([short, *(f"{b['title']}:\n\n{bench_table(b)}" for b in benches)])
+    brief = [bench for bench in benches if len(bench["rows"]) <= LONG]
+    return "\n".join(page), "\n\n".join([short, *(f"{b['title']}:\n\n{bench_table(b)}" for b in brief)])
 
 
 def write(root: Path) -> None:

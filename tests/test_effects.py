@@ -151,6 +151,19 @@ def test_results_are_written_from_records(tmp_path):
     assert (tmp_path / "README.md").read_text() == readme
 
 
+def test_a_long_table_stands_in_the_results_alone(tmp_path):
+    (tmp_path / "README.md").write_text(f"{results.BEGIN}\n{results.END}\n")
+    long = {"columns": ["ms"], "rows": {f"form {i}": {"ms": "1.0"} for i in range(results.LONG + 1)}}
+    finished_run(tmp_path / "run")
+    folder = finished_run(tmp_path / "timing", bench="steps", **long, method="how", title="A step")
+    timing = json.loads((folder / "result.json").read_text())
+    del timing["experiment"]
+    record.write(folder, timing)
+    assert results.main([str(tmp_path / "run"), str(folder)], root=tmp_path) == 0
+    assert "| form 3 | 1.0 |" in (tmp_path / "docs" / "results.md").read_text()
+    assert "| form 3 | 1.0 |" not in (tmp_path / "README.md").read_text()
+
+
 def test_a_record_that_is_missing_or_damaged_is_named(tmp_path):
     with pytest.raises(UserError, match=r"has no result\.json that can be read"):
         results.add(tmp_path, tmp_path)

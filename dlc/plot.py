@@ -151,7 +151,9 @@ def time_per_image(seconds: dict[str, dict[int, float]]) -> Figure:
     """
     figure = Figure(figsize=(7.5, 5.5), dpi=150, layout="constrained")
     axis = figure.subplots()
-    for i, (name, points) in enumerate(seconds.items()):
+    slowest_first = sorted(seconds, key=lambda name: -list(seconds[name].values())[-1])  # as the lines end
+    for i, name in enumerate(slowest_first):
+        points = seconds[name]
         milliseconds = [1e3 * second for second in points.values()]
         axis.plot(list(points), milliseconds, color=f"C{i % 10}", marker="osv^D"[i // 10 % 5], markersize=4, label=name)
     axis.set(xscale="log", yscale="log", xlabel="batch", ylabel="milliseconds an image")
@@ -171,10 +173,16 @@ def accuracy_against_operations(networks: dict[str, tuple[float, float, int]]) -
     """
     figure = Figure(figsize=(7.5, 5), dpi=150, layout="constrained")
     axis = figure.subplots()
-    for i, (name, (operations, accuracy, weights)) in enumerate(networks.items()):
+    above: list[tuple[float, float]] = []
+    for i, name in enumerate(sorted(networks, key=lambda name: networks[name])):
+        operations, accuracy, weights = networks[name]
         axis.scatter(operations, accuracy, s=weights / 1e5, color=f"C{i % 10}", alpha=0.5, linewidth=0)
         axis.scatter(operations, accuracy, s=3, color=INK)
-        axis.annotate(name, (operations, accuracy), (4, 4), textcoords="offset points", fontsize=7)
+        near = any(operations - x < 5 and abs(accuracy - y) < 1 for x, y in above)  # names would lie on each other
+        if not near:
+            above.append((operations, accuracy))
+        offset = 4, -10 if near else 4
+        axis.annotate(name, (operations, accuracy), offset, textcoords="offset points", fontsize=7)
     axis.set(xlabel="billions of operations an image", ylabel="top-1 accuracy (%)")
     axis.margins(0.12)
     axis.set_title("the area of a disc: the weights", fontsize=8)

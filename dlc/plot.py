@@ -173,15 +173,14 @@ def accuracy_against_operations(networks: dict[str, tuple[float, float, int]]) -
     """
     figure = Figure(figsize=(7.5, 5), dpi=150, layout="constrained")
     axis = figure.subplots()
-    above: list[tuple[float, float]] = []
+    names: list[tuple[float, float]] = []  # where they stand
     for i, name in enumerate(sorted(networks, key=lambda name: networks[name])):
         operations, accuracy, weights = networks[name]
         axis.scatter(operations, accuracy, s=weights / 1e5, color=f"C{i % 10}", alpha=0.5, linewidth=0)
         axis.scatter(operations, accuracy, s=3, color=INK)
-        near = any(operations - x < 5 and abs(accuracy - y) < 1 for x, y in above)  # names would lie on each other
-        if not near:
-            above.append((operations, accuracy))
-        offset = 4, -10 if near else 4
+        taken = any(operations - x < 5 and abs(accuracy + 0.5 - y) < 1 for x, y in names)
+        names.append((operations, accuracy + (-1 if taken else 0.5)))
+        offset = 4, -10 if taken else 4
         axis.annotate(name, (operations, accuracy), offset, textcoords="offset points", fontsize=7)
     axis.set(xlabel="billions of operations an image", ylabel="top-1 accuracy (%)")
     axis.margins(0.12)

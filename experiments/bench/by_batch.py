@@ -4,7 +4,9 @@ A form of a model is a process. It is asked for one batch size after another, in
 machine whose speed drifts slows all of them alike.
 """
 
+import contextlib
 import functools
+import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ import jax
 import numpy as np
 
 from dlc import bench, record
+from dlc.errors import UserError
 from experiments.bench.classics import Classic
 
 CHUNK = 0.1  # seconds that a chunk takes at least
@@ -109,13 +112,42 @@ def measured(
 
     A batch of which one call would take longer than `limit` seconds is left out, and so are the models that are not
     begun within so many minutes.
+
+    Raises UserError without PyTorch, torchvision and timm, and if no model at all could be timed.
     """
-    began = time.monotonic()
+    if missing := [name for name in ("torch", "torchvision", "timm") if importlib.util.find_spec(name) is None]:
+        raise UserError(f"{missing[0]} is not installed: make .venv/.peers installs it")
+    began, any_timed = time.monotonic(), False
     for name, classic in names.items():
         if time.monotonic() - began > 60 * minutes:
             print(f"{name} is left out: {minutes:g} minutes are over", file=sys.stderr)
             continue
-        workers = {form: bench.Worker(module, "--worker", form, name, *words) for form in forms(classic)}
+        try:
+            found = _measured(module, name, forms(classic), words, batches, rounds, limit)
+        except UserError as error:  # out of memory, perhaps: the others' times are not lost
+            print(f"{name} is left out: {error}", file=sys.stderr)
+            continue
+        if found.skipped:
+            print(f"{name}: no batches of {', '.join(map(str, found.skipped))}, over {limit:g} s", file=sys.stderr)
+        any_timed = True
+        yield name, found
+    if not any_timed:
+        raise UserError("no model could be timed")
+
+
+def _measured(
+    module: str,
+    name: str,
+    forms: list[str],
+    words: tuple[str, ...],
+    batches: tuple[int, ...],
+    rounds: int,
+    limit: float,
+) -> Measured:
+    with contextlib.ExitStack() as stack:
+        workers = {form: bench.Worker(module, "--worker", form, name, *words) for form in forms}
+        for worker in workers.values():
+            stack.callback(worker.close)
         found = Measured({form: {} for form in workers}, {}, {}, [])
         slowest = 0.0  # seconds an image
         for batch in batches:
@@ -130,11 +162,7 @@ def measured(
             for form, seconds in times.items():
                 found.times[form][batch] = seconds
         found.memory = {form: worker.measure("memory") for form, worker in workers.items()}
-        for worker in workers.values():
-            worker.close()
-        if found.skipped:
-            print(f"{name}: no batches of {', '.join(map(str, found.skipped))}, over {limit:g} s", file=sys.stderr)
-        yield name, found
+        return found
 
 
 def median_ratio(every: dict[str, Measured]) -> str:

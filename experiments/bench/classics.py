@@ -43,13 +43,14 @@ class Classic(NamedTuple):
 
 
 # Top-1: torchvision 0.28, meta data of the weights IMAGENET1K_V1, which its documentation shows, too; timm 1.0.31,
-# results-imagenet.csv, for inception_v4 (tf_in1k) and vit_s16 (augreg_in1k); by eye from figure 1 of Canziani et al.
-# 2016 for nin_bn and enet_classifier.
+# results-imagenet.csv, for inception_v4 (tf_in1k) and vit_s16 (augreg_in1k); for nin_bn its authors' program (nin.py);
+# for enet what others have read off figure 1 of Canziani et al. 2016, where its head is not known.
 CLASSICS = {
     "alexnet": Classic(alexnet.alexnet, image=227),
+    "alexnet_bn": Classic(alexnet.alexnet_bn),
     "alexnet_2014": Classic(alexnet.alexnet_2014, "torchvision.alexnet", 56.522),
     "nin": Classic(nin.nin),
-    "nin_bn": Classic(nin.nin_bn, top1=63.0),
+    "nin_bn": Classic(nin.nin_bn, top1=62.6),
     "vgg16": Classic(vgg.vgg16, "torchvision.vgg16", 71.592),
     "vgg19": Classic(vgg.vgg19, "torchvision.vgg19", 72.376),
     "googlenet": Classic(functools.partial(googlenet.googlenet_bn, aux=False), "torchvision.googlenet", 69.778),

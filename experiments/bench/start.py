@@ -88,4 +88,6 @@ if __name__ == "__main__":
     try:
         main(tyro.cli(Config, prog="python -m experiments.bench.start", description=__doc__.splitlines()[0]))
     except (UserError, ModuleNotFoundError) as error:
-        sys.exit(f"error: {error}" + ("; pip install -e .[peers]" if isinstance(error, ModuleNotFoundError) else ""))
+        sys.exit(
+            f"error: {error}" + ("; make .venv/.peers installs it" if isinstance(error, ModuleNotFoundError) else "")
+        )

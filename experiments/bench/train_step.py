@@ -152,11 +152,12 @@ def record_of(config: Config) -> dict:
                 "XLA's Gflop": f"{flops / 1e9:.3g}",
                 "of the ceiling": f"{100 * devices.share(flops, seconds, precision):.0f} %",
                 "s to compile": f"{found.compile['dlc']:.1f}" if batch == found.batches[0] else "",
+                "peak MiB": f"{found.memory['dlc'] / 2**20:.0f}" if batch == found.batches[-1] else "",
             }
             print(f"{name}, {batch} images: {', '.join(f'{k} {v}' for k, v in row.items() if v)}", flush=True)
     method = (
         f"Training, {dtype}, SGD with momentum; medians of {config.rounds} interleaved chunks. The ceiling is that of "
-        "matrix products in experiments/bench/devices.py. "
+        "matrix products in experiments/bench/devices.py. Networks are timed without auxiliary heads. "
     )
     return {
         "bench": "train_step",
@@ -181,4 +182,6 @@ if __name__ == "__main__":
             sys.exit(bench.serve(FORMS[form](classics.CLASSICS[name], dtype)))
         main(tyro.cli(Config, prog="python -m experiments.bench.train_step", description=__doc__.splitlines()[0]))
     except (UserError, ModuleNotFoundError) as error:
-        sys.exit(f"error: {error}" + ("; pip install -e .[peers]" if isinstance(error, ModuleNotFoundError) else ""))
+        sys.exit(
+            f"error: {error}" + ("; make .venv/.peers installs it" if isinstance(error, ModuleNotFoundError) else "")
+        )

@@ -38,7 +38,7 @@ bench: .venv/.peers
 	$(BIN)/python -m experiments.bench.start
 	$(BIN)/python -m experiments.bench.forward
 	$(BIN)/python -m experiments.bench.train_step
-	$(BIN)/python -m experiments.bench.compute
+	$(BIN)/python -m experiments.bench.compute --count
 
 # A target that is missed ends with 5: its record is written all the same, and the next command runs.
 gpu: .venv/.peers
@@ -77,7 +77,7 @@ clean:
 	@touch $@
 
 # These without what they depend on: they would bring in another torch, and the rest is there already.
-.venv/.peers: .venv/.dev
+.venv/.peers: .venv/.dev Makefile
 	$(INSTALL) '.[dev,peers]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps transformers \
 	torchvision timm

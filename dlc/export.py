@@ -2,7 +2,7 @@
 
     export.save("resnet50.jax", resnet50(), variables, jnp.zeros((1, 224, 224, 3)))
 
-    import jax, pathlib                                        # elsewhere, with JAX alone
+    import jax.export, pathlib               # elsewhere, with JAX and flatbuffers alone
     model = jax.export.deserialize(pathlib.Path("resnet50.jax").read_bytes())
     logits = model.call(images)
 
@@ -26,7 +26,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def save(path: str | Path, model: Any, variables: Any, *inputs: Any, platforms: Sequence[str] = PLATFORMS) -> None:
     """Writes `model.apply(variables, *inputs)` for inputs of these shapes and dtypes, the batch among them.
 
-    Raises UserError if the file cannot be written.
+    Raises UserError if there is no such folder, and OSError if it is full.
     """
 
     def forward(*inputs: Any) -> Any:

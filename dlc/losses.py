@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from dlc import metrics
+from dlc.errors import UserError
 from dlc.metrics import Either
 from dlc.train import LossFn
 
@@ -56,6 +57,8 @@ def classify(model: Any, prepare: Prepare = lambda image: image, criterion: Crit
         outputs, updated = model.apply(
             variables, prepare(batch["image"]), train=True, mutable=list(aux or ()), rngs={"dropout": key}
         )
+        if isinstance(outputs, tuple) and criterion is cross_entropy:
+            raise UserError("a model with auxiliary heads returns several logits: set criterion=losses.auxiliary()")
         loss = criterion(outputs, batch["label"]).mean()
         label = batch["label"]  # of mixed images the larger share counts as the answer
         answer = label if label.ndim == 1 else label.argmax(-1)

@@ -245,7 +245,7 @@ class Run:
         """Operations of the training of this run and of all parts; None where nothing was trained."""
         try:
             own = [count() * steps for count, steps in self.work]
-        except NotImplementedError:  # no reason to lose a result
+        except Exception:  # whatever it is, it is no reason to lose a result
             return None
         return sum(own + [part.flops() or 0.0 for part in self.parts]) or None
 

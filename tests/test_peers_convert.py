@@ -22,6 +22,10 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: make peer
 if importlib.util.find_spec("transformers") is None:
     pytest.skip("transformers is not installed: make peers", allow_module_level=True)
 
+from experiments.bench import vision_torch  # noqa: E402, it needs torch
+
+vision_torch.define_operators()  # transformers imports torchvision where it finds it
+
 ENCODER = {
     "num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 40,
     "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
@@ -191,3 +195,24 @@ def test_greedy_generation_is_theirs_with_and_without_a_cache(tmp_path):
     assert len(np.unique(expected)) > 5
     np.testing.assert_array_equal(plain, expected)
     np.testing.assert_array_equal(np.stack(cached, 1), expected)
+
+
+def test_torchvisions_vit_in_both_of_its_spellings(tmp_path):
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    torch.manual_seed(0)
+    theirs = VisionTransformer(24, 8, num_layers=3, num_heads=4, hidden_dim=32, mlp_dim=40, num_classes=7).eval()
+    with torch.no_grad():
+        for weight in theirs.parameters():
+            weight.add_(0.2 * torch.randn_like(weight))
+    state = theirs.state_dict()
+    torch.save(state, tmp_path / "new.pth")
+    older = {name.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): t for name, t in state.items()}
+    assert set(older) != set(state)
+    torch.save(older, tmp_path / "old.pth")
+    config = ViTConfig(image=24, patch=8, classes=7, hidden=40, **OURS)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(inputs("ViT")).permute(0, 3, 1, 2)).numpy()
+    for name in ("new", "old"):
+        model, variables = convert.load_vit(tmp_path / f"{name}.pth", config)
+        assert_close(answers(model, variables, "ViT"), [expected], "ViT")

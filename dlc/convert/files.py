@@ -1,8 +1,10 @@
 """Files of named tensors: safetensors, and PyTorch's pickles as far as they hold nothing else."""
 
 import contextlib
+import errno
 import functools
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -61,10 +63,10 @@ def open_pickle(path: Path) -> dict[str, Tensor]:
             f"{path} holds more than plain tensors, and reading it could run any program, or it is damaged: fetch it "
             "from those who published it, as a state dict"
         ) from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "it ends too early"
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except Exception as error:  # on damaged files it ends in errors of many kinds
+        reason = (str(error).splitlines() or ["it ends too early"])[0]
         raise UserError(f"{path} is no file of PyTorch's, or is cut short: fetch it again\n{reason}") from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]  # of a training run's checkpoint
@@ -81,10 +83,17 @@ def open_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def save_safetensors(path: Path, tensors: dict[str, np.ndarray], mode_of: Path | None = None) -> None:
-    """Writes a file that PyTorch's readers take, whole or not at all, with the permissions of the file `mode_of`."""
+    """Writes a file that PyTorch's readers take, whole or not at all, with the permissions of the file `mode_of`.
+
+    Raises OSError if it cannot be written.
+    """
     fresh = path.with_name(f".{path.name}")  # renamed when it is whole
-    # The writer takes the memory as it lies.
-    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, fresh, {"format": "pt"})
+    try:  # the writer takes the memory as it lies
+        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, fresh, {"format": "pt"})
+    except SafetensorError as error:
+        fresh.unlink(missing_ok=True)
+        code = re.search(r"os error (\d+)", str(error))  # what it knows of a full disk
+        raise OSError(int(code[1]) if code else errno.EIO, str(error), str(path)) from None
     if mode_of:
         shutil.copymode(mode_of, fresh)
     else:

@@ -62,7 +62,10 @@ def load_bert_masked_lm(
 
 
 def load_vit(path: str | Path, config: ViTConfig | None = None, **changes: Any) -> tuple[ViT, dict[str, Any]]:
-    """ViT as `ViTForImageClassification` writes it, or timm, which needs a `config`; see `load_gpt2`."""
+    """ViT as `ViTForImageClassification` writes it, or timm or torchvision, which need a `config`; see `load_gpt2`.
+
+    torchvision's may be a *.pth, which needs PyTorch and runs no code.
+    """
     return _load(VIT, ViT, Path(path), config, changes)
 
 
@@ -213,6 +216,21 @@ def _vit_timm(c: ViTConfig) -> list[Row]:
     return rows
 
 
+def _vit_torchvision(c: ViTConfig) -> list[Row]:
+    rows = [_one("class", "class_token"), _one("position", "encoder.pos_embedding")]
+    rows += _both("patch", "conv_proj", _patches(c)) + _norm("norm", "encoder.ln") + _both("head", "heads.head")
+    for i in range(c.layers):
+        ours, theirs = f"block{i}", f"encoder.layers.encoder_layer_{i}"
+        rows += [
+            Row(f"{ours}/attention/query_key_value/kernel", (f"{theirs}.self_attention.in_proj_weight",), LINEAR),
+            _one(f"{ours}/attention/query_key_value/bias", f"{theirs}.self_attention.in_proj_bias"),
+        ]
+        rows += _both(f"{ours}/attention/out", f"{theirs}.self_attention.out_proj")
+        rows += _norm(f"{ours}/norm1", f"{theirs}.ln_1") + _norm(f"{ours}/norm2", f"{theirs}.ln_2")
+        rows += _both(f"{ours}/up", f"{theirs}.mlp.0") + _both(f"{ours}/down", f"{theirs}.mlp.3")
+    return rows
+
+
 _ENCODER = {  # what the configurations of BERT and ViT have in common
     "layers": "num_hidden_layers",
     "heads": "num_attention_heads",
@@ -262,6 +280,7 @@ VIT = Format(
     input=lambda c: jax.ShapeDtypeStruct((1, c.image, c.image, 3), jnp.float32),
 )  # fmt: skip
 VIT_TIMM = VIT._replace(rows=_vit_timm, prefix="", head="", name="timm's ViT")
+VIT_TORCHVISION = VIT._replace(rows=_vit_torchvision, prefix="", head="", name="torchvision's ViT")
 
 
 # From theirs to ours
@@ -275,8 +294,9 @@ def _load(form: Format, kind: Any, path: Path, config: Any, changes: dict[str, A
     _check_config(form, model.config)
     with contextlib.ExitStack() as stack:
         found = _tensors(stack, form, paths)
-        if form is VIT and "patch_embed.proj.weight" in found:
-            form = VIT_TIMM
+        if form is VIT:
+            others = {"patch_embed.proj.weight": VIT_TIMM, "conv_proj.weight": VIT_TORCHVISION}
+            form = next((other for name, other in others.items() if name in found), form)
         wanted = _shapes(form, model)
         rows = form.rows(model.config)
         _check_names(form, path, rows, found)
@@ -295,7 +315,7 @@ def _load(form: Format, kind: Any, path: Path, config: Any, changes: dict[str, A
 def _files(path: Path) -> list[Path]:
     """The files of weights at a path."""
     advice = "save the model again with `save_pretrained`, which writes model.safetensors, or fetch that file"
-    if path.suffix in files.PICKLES:
+    if path.suffix in files.PICKLES - {".pth"}:
         raise UserError(f"{path} is a pickle, which may run any program when it is read: {advice}")
     if path.is_file():
         return [path]
@@ -318,11 +338,15 @@ def _tensors(stack: contextlib.ExitStack, form: Format, paths: list[Path]) -> di
     """All tensors of the files, by the names that the tables have."""
     found = {}
     for path in paths:
-        for name, tensor in files.open_safetensors(stack, path).items():
+        opened = files.open_pickle(path) if path.suffix == ".pth" else files.open_safetensors(stack, path)
+        for name, tensor in opened.items():
             known = name.removeprefix(form.prefix)
             # The names of norms in files that were converted from TensorFlow's.
             known = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", known)
-            found[re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", known)] = tensor
+            known = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", known)
+            # An older spelling of torchvision's.
+            known = re.sub(r"\.mlp\.linear_([12])\.", lambda at: f".mlp.{3 * int(at[1]) - 3}.", known)
+            found[known] = tensor
     return found
 
 

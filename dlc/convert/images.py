@@ -31,6 +31,7 @@ from dlc.models.inception_v4 import V4_MODULES, InceptionV4
 from dlc.models.resnet import ResNet
 from dlc.models.squeezenet import POOLED, SqueezeNet
 from dlc.models.vgg import VGG
+from dlc.models.vit import ViT
 
 # Our leaves, and theirs.
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -41,7 +42,7 @@ class Published(NamedTuple):
 
     names: Callable[[Any, str], str]  # from our model and the path of a module in it to the name of theirs
     head: str  # their module whose outputs are the classes
-    image: int = 224  # height and width that the weights are for
+    image: Callable[[Any], int] = lambda model: 224  # height and width that the weights are for
     renamed: tuple[tuple[str, str], ...] = ()  # spellings of older files, as regular expressions, and today's
     ignored: Callable[[Any], str] = lambda model: "$^"  # what is no weight of this model, as a regular expression
 
@@ -83,7 +84,7 @@ def load_state_dict(path: str | Path, model: nn.Module) -> dict[str, Any]:
 def save_state_dict(path: str | Path, model: nn.Module, variables: Any) -> None:
     """Writes `variables` as a file of safetensors with the names that torchvision or timm has.
 
-    Raises UserError if the variables are not the model's, or the file cannot be written.
+    Raises UserError if the variables are not the model's or there is no such folder, and OSError if it is full.
     """
     path, form = Path(path), published(model)
     wanted, arrays = _shapes(model, form), _leaves(variables)
@@ -110,6 +111,8 @@ def published_classes(path: str | Path, model: nn.Module) -> int:
 
 def published(model: nn.Module) -> Published:
     """How a model is published. Raises UserError if it is not."""
+    if isinstance(model, ViT):
+        raise UserError("weights of a ViT are read by convert.load_vit, and written by convert.save_vit")
     if type(model) not in FORMS:
         raise UserError(f"there are no published weights for {type(model).__name__}, or none that can be read here")
     return FORMS[type(model)]
@@ -130,7 +133,8 @@ def _open(stack: contextlib.ExitStack, path: Path, form: Published) -> dict[str,
 @functools.cache
 def _shapes(model: nn.Module, form: Published) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes and dtypes of a model's variables, by their paths."""
-    image = jax.ShapeDtypeStruct((1, form.image, form.image, 3), jnp.float32)
+    side = form.image(model)
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     return _leaves(jax.eval_shape(model.init, jax.random.key(0), image))
 
 
@@ -253,6 +257,8 @@ def _densenet(model: DenseNet, path: str) -> str:
 
 
 def _resnet(model: ResNet, path: str) -> str:
+    if model.bottleneck and model.stride_at != "3x3":  # which a file does not show: the kernels are of the same shapes
+        raise UserError('published weights have the stride in the 3x3 convolution: take a ResNet with stride_at="3x3"')
     ends = {"conv1": "conv1", "norm1": "bn1", "dense": "fc"}
     if path in ends:
         return ends[path]
@@ -262,15 +268,16 @@ def _resnet(model: ResNet, path: str) -> str:
 
 
 FORMS: dict[type[nn.Module], Published] = {
-    AlexNet: Published(_alexnet, "classifier.6"),
+    # Of 2012's there are none, but what is trained here is saved in the same form.
+    AlexNet: Published(_alexnet, "classifier.6", image=lambda model: 224 if model.padding else 227),
     # torchvision's files are from a time when names of modules had points in them.
     DenseNet: Published(_densenet, "classifier", renamed=((r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),)),
     ResNet: Published(_resnet, "fc"),
     GoogLeNet: Published(_googlenet, "fc", ignored=lambda model: "$^" if model.aux else r"aux[12]\..*"),
     InceptionV3: Published(
-        _inception_v3, "fc", image=299, ignored=lambda model: "$^" if model.aux else r"AuxLogits\..*"
+        _inception_v3, "fc", image=lambda model: 299, ignored=lambda model: "$^" if model.aux else r"AuxLogits\..*"
     ),
-    InceptionV4: Published(_inception_v4, "last_linear", image=299),
+    InceptionV4: Published(_inception_v4, "last_linear", image=lambda model: 299),
     SqueezeNet: Published(_squeezenet, "classifier.1"),
     VGG: Published(_vgg, "classifier.6"),
 }

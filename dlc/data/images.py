@@ -75,6 +75,8 @@ def reading(file: Path | bytes) -> Iterator[Any]:
         raise UserError(f"{name} may not be read: change its permissions") from None
     except UnidentifiedImageError:
         raise UserError(f"{name} is no image that can be read: give a JPEG or PNG") from None
+    except (Image.DecompressionBombError, MemoryError):
+        raise UserError(f"{name} has too many pixels to be decoded here: make it smaller") from None
     except Exception as error:  # on damaged files Pillow's readers end in errors of many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{name} is damaged or cut short: fetch it again\n{reason}") from None
@@ -107,8 +109,11 @@ def centre_crop(image: Pixels, size: int) -> UInt8[np.ndarray, "S S 3"]:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # Pillow's own conversion would clip 16 bits at 255
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode.startswith("I;16"):  # Pillow's own conversion would clip 16 bits at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise UserError(f"{getattr(image, 'filename', '') or 'an image'} has 32 bits a pixel, which need not be light: "
+                        "save it with 8 or 16")  # fmt: skip
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -42,7 +42,7 @@ class Records(Sequence[tuple[Path | bytes, int]]):
             content = Content(features["image"])
             content.where = f"record {i} of {self.where}"
             return content, features["label"]
-        except (KeyError, ValueError, IndexError, RuntimeError) as error:
+        except (KeyError, ValueError, TypeError, IndexError, StopIteration, RuntimeError) as error:
             raise DataDamaged(f"record {i} of {self.where} is damaged ({error!r}): prepare it again") from None
 
 

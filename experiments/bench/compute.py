@@ -12,7 +12,8 @@ assumed: a flag, and no measurement.
 Sources of the milestones. Such figures are estimates, which often differ by a factor of two and for reinforcement
 learning by far more: Epoch AI puts AlphaGo Zero at 6.5e20.
     [1] Amodei, Hernandez 2018, "AI and compute", https://openai.com/index/ai-and-compute, appendix: what is counted
-        there, not what is estimated from GPU time, where it has both. Of AlphaGo Zero it says 300,000 times AlexNet.
+        there, not what is estimated from GPU time, where it has both. Of AlphaGo Zero it says 300,000 times AlexNet,
+        which is its other estimate of AlexNet, 0.0058 petaflop/s-days or 5e17.
     [2] Epoch AI, "Data on notable AI models", https://epoch.ai/data, as of 2025; begun by Sevilla et al. 2022, "Compute
         trends across three eras of machine learning".
     [3] Vaswani et al. 2017, "Attention is all you need", table 2: the big model.

@@ -67,6 +67,7 @@ ROWS = {
     # With the paper's strides. Its table has 3.8 for 50 layers, which is 1.5 % less.
     "resnet50, stride at 1x1": Row(resnet.resnet50(stride_at="1x1"), 224, 25_557_032, 3_857_973_248),
     "resnet101, stride at 1x1": Row(resnet.resnet101(stride_at="1x1"), 224, 44_549_160, 7_570_194_432, 7.6, HE),
+    "resnet152, stride at 1x1": Row(resnet.resnet152(stride_at="1x1"), 224, 60_192_808, 11_282_415_616, 11.3, HE),
     "alexnet": Row(alexnet.alexnet(), 227, 60_965_224, 724_406_816),
     "alexnet_ungrouped": Row(alexnet.alexnet_ungrouped(), 227, 62_378_344, 1_135_256_096),
     "alexnet_2014": Row(alexnet.alexnet_2014(), 224, 61_100_840, 714_188_480, 0.714, TORCHVISION),

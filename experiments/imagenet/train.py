@@ -10,7 +10,7 @@ whose are `--crop area --color 0` and, with large batches, `--warmup 5`, too. Bl
 convolution, as in published weights; from AlexNet's pixels the mean of each channel is taken, not that of each place.
 
 Expect: 17.50 % validation error on scikit-learn's digits, small pictures that say nothing about the claim, with
-`--dataset digits32 --model resnet8 --epochs 20 --batch 64`, in three minutes on two cores; ImageNet was not tried.
+`--dataset digits32 --model resnet8 --epochs 20 --batch 64`, in a minute on two cores; ImageNet was not tried.
 
     python -m experiments.imagenet.train --mesh data=8 --dtype bfloat16 --workers 32
     python -m experiments.imagenet.train --model alexnet --drops 3

@@ -114,7 +114,7 @@ def compute(milestones: dict[str, tuple[int, float]], ours: dict[str, tuple[int,
     for points, color, marker in ((milestones, INK, "o"), (ours, ACCENT, "_")):
         years, amounts = zip(*points.values(), strict=True) if points else ((), ())
         axis.scatter(years, amounts, color=color, marker=marker, s=22, zorder=3)
-    axis.set(yscale="log", xlabel="year", ylabel="training, petaflop/s-days", xlim=(1950, right + 20))
+    axis.set(yscale="log", xlabel="year", ylabel="training, petaflop/s-days", xlim=(1945, right + 18))
     low, high = np.log10(axis.get_ylim())
     line, letter = (high - low) / 48, 0.65  # the size of text, in powers of ten and in years
 

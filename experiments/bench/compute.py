@@ -174,7 +174,10 @@ def record_of(config: Config) -> tuple[dict, Any]:
         "rows": {name: columns for name, (_, columns) in sorted(rows.items(), key=lambda item: item[1][0])},
         "train_flops": {name: days * DAY for name, (_, days) in ours.items()},
     }
-    return result, plot.compute(milestones, ours)
+    largest: dict[str, tuple[int, float]] = {}  # of each experiment's runs: all of them would hide the chart
+    for name, point in sorted(ours.items(), key=lambda item: item[1][1]):
+        largest[".".join(name.split(".")[:2])] = point
+    return result, plot.compute(milestones, largest)
 
 
 def main(config: Config) -> None:

@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 
 from dlc.data import NAMES, DataDamaged, Dataset, DataUnavailable, cache, data_dir, load, sources, text, tfds
-from dlc.data.__main__ import main
+from dlc.data.__main__ import PICTURES, main
 from dlc.data.sources import PUBLISHED, Original
 from dlc.errors import UserError
 
@@ -623,7 +623,7 @@ def test_command_prepares_ahead(nowhere: Path, monkeypatch: pytest.MonkeyPatch, 
 def test_command_lists_what_is_there(nowhere: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     assert main([]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[:-1]] == [*NAMES, *text.CORPORA, *text.PARALLEL]
+    assert [line.split()[0] for line in lines[:-1]] == [*NAMES, *PICTURES, *text.CORPORA, *text.PARALLEL]
     assert lines[0].split() == ["mnist", "not", "here", "-", "11.6", "MB", "to", "download"]
     assert lines[-1] == f"data directory {nowhere} (DLC_DATA moves it)"
     make("mnist", nowhere / "sources" / "mnist", monkeypatch)

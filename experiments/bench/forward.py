@@ -144,6 +144,8 @@ def record_of(config: Config) -> tuple[dict, dict[str, Any]]:
         all_costs[name], every[name] = cost(names[name]), found
         rows[name] = row(names[name], all_costs[name], found, dtype)
         print(f"{name}: {', '.join(f'{key} {value}' for key, value in rows[name].items() if value)}", flush=True)
+    if not rows:
+        raise UserError("no model could be timed")
     method = (
         f"Forward, {dtype}, batches of {', '.join(map(str, config.batches))} but those of which a call takes over "
         f"{config.limit:g} s; medians of {config.rounds} interleaved chunks, ratios over the batches. The ceiling is "
@@ -168,6 +170,7 @@ def record_of(config: Config) -> tuple[dict, dict[str, Any]]:
 
 
 def main(config: Config) -> None:
+    by_batch.need_peers()
     result, figures = record_of(config)
     bench.save(config.out, result, bench.flags(config), packages=("torch", "torchvision", "timm"), figures=figures)
 

@@ -155,6 +155,8 @@ def record_of(config: Config) -> dict:
                 "peak MiB": f"{found.memory['dlc'] / 2**20:.0f}" if batch == found.batches[-1] else "",
             }
             print(f"{name}, {batch} images: {', '.join(f'{k} {v}' for k, v in row.items() if v)}", flush=True)
+    if not rows:
+        raise UserError("no model could be timed")
     method = (
         f"Training, {dtype}, SGD with momentum; medians of {config.rounds} interleaved chunks. The ceiling is that of "
         "matrix products in experiments/bench/devices.py. Networks are timed without auxiliary heads. "
@@ -171,6 +173,7 @@ def record_of(config: Config) -> dict:
 
 
 def main(config: Config) -> None:
+    by_batch.need_peers()
     bench.save(config.out, record_of(config), bench.flags(config), packages=("torch", "torchvision", "timm"))
 
 

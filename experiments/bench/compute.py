@@ -35,6 +35,7 @@ import jax
 import tyro
 
 from dlc import bench, plot
+from dlc import config as configs
 from dlc.config import not_negative
 from dlc.errors import UserError
 from dlc.run import Run
@@ -105,9 +106,8 @@ def traced(record: dict[str, Any]) -> float | None:
     """The operations of the training that a record is of, found by tracing its experiment with its configuration."""
     experiment, run = importlib.import_module(f"experiments.{record['experiment']}"), Counting()
     try:
-        given = {name: tuple(value) if isinstance(value, list) else value for name, value in record["config"].items()}
-        given = {name: value for name, value in given.items() if value is not None}  # None was, and is, a default
-        config = experiment.Config(**given)
+        given = {name: value for name, value in record["config"].items() if value is not None}  # None is a default
+        config = configs.from_json(experiment.Config, given)
     except TypeError:
         raise UserError("its configuration is that of another version") from None
     with contextlib.suppress(Counted):

@@ -79,12 +79,7 @@ def torch_form(
     return by_batch.server(prepare, memory)
 
 
-FORMS: dict[str, Callable[..., Callable[..., float]]] = {
-    "dlc": ours,
-    "PyTorch, channels_last": functools.partial(torch_form, channels_last=True),
-    "PyTorch, eager": torch_form,
-    "PyTorch, compiled, channels_last": functools.partial(torch_form, channels_last=True, compiled=True),
-}
+FORMS = by_batch.every_form(ours, torch_form)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ import argparse
 import os
 import sys
 
-from dlc import data, host, launch, record
+from dlc import data, process
 from dlc.errors import UserError
+from dlc.run import launch, record
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def main() -> None:
         "versions": "  ".join(f"{name} {version}" for name, version in record.versions().items()),
         "commit": record.commit() or "not in a git checkout",
         "data": f"{data.data_dir()} ({', '.join(ready) or 'nothing prepared yet'}; python -m dlc.data says more)",
-        "cache": os.environ.get("JAX_COMPILATION_CACHE_DIR", f"{host.cache_dir() / 'xla'} (experiments use it)"),
+        "cache": os.environ.get("JAX_COMPILATION_CACHE_DIR", f"{process.cache_dir() / 'xla'} (experiments use it)"),
     }
     for name, value in rows.items():
         print(f"{name:9} {value}")

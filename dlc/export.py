@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.export
 
-from dlc import record
+from dlc import files
 from dlc.errors import UserError
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -36,7 +36,7 @@ def save(path: str | Path, model: Any, variables: Any, *inputs: Any, platforms: 
     path = Path(path)
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent}: make it first")
-    record.write_whole(path, bytes(jax.export.export(jax.jit(forward), platforms=platforms)(*inputs).serialize()))
+    files.write_whole(path, bytes(jax.export.export(jax.jit(forward), platforms=platforms)(*inputs).serialize()))
 
 
 def load(path: str | Path) -> Callable[..., Any]:

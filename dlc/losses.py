@@ -1,7 +1,8 @@
-"""From a model to the `loss_fn(params, aux, batch, key) -> (loss, (aux, metrics))` that `train.make_step` takes.
+"""From a model to a `loss_fn(params, aux, batch, key) -> (loss, (aux, metrics))`, for training and for evaluation.
 
-`aux` is the model's other collections, such as `{"batch_stats": ...}`, or None where it has none. Losses are float32
-whatever the model computes in.
+`aux` is the model's other collections, such as `{"batch_stats": ...}`, or None if it has none. With a key the loss is
+that of training: the model is told so, and dropout and whatever else is random draw from the key. With `key=None` it is
+that of an evaluation: nothing is random and `aux` stays the same. Losses are float32 whatever the model computes in.
 
 Glossary: B batch, C classes, T tokens.
 """
@@ -45,25 +46,22 @@ def cross_entropy(
 
 
 def classify(model: Any, prepare: Prepare = lambda image: image, criterion: Criterion = cross_entropy) -> LossFn:
-    """The mean of `criterion(outputs, label)` of a model from images to logits, with the error rate beside it.
+    """The mean of `criterion(outputs, label)` of a model from images to logits, and the error rate.
 
     The batch holds `image` [B, ...] and `label`, int [B] or a distribution [B, C]; `prepare` maps images to what the
-    model takes; the criterion is cross-entropy unless given. Dropout draws from the step's key. The error is that of a
-    model's first output if it returns a tuple, such as one with auxiliary heads, whose criterion is `auxiliary()`.
+    model takes. If a model returns a tuple, such as one with auxiliary heads, whose criterion is `auxiliary()`, the
+    error is that of its first output.
     """
 
     def loss_fn(params: Any, aux: Any, batch: Any, key: Any) -> Any:
-        variables = {"params": params, **(aux or {})}
-        outputs, updated = model.apply(
-            variables, prepare(batch["image"]), train=True, mutable=list(aux or ()), rngs={"dropout": key}
-        )
+        outputs, aux = _applied(model, params, aux, key, prepare(batch["image"]))
         if isinstance(outputs, tuple) and criterion is cross_entropy:
             raise UserError("a model with auxiliary heads returns several logits: set criterion=losses.auxiliary()")
         loss = criterion(outputs, batch["label"]).mean()
         label = batch["label"]  # of mixed images the larger share counts as the answer
         answer = label if label.ndim == 1 else label.argmax(-1)
         logits = outputs[0] if isinstance(outputs, tuple) else outputs
-        return loss, (updated or aux, {"error": metrics.error(logits, answer)})
+        return loss, (aux, {"error": metrics.error(logits, answer)})
 
     return loss_fn
 
@@ -86,36 +84,39 @@ def auxiliary(criterion: Criterion = cross_entropy, weight: int | float = 0.3) -
 def next_token(model: Any) -> LossFn:
     """The mean cross-entropy, in nats, of every token of a text given those before it.
 
-    The batch holds `tokens` [B, T + 1]: the model reads the first T of each row and predicts the last T. Dropout draws
-    from the step's key.
+    The batch holds `tokens` [B, T + 1]: the model reads the first T of each row and predicts the last T.
     """
 
     def loss_fn(params: Any, aux: Any, batch: Any, key: Any) -> Any:
         tokens = batch["tokens"]
-        logits = model.apply({"params": params}, tokens[:, :-1], train=True, rngs={"dropout": key})
+        logits, aux = _applied(model, params, aux, key, tokens[:, :-1])
         return cross_entropy(logits.reshape(-1, logits.shape[-1]), tokens[:, 1:].reshape(-1)).mean(), (aux, {})
 
     return loss_fn
 
 
 def masked_token(model: Any, mask_token: int, vocab: int, rate: float = 0.15, special: tuple[int, ...] = ()) -> LossFn:
-    """The mean cross-entropy, in nats, of the tokens that `mask_tokens` has chosen, with the error rate among them.
+    """The mean cross-entropy, in nats, of the tokens that `mask_tokens` has chosen, and the error rate among them.
 
-    The batch holds `tokens` [B, T], of which 0 is padding, and if it is about pairs of texts `segments` [B, T]. What is
-    chosen, what takes its place and dropout are drawn from the step's key: every epoch masks other tokens.
+    The batch holds `tokens` [B, T], where 0 is padding, and for pairs of texts `segments` [B, T]. In training, what is
+    chosen and what replaces it are drawn from the key, so that every epoch masks other tokens. For an evaluation the
+    batch also holds the two results of `mask_tokens`: `masked` and `chosen` [B, T].
     """
 
     def loss_fn(params: Any, aux: Any, batch: Any, key: Any) -> Any:
-        tokens, (here, dropout) = batch["tokens"], jax.random.split(key)
-        read, chosen = mask_tokens(here, tokens, mask_token, vocab, rate, special)
-        # The mask is that of the text: a random token may be 0, and is read all the same.
-        logits = model.apply(
-            {"params": params}, read, batch.get("segments"), mask=tokens != 0, train=True, rngs={"dropout": dropout}
-        )
-        weight = chosen.reshape(-1) / jnp.maximum(1, chosen.sum())
+        tokens, dropout = batch["tokens"], None
+        if key is None:
+            read, chosen = batch["masked"], batch["chosen"]
+        else:
+            here, dropout = jax.random.split(key)
+            read, chosen = mask_tokens(here, tokens, mask_token, vocab, rate, special)
+        # The padding mask is that of the text: a random token may be 0 and is read nevertheless.
+        logits, aux = _applied(model, params, aux, dropout, read, batch.get("segments"), mask=tokens != 0)
+        count = jnp.maximum(1, chosen.sum())
+        weight = chosen.reshape(-1) / count
         logits, label = logits.reshape(-1, logits.shape[-1]), tokens.reshape(-1)
         error = jnp.sum(weight * (logits.argmax(-1) != label))
-        return jnp.sum(weight * cross_entropy(logits, label)), (aux, {"error": error})
+        return jnp.sum(weight * cross_entropy(logits, label)), (aux, {"error": error, "weight": count})
 
     return loss_fn
 
@@ -162,23 +163,34 @@ def maximum_a_posteriori(
 
 
 def sequence(model: Any, smoothing: float = 0.0) -> LossFn:
-    """The mean cross-entropy of every real token of the target given the source and those before it.
+    """The mean cross-entropy of every real token of the target, given the source and the tokens before it.
 
-    The batch holds `source` [B, S] and `target` [B, T + 1], of which 0 is padding: the model reads the source and the
-    first T of each target and predicts the last T. Followed is the loss with label smoothing; beside it stand, without,
-    `nll`, in nats for a token, and `error`, the share of tokens that were not the most likely. Dropout draws from the
-    step's key.
+    The batch holds `source` [B, S] and `target` [B, T + 1], where 0 is padding: the model reads the source and the
+    first T tokens of each target and predicts the last T. The loss has label smoothing. The metrics have not: `nll`, in
+    nats a token, and `error`, the share of tokens that were not the most likely ones.
     """
 
     def loss_fn(params: Any, aux: Any, batch: Any, key: Any) -> Any:
         source, target = batch["source"], batch["target"]
-        logits = model.apply({"params": params}, source, target[:, :-1], train=True, rngs={"dropout": key})
+        logits, aux = _applied(model, params, aux, key, source, target[:, :-1])
         logits, label = logits.reshape(-1, logits.shape[-1]), target[:, 1:].reshape(-1)
-        weight = (label != 0) / jnp.maximum(1, jnp.sum(label != 0))
+        count = jnp.maximum(1, jnp.sum(label != 0))
+        weight = (label != 0) / count
         nll = cross_entropy(logits, label)
         loss = cross_entropy(logits, label, smoothing) if smoothing else nll
         # Reductions to a maximum are faster than to its place.
         wrong = jnp.take_along_axis(logits, label[:, None], -1, mode="clip")[:, 0] < logits.max(-1)
-        return jnp.sum(weight * loss), (aux, {"error": jnp.sum(weight * wrong), "nll": jnp.sum(weight * nll)})
+        means = {"error": jnp.sum(weight * wrong), "nll": jnp.sum(weight * nll)}
+        return jnp.sum(weight * loss), (aux, {**means, "weight": count})
 
     return loss_fn
+
+
+def _applied(model: Any, params: Any, aux: Any, key: Any, *inputs: Any, **options: Any) -> tuple[Any, Any]:
+    """The outputs of the model and its other collections: in training mode if there is a key."""
+    variables = {"params": params, **(aux or {})}
+    if key is None:
+        return model.apply(variables, *inputs, **options), aux
+    rngs, mutable = {"dropout": key}, list(aux or ())
+    outputs, updated = model.apply(variables, *inputs, train=True, mutable=mutable, rngs=rngs, **options)
+    return outputs, updated or aux

@@ -61,7 +61,8 @@ def init(params: Params, tx: optax.GradientTransformation, key: Key[Array, ""], 
 def make_step(loss_fn: LossFn, tx: optax.GradientTransformation) -> Step:
     """The step that follows the gradient of `loss_fn(params, aux, batch, key) -> (loss, (aux, metrics))`.
 
-    Metrics are those of the loss, with the scalar `loss` itself beside them, both before the update.
+    The metrics are those of the loss and the scalar `loss` itself, all from before the update. `weight`, which tells
+    `evaluation` how much a batch counts, is left out.
     """
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -69,6 +70,7 @@ def make_step(loss_fn: LossFn, tx: optax.GradientTransformation) -> Step:
         (loss, (aux, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state.aux, batch, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        metrics = {name: value for name, value in metrics.items() if name != "weight"}
         return State(state.step + 1, params, opt_state, aux, state.key), {"loss": loss, **metrics}
 
     return Partial(step)
@@ -111,9 +113,12 @@ def windows(step: Step, tokens: Integer[Array | np.ndarray, " N"], length: int) 
     return Partial(windowed, _value(step), jax.device_put(tokens, may_alias=False))
 
 
-def scanned(step: Step) -> Step:
-    """K steps in one compiled program: every leaf of the batch, and of the metrics, gains a leading axis `[K]`."""
-    return Partial(lambda step, state, batches: jax.lax.scan(step, state, batches), _value(step))
+def scanned(step: Step, steps: int | None = None) -> Step:
+    """K steps in one compiled program: every leaf of the batch, and of the metrics, gains a leading axis `[K]`.
+
+    A step that takes no batch, but None, needs to be told the number of `steps`.
+    """
+    return Partial(lambda step, state, batches: jax.lax.scan(step, state, batches, length=steps), _value(step))
 
 
 def over_seeds(step: Step, batch_axis: Literal[0] | None = None) -> Step:
@@ -162,7 +167,7 @@ def compiled(function: Callable[..., Any], *example: Any, donate: bool = True) -
 def fit(step: Step, state: State, batches: Sequence[Batch]) -> tuple[State, list[Metrics]]:
     """The plain loop: one compiled step a batch. Returns the last state and the metrics of every step.
 
-    The caller's state survives. Experiments use `dlc.run.Run.fit`, which reports, evaluates and saves as well.
+    The caller's state survives. Experiments use `dlc.run.fit`, which also reports, evaluates and saves.
     """
     step, history = compiled(step), []
     state = jax.tree.map(jnp.copy, state)
@@ -225,6 +230,35 @@ def steps_per_epoch(examples: int, batch: int) -> int:
     if not 0 < batch <= examples:
         raise UserError(f"a batch of {batch} cannot be drawn from {examples} examples: choose 1 to {examples}")
     return examples // batch
+
+
+def evaluation(loss_fn: LossFn, arrays: PyTree, size: int) -> Callable[[State], Metrics]:
+    """The means of a loss and its metrics over all N rows of `arrays`: `state -> {"loss": ..., ...}`.
+
+    The loss is called with `key=None` on `size` rows at a time, and once more on the rest. A batch counts as much as
+    the loss's metric `weight` says, such as its number of tokens, or as its number of rows.
+    """
+    examples = len(jax.tree.leaves(arrays)[0])
+    whole = examples // size * size
+
+    def totals(state: State, batch: Batch) -> tuple[Metrics, Any]:
+        loss, (_, metrics) = loss_fn(state.params, state.aux, batch, None)
+        values = {"loss": loss, **metrics}
+        weight = jnp.asarray(values.pop("weight", len(jax.tree.leaves(batch)[0])), jnp.float32)
+        return {name: weight * value for name, value in values.items()}, weight
+
+    def evaluate(arrays: PyTree, state: State) -> Metrics:
+        parts = []
+        if whole:
+            head = jax.tree.map(lambda array: array[:whole].reshape(-1, size, *array.shape[1:]), arrays)
+            sums = jax.lax.map(lambda batch: totals(state, batch), head)
+            parts.append(jax.tree.map(lambda leaf: leaf.sum(0), sums))
+        if whole < examples:
+            parts.append(totals(state, jax.tree.map(lambda array: array[whole:], arrays)))
+        sums, weight = jax.tree.map(lambda *leaves: sum(leaves), *parts)
+        return {name: value / weight for name, value in sums.items()}
+
+    return Partial(evaluate, jax.device_put(arrays, may_alias=False))
 
 
 def in_batches(forward: Callable[[State, Any], Any], arrays: PyTree, size: int) -> Callable[[State], Any]:

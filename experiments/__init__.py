@@ -1,6 +1,6 @@
 """Claims of the course and of its papers, each measured by one file. They never import each other."""
 
-from dlc import host
+from dlc import process
 
 # Before JAX is imported: afterwards it would be too late for both malloc and the compilation cache.
-host.prepare()
+process.prepare()

@@ -3,12 +3,12 @@
 Claim: attention alone, without recurrence, translates, and better than recurrent networks: 41.8 BLEU on the paper's
 English to French.
 
-Source: Vaswani et al. 2017, "Attention is all you need", https://arxiv.org/abs/1706.03762. The captions are Multi30k
-(Elliott et al. 2016 and 2017), test_2016_flickr; the paper's own set is a thousand times larger, so this model is
+Source: Vaswani et al. 2017, "Attention is all you need", https://arxiv.org/abs/1706.03762. The captions are Multi30k's
+(Elliott et al. 2016 and 2017), test_2016_flickr. The paper's data set is a thousand times larger, so this model is
 smaller than its base, its norms come before the branches, and the rate falls to zero within the few epochs. BLEU is
-sacrebleu's, on text as people write it.
+sacrebleu's, on untokenised text.
 
-Expect: 56.31 BLEU on two CPU cores, in 50 minutes beside other work.
+Expect: 56.31 BLEU on two CPU cores, in 50 minutes on a busy machine.
 
     python -m experiments.attention.translate
     python -m experiments.attention.translate --source FILE --target FILE     lines that translate each other
@@ -16,101 +16,73 @@ Expect: 56.31 BLEU on two CPU cores, in 50 minutes beside other work.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dlc import config as configs
-from dlc import optim, plot, tokens, translation
-from dlc.config import not_negative, only, positive, share
-from dlc.errors import UserError
-from dlc.launch import launch
+from dlc import tokens
 from dlc.models.transformer import Transformer, TransformerConfig
-from dlc.run import Run
+from dlc.run import plot
+from dlc.run.flags import NotNegative, Positive, Share, Shown
+from dlc.run.launch import launch
+from dlc.run.run import Run
+from dlc.tasks import pairs, text
 
 
 @dataclass(frozen=True)
 class Config:
     dataset: Literal["multi30k", "numbers"] = "multi30k"
-    source: Path | None = None  # a text file of your own, a sentence a line, instead of the dataset,
-    target: Path | None = None  # and its translation
-    weights: Path | None = None  # the folder of a run that has trained: translate with what it has learnt
-    sentence: tuple[str, ...] = ()  # to be translated at the end; with --weights nothing else is done then
-    vocab: int = 4000
-    layers: int = 3  # of the encoder, and of the decoder
-    heads: int = 4
-    width: int = 256
-    hidden: int = 512
-    dropout: float = 0.1
+    source: Shown[Path | None] = None  # a text file of your own, a sentence a line, instead of the data set,
+    target: Shown[Path | None] = None  # and its translation
+    sentence: Shown[tuple[str, ...]] = ()  # translated at the end; with --weights nothing else is done then
+    vocab: Positive[int] = 4000
+    layers: Positive[int] = 3  # of the encoder, and of the decoder
+    heads: Positive[int] = 4
+    width: Positive[int] = 256
+    hidden: Positive[int] = 512
+    dropout: Share = 0.1
     norm_first: bool = True
-    epochs: int = 10
-    batch: int = 2048  # tokens on either side
-    lr: float = 2e-3
-    warmup: float = 0.1  # the share of the steps in which the rate rises; then it falls to zero
-    smoothing: float = 0.1
-    beams: int = 4
-    alpha: float = 0.6  # of the length penalty
-    seed: int = 0
+    epochs: Positive[int] = 10
+    batch: Positive[int] = 2048  # tokens on either side
+    lr: Positive[float] = 2e-3
+    warmup: Share = 0.1  # the share of the steps in which the rate rises; then it falls to zero
+    smoothing: Share = 0.1
+    beams: Shown[Positive[int]] = 4
+    alpha: Shown[NotNegative[float]] = 0.6  # of the length penalty
+    seed: NotNegative[int] = 0
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation
-
-    def __post_init__(self) -> None:
-        positive(self, "vocab", "layers", "heads", "width", "hidden", "epochs", "batch", "lr", "beams")
-        not_negative(self, "alpha", "seed")
-        share(self, "dropout", "warmup", "smoothing")
-        if self.weights:
-            only(self, "--weights", "weights", "sentence", "beams", "alpha", "source", "target")
-        if not all(sentence.strip() for sentence in self.sentence):
-            raise UserError("a --sentence is empty: write one to translate")
-        if (self.source is None) != (self.target is None):
-            raise UserError("--source and --target are two files, a line of one translating that of the other")
 
 
 SMOKE = Config("numbers", vocab=400, layers=1, heads=2, width=32, hidden=64, epochs=1, batch=1024, beams=2)
 
 
-def main(config: Config, run: Run) -> dict:
-    sizes = configs.load(config.weights, "attention.translate", Config) if config.weights else config
-    source, target = config.source or sizes.source, config.target or sizes.target
-    pairs = None if config.weights and config.sentence else translation.pairs(sizes.dataset, source, target)
-    tokenizer = tokens.load(config.weights) if config.weights else translation.vocabulary(pairs, config.vocab)
-    model = Transformer(
-        TransformerConfig(
-            tokenizer.size, sizes.layers, sizes.heads, sizes.width, sizes.hidden, sizes.dropout, sizes.norm_first,
-            sizes.dtype,
-        )
-    )  # fmt: skip
-
-    def optimizer(steps: int) -> optax.GradientTransformation:
-        rate = optim.triangle(config.lr, steps, config.warmup)
-        return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate, b2=0.98, eps=1e-9))
-
-    if config.weights:
-        params, figures = translation.learnt(config.weights, model, optimizer(1), run.say), {}
-    else:
-        params, figures = translation.fit(
-            run, pairs, tokenizer, model, optimizer,
-            epochs=config.epochs, batch=config.batch, smoothing=config.smoothing, seed=config.seed,
-        )  # fmt: skip
-
-    translate = translation.translator(run, model, params, tokenizer, beams=config.beams, alpha=config.alpha)
-    if pairs:
-        figures |= translation.tested(run, pairs, translate)
-    sentences = config.sentence or (pairs.test[0][0],)
-    translations = translate(sentences)
-    for sentence, found in zip(sentences, translations, strict=True):
-        run.say(f"{sentence}\n  -> {found}")
-    attend(run, model, params, tokenizer, sentences[0], translations[0])
-    return figures
+def train(config: Config, run: Run) -> dict:
+    found = pairs.read(config.dataset, config.source, config.target)
+    tokenizer = pairs.vocabulary(found, config.vocab)
+    sizes = tokenizer.size, config.layers, config.heads, config.width, config.hidden
+    model = Transformer(TransformerConfig(*sizes, config.dropout, config.norm_first, config.dtype))
+    adam = partial(optax.adam, b2=0.98, eps=1e-9)  # section 5.3
+    recipe = pairs.Recipe(config.epochs, config.batch, config.lr, config.warmup, config.smoothing, config.seed)
+    variables, figures = pairs.fit(run, found, tokenizer, model, adam, recipe)
+    search = pairs.Search(config.beams, config.alpha, config.sentence)
+    return figures | pairs.show(run, found, model, variables, tokenizer, search, attend)
 
 
-def attend(run: Run, model: Transformer, params: Any, tokenizer: tokens.BPE, sentence: str, found: str) -> None:
+def show(config: Config, run: Run, model: Transformer, variables: dict) -> dict:
+    found = None if config.sentence else pairs.read(config.dataset, config.source, config.target)
+    search = pairs.Search(config.beams, config.alpha, config.sentence)
+    return pairs.show(run, found, model, variables, text.tokenizer_of(run.weights, model), search, attend)
+
+
+def attend(run: Run, model: Transformer, variables: dict, tokenizer: tokens.BPE, sentence: str, found: str) -> None:
     """Draws what each head of the last layers attends to while `sentence` becomes `found`."""
-    (source,), (target,) = translation.encoded(tokenizer, [(sentence, found)])
+    (source,), (target,) = pairs.encoded(tokenizer, [(sentence, found)])
     pair = jnp.asarray(source)[None], jnp.asarray(target)[None, :-1]
-    _, kept = model.apply({"params": params}, *pair, mutable=["intermediates"])
+    _, kept = model.apply(variables, *pair, mutable=["intermediates"])
     last = model.config.layers - 1
     read, written = tokenizer.pieces(source), tokenizer.pieces(target)
     for name, layer, part, rows, columns in (
@@ -124,4 +96,4 @@ def attend(run: Run, model: Transformer, params: Any, tokenizer: tokens.BPE, sen
 
 
 if __name__ == "__main__":
-    launch(main, Config(), SMOKE)
+    launch(train, Config(), SMOKE, show)

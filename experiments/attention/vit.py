@@ -1,7 +1,7 @@
 """A transformer that reads an image as a sequence of patches, on CIFAR-10.
 
-Claim: attention over patches, with nearly nothing built in about images, classifies them; without many images to learn
-from it stays behind residual networks.
+Claim: attention over patches classifies images with almost no built-in knowledge about them; without many images to
+learn from it stays behind residual networks.
 
 Source: Dosovitskiy et al. 2020, "An image is worth 16x16 words", https://arxiv.org/abs/2010.11929, section 3.1 and
 figure 3. The paper trains on 1.3 to 300 million images; this model, with patches of 4x4 and six layers of width 192,
@@ -15,80 +15,96 @@ cores beside other work; the 100 epochs were not run here.
     python -m experiments.attention.vit --epochs 2 --patch 8
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import optax
+from matplotlib.figure import Figure
 
-from dlc import augment, classify, data, losses, metrics, optim, plot, train
-from dlc.config import not_negative, positive, share
-from dlc.launch import launch
+from dlc import augment, batches, data, losses, optim
 from dlc.models.vit import ViT, attention_rollout, vit_cifar
-from dlc.run import Run
+from dlc.prepare import mean_and_std, standardise
+from dlc.run.flags import NotNegative, Positive, Share, Shown
+from dlc.run.launch import launch
+from dlc.run.run import Run
+from dlc.tasks import images
 
 
 @dataclass(frozen=True)
 class Config:
-    dataset: Literal["cifar10", "cifar100", "digits32"] = "cifar10"
-    patch: int = 4  # height and width of a patch
-    layers: int = 6
-    heads: int = 3
-    width: int = 192
-    dropout: float = 0.0
-    epochs: int = 100
-    batch: int = 128
-    lr: float = 1e-3
-    warmup: float = 0.1  # the share of the steps in which the rate rises; then it falls to zero
-    weight_decay: float = 0.05  # of all but biases and norms
-    smoothing: float = 0.1
-    seed: int = 0
-    seeds: int = 1  # train this many at once, from `seed` on
+    dataset: Shown[Literal["cifar10", "cifar100", "digits32"]] = "cifar10"
+    patch: Positive[int] = 4  # height and width of a patch
+    layers: Positive[int] = 6
+    heads: Positive[int] = 3
+    width: Positive[int] = 192
+    dropout: Share = 0.0
+    epochs: Positive[int] = 100
+    batch: Positive[int] = 128
+    lr: Positive[float] = 1e-3
+    warmup: Share = 0.1  # the share of the steps in which the rate rises; then it falls to zero
+    weight_decay: NotNegative[float] = 0.05  # of all but biases and norms
+    smoothing: Share = 0.1
+    seed: NotNegative[int] = 0
+    seeds: Positive[int] = 1  # number of runs trained at once, the first with `seed`
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights are float32
-
-    def __post_init__(self) -> None:
-        positive(self, "patch", "layers", "heads", "width", "epochs", "batch", "lr", "seeds")
-        not_negative(self, "weight_decay", "seed")
-        share(self, "dropout", "warmup", "smoothing")
 
 
 SMOKE = Config("digits32", patch=8, layers=2, heads=2, width=32, epochs=20, batch=100)
 
 
-def main(config: Config, run: Run) -> dict:
+def problem(config: Config) -> images.Task:
     cifar = data.load(config.dataset)
-    prepare = augment.standardise(*augment.mean_and_std(cifar.train["image"]))
-    model = vit_cifar(
-        classes=len(cifar.classes), patch=config.patch, layers=config.layers, heads=config.heads, width=config.width,
-        dropout=config.dropout, dtype=config.dtype,
-    )  # fmt: skip
-    steps = config.epochs * train.steps_per_epoch(len(cifar.train["label"]), config.batch)
+    sizes = {"patch": config.patch, "layers": config.layers, "heads": config.heads, "width": config.width}
+    model = vit_cifar(classes=len(cifar.classes), dropout=config.dropout, dtype=config.dtype, **sizes)
+    criterion = partial(losses.cross_entropy, smoothing=config.smoothing)
+    return images.Task(cifar, model, standardise(*mean_and_std(cifar.train["image"])), criterion)
+
+
+def train(config: Config, run: Run) -> dict:
+    task = problem(config)
+    steps = config.epochs * batches.steps_per_epoch(len(task.dataset.train["label"]), config.batch)
     rate = optim.triangle(config.lr, steps, config.warmup)
-    tx = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(rate, weight_decay=config.weight_decay, mask=optim.matrices),
-    )
-    of_images = augment.of_images
-    changes = of_images(partial(augment.translate, pixels=4, mode="constant")), of_images(augment.flip)
-    state, logits = classify.fit(
-        run, cifar, model, tx,
-        prepare=prepare, criterion=partial(losses.cross_entropy, smoothing=config.smoothing),
-        augment=augment.chained(*changes if config.dataset != "digits32" else changes[:1]),
-        epochs=config.epochs, batch=config.batch, shuffle=True, seed=config.seed, seeds=config.seeds,
-    )  # fmt: skip
-    params, images = classify.first_seed(state.params, config.seeds), cifar.test["image"][:12]
-    run.figure("rollout", plot.overlaid(images, looked_at(model, params, prepare(images))))
-    return {"test_error": metrics.error(logits, cifar.test["label"])}
+    adam = optax.adamw(rate, weight_decay=config.weight_decay, mask=optim.matrices)
+    tx = optax.chain(optax.clip_by_global_norm(1.0), adam)
+    translate = augment.of_images(partial(augment.translate, pixels=4, mode="constant"))
+    changes = [translate] if config.dataset == "digits32" else [translate, augment.of_images(augment.flip)]
+    epochs = images.Epochs(config.epochs, config.batch, True, config.seed, config.seeds)
+    variables, measured = images.fit(run, task, tx, epochs, augment.chained(*changes))
+    show(config, run, task.model, variables)
+    return {"test_error": measured["test_error"]}
 
 
-def looked_at(model: ViT, params: Any, images: Any) -> np.ndarray:
-    """How much each patch of `images` [B, H, W, C] reaches the class token through all layers, [B, h, w]."""
-    _, kept = model.apply({"params": params}, images, mutable=["intermediates"])
+def show(config: Config, run: Run, model: ViT, variables: dict) -> dict:
+    task = replace(problem(config), model=model)
+    some = task.dataset.test["image"][:12]
+    run.figure("rollout", overlaid(some, looked_at(model, variables, task.prepare(some))))
+    return images.show(run, task, variables)
+
+
+def looked_at(model: ViT, variables: dict, some: np.ndarray) -> np.ndarray:
+    """How much of each patch of images [B, H, W, C] reaches the class token through all layers, [B, h, w]."""
+    _, kept = model.apply(variables, some, mutable=["intermediates"])
     blocks = [kept["intermediates"][f"block{i}"]["attention"]["weights"][0] for i in range(model.config.layers)]
-    side = images.shape[1] // model.config.patch
+    side = some.shape[1] // model.config.patch
     return np.asarray(attention_rollout(blocks))[:, 0, 1:].reshape(-1, side, side)
 
 
+def overlaid(some: np.ndarray, weights: np.ndarray) -> Figure:
+    """Images [N, H, W, C] (uint8), and below each the same image darkened where its `weights` [N, h, w] are small."""
+    figure = Figure(figsize=(0.85 * len(some), 1.8), dpi=150, layout="constrained")
+    axes = figure.subplots(2, len(some), squeeze=False)
+    H, W = some.shape[1:3]
+    for i, (image, weight) in enumerate(zip(some, weights, strict=True)):
+        scale = (weight - weight.min()) / max(float(np.ptp(weight)), 1e-9)
+        light = 0.15 + 0.85 * np.kron(scale, np.ones((H // weight.shape[0], W // weight.shape[1])))
+        axes[0, i].imshow(image)
+        axes[1, i].imshow((image * light[..., None]).astype(np.uint8))
+    for axis in axes.flat:
+        axis.set_axis_off()
+    return figure
+
+
 if __name__ == "__main__":
-    launch(main, Config(), SMOKE)
+    launch(train, Config(), SMOKE, show)

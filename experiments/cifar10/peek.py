@@ -20,21 +20,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlc import augment, data, plot
-from dlc.config import not_negative
+from dlc import augment, data
 from dlc.errors import UserError
-from dlc.launch import launch
-from dlc.run import Run
+from dlc.prepare import channel_mean_and_std
+from dlc.run import plot
+from dlc.run.flags import NotNegative
+from dlc.run.launch import launch
+from dlc.run.run import Run
 
 
 @dataclass(frozen=True)
 class Config:
     dataset: Literal["cifar10", "cifar100", "digits32"] = "cifar10"
-    image: int = 43  # the row of the training set to look at
-    seed: int = 0  # of the augmentations
-
-    def __post_init__(self) -> None:
-        not_negative(self, "image", "seed")
+    image: NotNegative[int] = 43  # the row of the training set to look at
+    seed: NotNegative[int] = 0  # of the augmentations
 
 
 SMOKE = Config(dataset="digits32")
@@ -78,7 +77,7 @@ def augmentations(classes):
     }
 
 
-def main(config: Config, run: Run) -> dict:
+def train(config: Config, run: Run) -> dict:
     dataset = data.load(config.dataset)
     images, label = dataset.train["image"], dataset.train["label"]
     if config.image >= len(images):
@@ -93,14 +92,15 @@ def main(config: Config, run: Run) -> dict:
         lines = (" ".join(f"{value:3}" for value in row) for row in channel[:4, :12])
         run.say("\n".join(f"{name if i == 0 else '':6} {line} ..." for i, line in enumerate(lines)))
 
-    mean, std = augment.channel_mean_and_std(images)
+    mean, std = channel_mean_and_std(images)
     for name, m, s in zip(COLORS, mean, std, strict=True):
         run.say(f"{name:6} mean {m:.4f} deviation {s:.4f}; of 255, {255 * m:.2f} and {255 * s:.2f}")
 
     classes = len(dataset.classes)
     many = 10 if classes <= 25 else 4
-    run.figure("classes", plot.grid([images[label == k][:many] for k in range(classes)], dataset.classes))
-    run.figure("statistics", plot.histogram(images))
+    rows = {name: images[label == k][:many] for k, name in enumerate(dataset.classes)}
+    run.figure("classes", plot.sheet(rows, stacks=-(-classes // 25)))
+    run.figure("statistics", histogram(images))
     # Three images, four draws of each; as many rows, so that each draw tosses a coin of its own.
     shown = np.repeat((config.image + np.arange(3)) % len(images), 4)
     batch = {"image": images[shown], "label": label[shown], "row": np.arange(len(shown))}
@@ -113,5 +113,36 @@ def main(config: Config, run: Run) -> dict:
     return figures | {f"deviation_{name}": float(value) for name, value in zip(COLORS, std, strict=True)}
 
 
+def histogram(images: np.ndarray) -> Figure:
+    """How often each value, 0 to 255, occurs in each channel of images [N, H, W, C] (uint8); dashes mark the means.
+
+    The bars of 0 and 255, where cameras clip, may end above the picture.
+    """
+    C = images.shape[-1]
+    names = ("red", "green", "blue") if C == 3 else ("grey",) * C
+    colors = (plot.ACCENT, "#3f8f5b", "#2f6fb0") if C == 3 else (plot.INK,) * C
+    figure = Figure(figsize=(7.2, 3.8), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    values, top = np.arange(256), 0.1
+    for c, (name, color) in enumerate(zip(names, colors, strict=True)):
+        count = np.zeros(256)
+        for piece in np.array_split(images[..., c].reshape(-1), max(1, images.size // 2**22)):
+            count += np.bincount(piece, minlength=256)  # in pieces, because it makes eight bytes of every one
+        share = count / count.sum()
+        mean = share @ values
+        std = np.sqrt(share @ (values - mean) ** 2)
+        label = f"{name}: mean {mean:.1f}, deviation {std:.1f}"
+        axis.stairs(100 * share, np.arange(257) - 0.5, color=color, linewidth=1.2, label=label)
+        axis.axvline(mean, color=color, linestyle="--", linewidth=0.9)
+        top = max(top, 100 * share[1:-1].max())
+    axis.set(xlabel="value of a pixel", ylabel="share of the pixels (%)", xlim=(-2, 257), ylim=(0, 1.1 * top))
+    above = axis.secondary_xaxis("top", functions=(lambda v: np.divide(v, 255), lambda v: np.multiply(v, 255)))
+    above.set_xlabel("on the scale 0 to 1")
+    axis.set_xticks(range(0, 256, 51))
+    axis.grid(alpha=0.25)
+    figure.legend(frameon=False, loc="outside upper center", ncols=C, fontsize=8)
+    return figure
+
+
 if __name__ == "__main__":
-    launch(main, Config(), SMOKE)
+    launch(train, Config(), SMOKE)

@@ -4,12 +4,9 @@ Claim: 8.75, 7.51, 7.17, 6.97 and (the best of five) 6.43 % test error with 20, 
 shortcuts 56 layers are worse than 20, on the training set too.
 
 Source: He, Zhang, Ren, Sun 2015, "Deep residual learning for image recognition", https://arxiv.org/abs/1512.03385,
-section 4.2, table 6 and figure 6. The paper chose its settings on 5,000 images held out and trained on the other
-45,000; here all 50,000 train. At 110 layers it began with a rate of 0.01 until the training error fell below 80 %, for
-about 400 iterations: that is `--warmup 400`. Pre-activation is He et al. 2016, wide networks Zagoruyko and Komodakis
-2016, with this paper's settings instead of their own.
-
-Several depths and variants are trained one after another and drawn together.
+section 4.2, table 6 and figure 6. The paper held out 5,000 images; here all 50,000 train. At 110 layers it began with a
+rate of 0.01 for about 400 iterations: `--warmup 400`. Pre-activation is He et al. 2016, wide networks Zagoruyko and
+Komodakis 2016, with this paper's settings. Several depths and variants are trained in turn and drawn together.
 
 Expect: 43.63 % after one epoch of 20 layers (`--iterations 390`), in two minutes on two CPU cores; the paper's 64,000
 iterations were not run here.
@@ -17,20 +14,23 @@ iterations were not run here.
     python -m experiments.cifar10.resnet
     python -m experiments.cifar10.resnet --depth 20 56 --variant plain residual
     python -m experiments.cifar10.resnet --depth 20 32 44 56 110 --seeds 3 --warmup 400
+    python -m experiments.cifar10.resnet --weights RUN                      or RUN/residual-20, if it trained several
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 import optax
 
-from dlc import augment, classify, data, metrics, plot, train
-from dlc.config import not_negative, positive
+from dlc import augment, batches, data
 from dlc.errors import UserError
-from dlc.launch import launch
 from dlc.models import resnet_cifar
-from dlc.run import Run
+from dlc.prepare import mean_image, standardise
+from dlc.run.flags import NotNegative, Positive, Shown
+from dlc.run.launch import launch
+from dlc.run.run import Run
+from dlc.tasks import compare, images
 
 Variant = Literal["residual", "plain", "preact", "wide", "resnet18"]
 Augmentation = Literal["crop", "flip", "cutout", "mixup", "cutmix", "jitter"]
@@ -40,28 +40,20 @@ PAPER = {20: 0.0875, 32: 0.0751, 44: 0.0717, 56: 0.0697, 110: 0.0643}  # table 6
 
 @dataclass(frozen=True)
 class Config:
-    dataset: Literal["cifar10", "cifar100", "digits32"] = "cifar10"
+    dataset: Shown[Literal["cifar10", "cifar100", "digits32"]] = "cifar10"
     depth: tuple[int, ...] = (20,)  # 6n + 2; of a wide network 6n + 4; resnet18 has 18
     variant: tuple[Variant, ...] = ("residual",)
-    iterations: int = 64_000
-    batch: int = 128
-    lr: float = 0.1  # divided by ten after a half and three quarters of the iterations
-    warmup: int = 0  # iterations with a tenth of it
-    weight_decay: float = 1e-4
+    iterations: Positive[int] = 64_000
+    batch: Positive[int] = 128
+    lr: Positive[float] = 0.1  # divided by ten after a half and three quarters of the iterations
+    warmup: NotNegative[int] = 0  # iterations with a tenth of it
+    weight_decay: NotNegative[float] = 1e-4
     augment: tuple[Augmentation, ...] = ("crop", "flip")  # in this order
-    pad: int = 4  # pixels of zeros around the image that is cropped
-    factor: int = 10  # by which the wide network is wider
-    seed: int = 0
-    seeds: int = 1  # train this many at once, from `seed` on
+    pad: NotNegative[int] = 4  # pixels of zeros around the image that is cropped
+    factor: Positive[int] = 10  # by which the wide network is wider
+    seed: NotNegative[int] = 0
+    seeds: Positive[int] = 1  # number of runs trained at once, the first with `seed`
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights and statistics are float32
-
-    def __post_init__(self) -> None:
-        positive(self, "iterations", "batch", "lr", "factor", "seeds")
-        not_negative(self, "warmup", "weight_decay", "pad", "seed")
-        if not (self.depth and self.variant):
-            raise UserError("--depth and --variant need at least one value each")
-        if 2 * self.warmup >= self.iterations:
-            raise UserError(f"--warmup {self.warmup} is not less than half of the {self.iterations} iterations")
 
 
 SMOKE = Config(dataset="digits32", depth=(8,), variant=("plain", "residual"), iterations=100, batch=32)
@@ -81,49 +73,56 @@ def network(config: Config, variant: Variant, depth: int, classes: int) -> resne
 
 
 def augmentation(config: Config, mean: Any, classes: int) -> Any:
-    def jitter(key: Any, images: Any) -> Any:  # on the scale that begins at black
-        return augment.color_jitter(key, images + mean[None], 0.2, 0.2, 0.2) - mean[None]
+    def jitter(key: Any, image: Any) -> Any:  # on the scale that begins at black
+        return augment.color_jitter(key, image + mean[None], 0.2, 0.2, 0.2) - mean[None]
 
-    of_images = augment.of_images
     augmentations = {
-        "crop": of_images(partial(augment.translate, pixels=config.pad, mode="constant")),
-        "flip": of_images(augment.flip),
-        "cutout": of_images(partial(augment.cutout, size=16)),
-        "jitter": of_images(jitter),
+        "crop": augment.of_images(partial(augment.translate, pixels=config.pad, mode="constant")),
+        "flip": augment.of_images(augment.flip),
+        "cutout": augment.of_images(partial(augment.cutout, size=16)),
+        "jitter": augment.of_images(jitter),
         "mixup": partial(augment.mixup, alpha=1.0, classes=classes),
         "cutmix": partial(augment.cutmix, alpha=1.0, classes=classes),
     }
     return augment.chained(*(augmentations[name] for name in config.augment))
 
 
-def main(config: Config, run: Run) -> dict:
-    cifar = data.load(config.dataset)
-    mean = augment.mean_image(cifar.train["image"])
-    prepare = augment.standardise(mean)
-    classes, steps_per_epoch = len(cifar.classes), train.steps_per_epoch(len(cifar.train["label"]), config.batch)
+def optimizer(config: Config) -> optax.GradientTransformation:
+    if 2 * config.warmup >= config.iterations:
+        raise UserError(f"--warmup {config.warmup} is not less than half of the {config.iterations} iterations")
     boundaries = {config.iterations // 2: 0.1, 3 * config.iterations // 4: 0.1}
     if config.warmup:
         boundaries = {config.warmup: 10.0, **boundaries}
     lr = optax.piecewise_constant_schedule(config.lr / 10 if config.warmup else config.lr, boundaries)
-    tx = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(lr, momentum=0.9))
+    return optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(lr, momentum=0.9))
 
-    histories, errors = {}, {variant: {} for variant in config.variant}
+
+def train(config: Config, run: Run) -> dict:
+    if not (config.depth and config.variant):
+        raise UserError("--depth and --variant need at least one value each")
+    tx, cifar = optimizer(config), data.load(config.dataset)
+    mean, classes = mean_image(cifar.train["image"]), len(cifar.classes)
+    steps_per_epoch = batches.steps_per_epoch(len(cifar.train["label"]), config.batch)
+    epochs = images.Epochs(config.iterations / steps_per_epoch, config.batch, True, config.seed, config.seeds)
+
     networks = {(v, d): network(config, v, d, classes) for v in config.variant for d in config.depth}
+    histories, errors = {}, {}
     for (variant, depth), model in networks.items():
         part = run.part(f"{variant}-{depth}") if len(networks) > 1 else run
-        _, logits = classify.fit(
-            part, cifar, model, tx,
-            prepare=prepare, augment=augmentation(config, mean, classes), epochs=config.iterations / steps_per_epoch,
-            batch=config.batch, shuffle=True, seed=config.seed, seeds=config.seeds,
-        )  # fmt: skip
+        task = images.Task(cifar, model, standardise(mean))
+        variables, measured = images.fit(part, task, tx, epochs, augmentation(config, mean, classes))
+        images.show(part, task, variables)
         histories[f"{variant}, {depth} layers"] = part.history
-        errors[variant][depth] = metrics.error(logits, cifar.test["label"])
+        errors[variant, depth] = measured["test_error"]
 
-    run.figure("figure6", plot.training_and_test(histories))
-    run.figure("depth", plot.against_depth(errors, PAPER if config.dataset == "cifar10" else {}))
-    one = len(networks) == 1
-    return {"test_error" if one else f"{v}_{d}_error": error for v in errors for d, error in errors[v].items()}
+    compare.draw(run, histories, errors, PAPER if config.dataset == "cifar10" else {})
+    return {"test_error" if len(errors) == 1 else f"{v}_{d}_error": error for (v, d), error in errors.items()}
+
+
+def show(config: Config, run: Run, model: resnet_cifar.CifarResNet, variables: dict) -> dict:
+    cifar = data.load(config.dataset)
+    return images.show(run, images.Task(cifar, model, standardise(mean_image(cifar.train["image"]))), variables)
 
 
 if __name__ == "__main__":
-    launch(main, Config(), SMOKE)
+    launch(train, Config(), SMOKE, show)

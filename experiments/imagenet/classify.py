@@ -1,37 +1,35 @@
 """What is on a photograph? The five best of 1,000 answers, by a network of the decade with published weights.
 
-Claim: trained on 1.2 million photographs of 1,000 classes, a network names what is on one that it has not seen: of
-ResNet-50's five best answers one is right for 92.9 % of ImageNet's validation images.
+Claim: trained on 1.2 million photographs of 1,000 classes, a network names what is on one that it has not seen: one of
+ResNet-50's five best answers is right for 92.9 % of ImageNet's validation images.
 
 Source: Russakovsky et al. 2015, "ImageNet large scale visual recognition challenge", for the classes and the rule of
 five answers; the figure is torchvision's, for the weights resnet50-0676ba61.pth. Photographs are resized and cropped as
-each model's weights were evaluated; torchvision's newer ones (IMAGENET1K_V2) want `--resize 232`.
+when each model's weights were evaluated; torchvision's newer ones (IMAGENET1K_V2) expect `--resize 232`.
 
 Expect: names and probabilities on the terminal and in answers.txt, and a picture of them; a few seconds on a CPU.
-Weights are not fetched: torchvision's documentation, https://pytorch.org/vision/stable/models.html, and
-https://huggingface.co/timm link the files. A *.pth needs PyTorch installed, a *.safetensors does not.
+Weights are not downloaded: torchvision's documentation, https://pytorch.org/vision/stable/models.html, and
+https://huggingface.co/timm link the files. Reading a *.pth needs PyTorch, reading a *.safetensors does not.
 
     python -m experiments.imagenet.classify --model resnet50 --weights resnet50-0676ba61.pth dog.jpg cat.jpg
     python -m experiments.imagenet.classify --model vgg16 --weights mine.safetensors --classes names.txt dog.jpg
+    python -m experiments.imagenet.classify --weights RUN --classes RUN/classes.txt dog.jpg
 """
 
-import dataclasses
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 from tyro.conf import Positional
 
-from dlc import convert, plot
-from dlc.config import only, positive
 from dlc.data import imagenet, images
 from dlc.errors import UserError
-from dlc.launch import launch
 from dlc.models.alexnet import alexnet_2014
 from dlc.models.densenet import densenet121
 from dlc.models.googlenet import googlenet_bn
@@ -40,7 +38,10 @@ from dlc.models.inception_v4 import inception_v4
 from dlc.models.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
 from dlc.models.squeezenet import squeezenet1_0, squeezenet1_1
 from dlc.models.vgg import vgg11, vgg13, vgg16, vgg19
-from dlc.run import Run
+from dlc.run import plot
+from dlc.run.flags import Positive, Shown
+from dlc.run.launch import launch
+from dlc.run.run import Run
 
 MODELS = {
     "alexnet": alexnet_2014, "squeezenet1_0": squeezenet1_0, "squeezenet1_1": squeezenet1_1,
@@ -51,8 +52,8 @@ MODELS = {
     "inception_v4": inception_v4, "densenet121": densenet121,
     "resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50, "resnet101": resnet101, "resnet152": resnet152,
 }  # fmt: skip
-SHOWN = 12  # so many photographs, at most, in the figure
-# Weights that want [-1, 1]; torchvision's GoogLeNet and Inception-v3 begin by changing to it.
+DRAWN = 12  # photographs in the figure, at most
+# Some weights expect [-1, 1]; torchvision's GoogLeNet and Inception-v3 convert to it first.
 CENTRED = imagenet.Rule(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 RULES = {
     "googlenet": CENTRED, "inception_v3": CENTRED._replace(resize=342, crop=299),
@@ -62,52 +63,57 @@ RULES = {
 
 @dataclass(frozen=True)
 class Config:
-    images: Positional[tuple[Path, ...]] = ()  # photographs
-    model: Literal[*MODELS] = "resnet50"
-    weights: Path | None = None  # a file of torchvision's or timm's for this model, *.safetensors or *.pth
-    classes: Path | None = None  # names of other classes than ImageNet's, one a line
-    resize: int | None = None  # the shorter side, before the crop, if not as the model's first weights want it
+    images: Shown[Positional[tuple[Path, ...]]] = ()  # photographs
+    model: Shown[Literal[*MODELS]] = "resnet50"  # of published weights; those of a run know theirs
+    classes: Shown[Path | None] = None  # names of other classes than ImageNet's, one a line
+    resize: Shown[Positive[int] | None] = None  # the shorter side before the crop; by default the model's own
     made_up: bool = False  # random weights and a picture of coloured squares: shows the program, not what it can do
-
-    def __post_init__(self) -> None:
-        if self.resize is not None:
-            positive(self, "resize")
-        if self.made_up:
-            only(self, "--made-up", "made_up", "model", "resize")
 
 
 SMOKE = Config(model="squeezenet1_1", made_up=True)
 
 
-def main(config: Config, run: Run) -> dict:
-    with tempfile.TemporaryDirectory() as folder:
-        return answer(made_up(config, Path(folder)) if config.made_up else config, run)
+def published(config: Config) -> Any:
+    return MODELS[config.model]()
 
 
-def answer(config: Config, run: Run) -> dict:
-    if not config.images:
-        raise UserError("there is nothing to look at: name the file of at least one photograph")
-    if not config.weights:
+def rule_of(config: Config) -> imagenet.Rule:
+    rule = RULES.get(config.model, imagenet.Rule())
+    return rule._replace(resize=config.resize or rule.resize)
+
+
+def made_up(config: Config, run: Run) -> dict:
+    """Without weights: a made-up picture and random weights, if that was asked for."""
+    if not config.made_up:
         raise UserError(
-            f"{config.model} needs published weights: fetch those that https://pytorch.org/vision/stable/models.html "
+            f"{config.model} needs published weights: download those that https://pytorch.org/vision/stable/models.html "
             "(for Inception-v4 https://huggingface.co/timm) links, and name the file with --weights"
         )
-    rule = RULES.get(config.model, imagenet.Rule())
-    rule = rule._replace(resize=config.resize or rule.resize)
-    squares = np.stack([imagenet.square(images.decode(path), rule) for path in config.images])
-    names = imagenet.names(config.classes) if config.classes else imagenet.classes()
-    if (count := convert.published_classes(config.weights, MODELS[config.model]())) != len(names):
-        known = f"{config.classes or 'ImageNet'} has {len(names):,}: name each in a line of a file, --classes FILE"
-        raise UserError(f"{config.weights} is for {count:,} classes, and {known}")
-    model = MODELS[config.model](num_classes=count)
-    variables = run.timed("load", convert.load_state_dict, config.weights, model)
+    squares = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    side = rule_of(config).crop
+    variables = jax.jit(published(config).init)(jax.random.key(0), np.zeros((1, side, side, 3), np.float32))
+    with tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder, "squares.png")
+        Image.fromarray(np.kron(squares, np.ones((40, 40, 1), np.uint8))).save(picture)
+        return show(replace(config, images=(picture,)), run, published(config), variables)
+
+
+def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
+    if not config.images:
+        raise UserError("there is nothing to look at: name the file of at least one photograph")
+    squares = np.stack([imagenet.square(images.decode(path), rule_of(config)) for path in config.images])
+    prepared = imagenet.standardised(squares, rule_of(config))[:, None]  # batches of one
 
     def probabilities(variables: Any, image: Any) -> Any:
         return jax.nn.softmax(model.apply(variables, image)[0])
 
-    prepared = imagenet.standardised(squares, rule)[:, None]  # batches of one
-    predict = run.compiled(probabilities, variables, prepared[0])
-    every = np.stack([run.timed("predict", predict, variables, image) for image in prepared])
+    names = imagenet.names(config.classes) if config.classes else imagenet.classes()
+    count = jax.eval_shape(probabilities, variables, prepared[0]).shape[0]
+    if count != len(names):
+        known = f"{config.classes or 'ImageNet'} has {len(names):,}"
+        raise UserError(f"the weights are for {count:,} classes, and {known}: name each in a line of --classes FILE")
+    predict = run.clock.compiled(probabilities, variables, prepared[0])
+    every = np.stack([run.clock.timed("predict", predict, variables, image) for image in prepared])
     best = np.argsort(-every, axis=-1, kind="stable")[:, :5]
     likely, named = np.take_along_axis(every, best, axis=-1), [[names[k] for k in places] for places in best]
     lines, titles = [], [path.name for path in config.images]
@@ -115,21 +121,26 @@ def answer(config: Config, run: Run) -> dict:
         lines += [str(path), *(f"{share:8.1%}  {name}" for name, share in zip(answers, shares, strict=True)), ""]
     print(*lines, sep="\n")
     run.text("answers", "\n".join(lines))
-    run.figure("answers", plot.answers(squares[:SHOWN], titles[:SHOWN], named[:SHOWN], likely[:SHOWN]))
+    run.figure("answers", beside_answers(squares[:DRAWN], titles[:DRAWN], named[:DRAWN], likely[:DRAWN]))
     return {"images": len(squares), "probability_of_the_first": float(likely[:, 0].mean())}
 
 
-def made_up(config: Config, folder: Path) -> Config:
-    """The configuration with a picture and weights that were written to `folder`."""
-    squares = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    Image.fromarray(np.kron(squares, np.ones((40, 40, 1), np.uint8))).save(folder / "squares.png")
-    model, side = MODELS[config.model](), RULES.get(config.model, imagenet.Rule()).crop
-    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, side, side, 3), np.float32))
-    convert.save_state_dict(folder / "random.safetensors", model, variables)
-    return dataclasses.replace(
-        config, images=(folder / "squares.png",), weights=folder / "random.safetensors", made_up=False
-    )
+def beside_answers(squares: np.ndarray, titles: list[str], names: list[list[str]], likely: np.ndarray) -> Figure:
+    """Images [N, H, W, 3] (uint8), and beside each a bar for each of its `names`, as long as it is `likely` [N, K]."""
+    figure = Figure(figsize=(6.4, 1.7 * len(squares)), dpi=150, layout="constrained")
+    axes = figure.subplots(len(squares), 2, squeeze=False, width_ratios=(1, 2.4))
+    for (left, right), image, title, labels, values in zip(axes, squares, titles, names, likely, strict=True):
+        left.imshow(image)
+        left.set_axis_off()
+        places = np.arange(len(labels))[::-1]
+        right.barh(places, values, color=plot.ACCENT, height=0.35)
+        for place, label, value in zip(places, labels, values, strict=True):
+            right.text(0, place + 0.25, f"{label}  {value:.1%}", fontsize=7, color=plot.INK, va="bottom", parse_math=False)
+        right.set(xlim=(0, 1), ylim=(-0.5, len(labels)), xticks=(), yticks=())
+        right.set_title(title, fontsize=7, loc="left", color=plot.INK, parse_math=False)
+        right.spines[:].set_visible(False)
+    return figure
 
 
 if __name__ == "__main__":
-    launch(main, Config(), SMOKE)
+    launch(made_up, Config(), SMOKE, show, published)

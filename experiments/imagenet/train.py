@@ -16,25 +16,28 @@ Expect: 17.50 % validation error on scikit-learn's digits, small pictures that s
     python -m experiments.imagenet.train --model alexnet --drops 3
     python -m experiments.imagenet.train --dataset imagenette --model resnet18
     python -m experiments.imagenet.train --images FOLDER    FOLDER/<class>/*, or FOLDER/train/... and FOLDER/val/...
-    python -m experiments.imagenet.train --weights FILE     evaluates torchvision's weights of a ResNet, or a run's
+    python -m experiments.imagenet.train --weights FILE     evaluates torchvision's weights of --model, or a run's
 """
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import optax
 
-from dlc import augment, classify, convert, optim, sharding, train, views
-from dlc.config import not_negative, only, positive
+from dlc import augment, batches, optim, sharding, views
 from dlc.data import imagenet, pictures, stream
 from dlc.errors import UserError
-from dlc.launch import launch
 from dlc.models import alexnet, resnet, resnet_cifar
-from dlc.run import Run
+from dlc.prepare import color_components, standardise
+from dlc.run.flags import NotNegative, Positive, Shown
+from dlc.run.launch import launch
+from dlc.run.run import Run
+from dlc.tasks import images
 
 
 class Recipe(NamedTuple):  # what the papers differ in
@@ -59,77 +62,91 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Config:
-    dataset: Literal["imagenet2012", "imagenette", "digits32"] = "imagenet2012"
-    images: Path | None = None  # a folder of your own instead
-    model: Literal[*RECIPES] = "resnet50"
-    weights: Path | None = None  # evaluate these instead of training
-    epochs: int = 90
-    drops: int = 2  # times that the rate is divided by ten; three in AlexNet's paper
-    warmup: int = 0  # epochs in which the rate rises
-    batch: int | None = None  # this, the next two, the crop and the size are the paper's unless given
-    lr: float | None = None
-    weight_decay: float | None = None
+    dataset: Shown[Literal["imagenet2012", "imagenette", "digits32"]] = "imagenet2012"
+    images: Shown[Path | None] = None  # a folder of your own instead
+    model: Shown[Literal[*RECIPES]] = "resnet50"
+    epochs: Positive[int] = 90
+    drops: NotNegative[int] = 2  # times that the rate is divided by ten; three in AlexNet's paper
+    warmup: NotNegative[int] = 0  # epochs in which the rate rises
+    batch: Shown[Positive[int] | None] = None  # by default this, the next two, the crop and the size are the paper's
+    lr: Positive[float] | None = None
+    weight_decay: Positive[float] | None = None
     crop: stream.How | None = None
-    size: int | None = None
-    color: float = 0.1  # strength of the noise added to the colours
-    crops: Literal[1, 10] = 10  # of an image, in the last evaluation; those before it take the one in the middle
-    mesh: str = "data=1"  # devices that share each batch, of which batch norm has the statistics, all of it
-    workers: int = 0  # processes that decode, and as many for evaluation; 0: threads of this one
-    seed: int = 0
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights and statistics are float32
-
-    def __post_init__(self) -> None:
-        given = [name for name in ("batch", "lr", "weight_decay", "size") if getattr(self, name) is not None]
-        positive(self, "epochs", *given)
-        not_negative(self, "drops", "warmup", "color", "workers", "seed")
-        if self.weights:
-            only(self, "--weights", *"weights dataset images model batch size crops mesh workers dtype".split())
-        if self.images and self.dataset != Config.dataset:
-            raise UserError("--images and --dataset are two sets: give one of them")
+    size: Shown[Positive[int] | None] = None
+    color: NotNegative[float] = 0.1  # strength of the noise added to the colours
+    crops: Shown[Literal[1, 10]] = 10  # of an image, in the last evaluation; those before it take the one in the middle
+    mesh: Shown[str] = "data=1"  # devices that share each batch; batch norm uses the statistics of all of it
+    workers: Shown[NotNegative[int]] = 0  # processes that decode, and as many for evaluation; 0: threads of this one
+    seed: NotNegative[int] = 0
+    dtype: Shown[Literal["float32", "bfloat16"]] = "float32"  # of the computation; weights and statistics are float32
 
 
 SMOKE = Config("digits32", model="resnet8", epochs=2, batch=64, crops=1)
 
 
-def main(config: Config, run: Run) -> dict:
+def recipe_of(config: Config) -> Recipe:
+    """The paper's settings, and the flags that replace them."""
     recipe = RECIPES[config.model]
-    recipe = recipe._replace(**{k: v for k, v in vars(config).items() if k in recipe._fields and v is not None})
+    return recipe._replace(**{k: v for k, v in vars(config).items() if k in recipe._fields and v is not None})
+
+
+def published(config: Config) -> Any:
+    return RECIPES[config.model].network(dtype=config.dtype)
+
+
+@contextlib.contextmanager
+def problem(config: Config, run: Run, model: Any = None) -> Iterator[tuple[images.Pictures, pictures.Pictures]]:
+    """The pictures in batches, and the model that looks at them."""
+    if config.images and config.dataset != Config.dataset:
+        raise UserError("--images and --dataset are two sets: give one of them")
+    recipe, devices = recipe_of(config), sharding.mesh(config.mesh)
     found = pictures.folder(config.images) if config.images else pictures.load(config.dataset)
     run.facts |= {"dataset": found.name, "source": found.source}
     run.text("classes", "\n".join(found.classes))
-    model, devices = recipe.network(num_classes=len(found.classes), dtype=config.dtype), sharding.mesh(config.mesh)
     sharding.fits(recipe.batch, devices)
     common = {"batch": recipe.batch, "workers": config.workers, "sharding": sharding.split(devices, axis=1)}
-    part, side = partial(stream.random_part, how=recipe.crop, size=recipe.size), round(recipe.size * stream.WHOLE)
+    part = partial(stream.random_part, how=recipe.crop, size=recipe.size)
+    side = round(recipe.size * stream.WHOLE)
     learn = stream.Batches(found.train, part, size=recipe.size, seed=config.seed, **common)
     held = stream.Batches(found.validation, partial(stream.centre, side=side), size=side, **common)
-    prepare = augment.standardise(np.array(imagenet.MEAN), recipe.std)
-
-    @cache
-    def evaluation(crops: Literal[1, 10]) -> Any:
-        def forward(variables: Any, images: Any) -> Any:
-            return views.over_crops(lambda crop: model.apply(variables, prepare(crop)), images, recipe.size, crops)
-
-        return classify.evaluation(run, forward, held, found.classes)
-
+    prepare = standardise(np.array(imagenet.MEAN), recipe.std)
+    model = model or recipe.network(num_classes=len(found.classes), dtype=config.dtype)
     with contextlib.closing(learn), contextlib.closing(held):
-        if config.weights:
-            variables = sharding.kept(convert.load_state_dict(config.weights, model), devices)
-        else:
-            colors = augment.color_components(stream.some_pixels(found.train)) / recipe.std
-            epoch, usual = train.steps_per_epoch(learn.examples, recipe.batch), RECIPES[config.model].lr
-            rate = optim.drops(recipe.lr, config.epochs * epoch, config.drops, config.warmup * epoch, usual)
-            tx: optax.GradientTransformation = optim.papers_momentum(rate, 0.9, recipe.weight_decay)
-            variables = classify.fit_stream(
-                run, model, tx, learn, evaluation(1),
-                prepare=prepare, augment=partial(augment.color_noise, components=colors, strength=config.color),
-                epochs=config.epochs, devices=devices, seed=config.seed,
-            )  # fmt: skip
-        measured = run.timed("evaluate", evaluation(config.crops), variables)
-    if run.folder and not config.weights and config.model not in ("alexnet_bn", "resnet8"):  # a form for --weights
-        convert.save_state_dict(run.folder / "weights.safetensors", model, variables)
+        yield images.Pictures(model, prepare, learn, held, found.classes, devices), found
+
+
+def validation(config: Config, run: Run, task: images.Pictures, crops: Literal[1, 10]) -> images.Validation:
+    def forward(variables: Any, image: Any) -> Any:
+        apply = lambda crop: task.model.apply(variables, task.prepare(crop))  # noqa: E731
+        return views.over_crops(apply, image, recipe_of(config).size, crops)
+
+    return images.Validation(run, forward, task.held)
+
+
+def train(config: Config, run: Run) -> dict:
+    recipe = recipe_of(config)
+    with problem(config, run) as (task, found):
+        colors = color_components(stream.some_pixels(found.train)) / recipe.std
+        change = partial(augment.color_noise, components=colors, strength=config.color)
+        epoch, usual = batches.steps_per_epoch(task.learn.examples, recipe.batch), RECIPES[config.model].lr
+        rate = optim.drops(recipe.lr, config.epochs * epoch, config.drops, config.warmup * epoch, usual)
+        tx = optim.papers_momentum(rate, 0.9, recipe.weight_decay)
+        middle = validation(config, run, task, crops=1)
+        variables = images.fit_stream(run, task, tx, change, middle, config.epochs, config.seed)
+        return evaluate(config, run, task, variables)
+
+
+def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
+    with problem(config, run, model.clone(dtype=config.dtype)) as (task, _):
+        return evaluate(config, run, task, sharding.kept(variables, task.devices))
+
+
+def evaluate(config: Config, run: Run, task: images.Pictures, variables: Any) -> dict:
+    last = validation(config, run, task, config.crops)
+    measured = run.clock.timed("evaluate", last, variables)
+    last.draw(variables, task.classes)
     return {f"validation_{name}": measured[name] for name in ("error", "top5_error")}
 
 
 if __name__ == "__main__":
-    launch(main, Config(), SMOKE)
+    launch(train, Config(), SMOKE, show, published)

@@ -3,46 +3,45 @@
 Claim: 0.95 % test error after 20 passes over the training set, without distortions.
 
 Source: LeCun, Bottou, Bengio, Haffner 1998, "Gradient-based learning applied to document recognition", sections II-B
-and III-B: network, inputs, loss, initial weights and the twenty passes with their falling step size are the paper's.
-Batches and momentum stand in for its step sizes of one image each, scaled by second derivatives; their rates are barely
-tuned.
+and III-B. Network, inputs, loss, initial weights and the twenty passes with their falling step size are the paper's.
+Batches and momentum replace its step sizes, which second derivatives scale for one image at a time. The rates are
+barely tuned.
 
-Expect: 1.04 ± 0.06 % for the network of 1998 and 0.85 ± 0.11 % for the dense one, over three seeds; two minutes and a
-half and one and a quarter for one of them on two CPU cores.
+Expect: 1.04 ± 0.06 % for the network of 1998 and 0.85 ± 0.11 % for the dense one, over three seeds; two and a half
+minutes and one and a quarter for each on two CPU cores.
 
     python -m experiments.mnist.lenet5
     python -m experiments.mnist.lenet5 --variant dense
+    python -m experiments.mnist.lenet5 --weights RUN
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import optax
 
-from dlc import classify, data, losses, metrics, optim, plot
-from dlc.config import not_negative, positive
-from dlc.launch import launch
+from dlc import data, losses, optim
 from dlc.models.lenet import LeNet5, LeNet5Dense
-from dlc.run import Run
+from dlc.run import plot
+from dlc.run.flags import NotNegative, Positive, Shown
+from dlc.run.launch import launch
+from dlc.run.run import Run
+from dlc.tasks import images
 
 
 @dataclass(frozen=True)
 class Config:
-    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
+    dataset: Shown[Literal["mnist", "fashion_mnist", "digits"]] = "mnist"
     variant: Literal["1998", "dense"] = "1998"
-    epochs: int = 20
-    batch: int = 50
-    lr: float | None = None  # of the first passes; unless given, 0.001 for 1998 and 0.05 for dense
-    momentum: float = 0.9
+    epochs: Positive[int] = 20
+    batch: Positive[int] = 50
+    lr: Positive[float] | None = None  # of the first passes; by default 0.001 for 1998 and 0.05 for dense
+    momentum: NotNegative[float] = 0.9
     shuffle: bool = True  # a new order every epoch
-    seed: int = 0
-    seeds: int = 1  # train this many at once, from `seed` on
+    seed: NotNegative[int] = 0
+    seeds: Positive[int] = 1  # number of runs trained at once, the first with `seed`
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights are float32
-
-    def __post_init__(self) -> None:
-        positive(self, "epochs", "batch", "seeds", *(["lr"] if self.lr is not None else []))
-        not_negative(self, "seed", "momentum")
 
 
 SMOKE = Config(dataset="digits", epochs=2)
@@ -51,32 +50,34 @@ SMOKE = Config(dataset="digits", epochs=2)
 SCHEDULE = {0: 1.0, 2: 0.4, 5: 0.2, 8: 0.1, 12: 0.02}
 
 
-def prepare(images):
+def prepare(pixels: Any) -> Any:
     """28 x 28 to 32 x 32, background -0.1 and ink 1.175, so that the mean is about 0 and the variance about 1."""
     margin = ((0, 0), (2, 2), (2, 2), (0, 0))
-    return jnp.pad(jnp.asarray(images, jnp.float32) / 255, margin) * 1.275 - 0.1
+    return jnp.pad(jnp.asarray(pixels, jnp.float32) / 255, margin) * 1.275 - 0.1
 
 
-def main(config: Config, run: Run) -> dict:
+def problem(config: Config) -> images.Task:
     digits = data.load(config.dataset)
-    steps_per_epoch = len(digits.train["label"]) // config.batch
+    if config.variant == "1998":
+        return images.Task(digits, LeNet5(dtype=config.dtype), prepare, losses.maximum_a_posteriori)
+    return images.Task(digits, LeNet5Dense(len(digits.classes), dtype=config.dtype), prepare)
+
+
+def train(config: Config, run: Run) -> dict:
+    task = problem(config)
+    steps_per_epoch = len(task.dataset.train["label"]) // config.batch
     lr = config.lr or {"1998": 0.001, "dense": 0.05}[config.variant]
     tx = optax.sgd(optim.by_epoch(lr, SCHEDULE, steps_per_epoch), config.momentum)
-    if config.variant == "1998":
-        model, criterion = LeNet5(dtype=config.dtype), losses.maximum_a_posteriori
-    else:
-        model, criterion = LeNet5Dense(len(digits.classes), dtype=config.dtype), losses.cross_entropy
+    epochs = images.Epochs(config.epochs, config.batch, config.shuffle, config.seed, config.seeds)
+    variables, measured = images.fit(run, task, tx, epochs)
+    show(config, run, task.model, variables)
+    return {"test_error": measured["test_error"]}
 
-    state, logits = classify.fit(
-        run, digits, model, tx,
-        prepare=prepare, criterion=criterion, epochs=config.epochs, batch=config.batch, shuffle=config.shuffle,
-        seed=config.seed, seeds=config.seeds,
-    )  # fmt: skip
 
-    first = classify.first_seed(state.params, config.seeds)
-    run.figure("filters", plot.filters(first["C1"]["kernel"], columns=6))
-    return {"test_error": metrics.error(logits, digits.test["label"])}
+def show(config: Config, run: Run, model: LeNet5 | LeNet5Dense, variables: dict) -> dict:
+    run.figure("filters", plot.filters(variables["params"]["C1"]["kernel"], columns=6))
+    return images.show(run, replace(problem(config), model=model), variables)
 
 
 if __name__ == "__main__":
-    launch(main, Config(), SMOKE)
+    launch(train, Config(), SMOKE, show)

@@ -1,8 +1,7 @@
-"""From the command line to a finished run: flags, the run's folder, signals, and one sentence for what went wrong."""
+"""From the command line to a finished run: flags, the run's folder, signals, and one sentence for whatever went wrong."""
 
 import contextlib
 import errno
-import fcntl
 import inspect
 import os
 import shlex
@@ -14,44 +13,68 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import filelock
 import jax
 from rich.console import Console
 
-from dlc import config as configs
-from dlc import record
-from dlc.checkpoint import Unwritten
+from dlc import weights
 from dlc.errors import UserError
-from dlc.run import Interrupted, Run
+from dlc.run import flags, record
+from dlc.run.loop import Interrupted
+from dlc.run.run import Run
+from dlc.weights.checkpoint import Unwritten
 
 MISSED = 5
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 
+Figures = dict[str, Any]  # name -> a number, or one for each seed
 
-def launch(main: Callable[[Any, Run], dict[str, Any]], default: Any, smoke: Any, argv: list[str] | None = None) -> None:
+
+def launch(
+    train: Callable[[Any, Run], Figures] | None,
+    default: Any,
+    smoke: Any,
+    show: Callable[[Any, Run, Any, Any], Figures] | None = None,
+    published: Callable[[Any], Any] | None = None,
+    argv: list[str] | None = None,
+) -> None:
     """Runs an experiment from the command line and exits: 0, or non-zero with one sentence for what went wrong.
 
-    2 a mistake in the flags, a file or the disk; 3 data that cannot be had; 4 diverged; 5 a target that
-    the run did not reach; 130 and 143 interrupted.
+    Args:
+        train: `train(config, run) -> figures`; None if the experiment only shows weights.
+        default, smoke: configurations; the small one is for `--smoke`.
+        show: `show(config, run, model, variables) -> figures`, which `--weights` reaches without training.
+        published: `published(config) -> model` for files of published weights that do not say which model they are.
+
+    Exit codes: 2 a mistake in the flags, a file or the disk; 3 data that cannot be had; 4 diverged; 5 a target that was
+    not reached; 130 and 143 interrupted.
     """
-    module = sys.modules[main.__module__]
+    module = sys.modules[(train or show).__module__]  # type: ignore[union-attr]
     argv = sys.argv[1:] if argv is None else argv
     console = Console(stderr=True)
     name, folder, resume = "", None, False
-    sys.unraisablehook = _say_no_late_futures
+    sys.unraisablehook = _hide_late_futures
     try:
         name, claim = _name(module), claim_of(module)
-        config, options = configs.parse(name, summary_of(module), default, smoke, argv)
+        kind = flags.ModelOptions if show else flags.Options
+        config, options = flags.parse(name, summary_of(module), default, smoke, kind, argv)
         require(options.require)
         command = shlex.join(["python", "-m", f"experiments.{name}", *argv])
         folder, resume = options.resume or new_folder(options.out, name), bool(options.resume)
         if resume:
-            command = configs.read(folder)["command"]
+            command = flags.read(folder)["command"]
         else:
-            configs.save(folder, name, config, command)
-        run = Run(folder, resume, console, options.save_every)
+            flags.save(folder, name, config, command)
+        run = Run(folder, resume, console, options.save_every, getattr(options, "init_from", None))
         with _alone(folder), _signals(run), contextlib.closing(run):
-            figures = main(config, run)
-            result = run.finish(name, claim, config, figures, command)
+            source = getattr(options, "weights", None)
+            if source and show:
+                figures = _shown(source, config, run, show, published)
+            elif train:
+                figures = train(config, run)
+            else:
+                raise UserError("this experiment does not train: name a file or folder of weights with --weights")
+            result = record.finish(run, name, claim, config, figures, command)
         _conclude(run, result)
         for sentence in run.missed:
             _say(console, f"not reached: {sentence}", style="red")
@@ -77,11 +100,19 @@ def launch(main: Callable[[Any, Run], dict[str, Any]], default: Any, smoke: Any,
         sys.exit(2)
 
 
+def _shown(source: Path, config: Any, run: Run, show: Any, published: Any) -> Figures:
+    """The figures of the weights in `source`."""
+    described = flags.is_run(source) or published is None
+    model, variables = weights.load(source, None if described else published(config))
+    run.weights = source
+    return show(config, run, model, variables)
+
+
 def require(platform: str | None) -> None:
     """Raises UserError unless JAX computes on `platform`."""
     try:
         found = jax.default_backend()
-    except RuntimeError as error:  # JAX_PLATFORMS names one that is not there
+    except RuntimeError as error:  # JAX_PLATFORMS names a missing one
         raise UserError(f"JAX finds no device: {str(error).splitlines()[0]}") from None
     if platform and found != platform:
         extra = {"gpu": "cuda", "tpu": "tpu"}.get(platform)
@@ -90,7 +121,7 @@ def require(platform: str | None) -> None:
 
 
 def new_folder(out: Path, name: str) -> Path:
-    """A folder of its own for a run begun now: `out`/`name`/date-and-time. Raises UserError if none can be made."""
+    """A new folder for a run that begins now: `out`/`name`/date-and-time. Raises UserError if it cannot be made."""
     stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")
     try:
         (out / name).mkdir(parents=True, exist_ok=True)
@@ -105,12 +136,12 @@ def new_folder(out: Path, name: str) -> Path:
 
 
 def summary_of(module: Any) -> str:
-    """The experiment's docstring up to its first blank line: what --help shows."""
+    """The first paragraph of the experiment's docstring, which --help shows."""
     return inspect.cleandoc(module.__doc__ or "").split("\n\n")[0].replace("\n", " ")
 
 
 def claim_of(module: Any) -> str:
-    """The paragraph of the experiment's docstring that begins with "Claim:". Raises UserError if there is none."""
+    """The paragraph of the experiment's docstring that begins with "Claim:". Raises UserError if it has none."""
     for paragraph in inspect.cleandoc(module.__doc__ or "").split("\n\n"):
         if paragraph.startswith("Claim:"):
             return " ".join(paragraph.removeprefix("Claim:").split())
@@ -118,7 +149,7 @@ def claim_of(module: Any) -> str:
 
 
 def _name(module: Any) -> str:
-    if module.__spec__ is None:  # started as a file, which leaves out what experiments/__init__.py sets
+    if module.__spec__ is None:  # started as a file, which skips experiments/__init__.py
         path = Path(module.__file__).with_suffix("").parts[-3:]
         raise UserError(f"start it as a module, from the root of the repository: python -m {'.'.join(path)}")
     return module.__spec__.name.removeprefix("experiments.")
@@ -126,20 +157,18 @@ def _name(module: Any) -> str:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock, which ends with this process however it ends. Raises UserError if it is held."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Holds the folder's lock, which ends with this process. Raises UserError if another process holds it."""
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
+        with lock:
+            yield
+    except filelock.Timeout:
         raise UserError(f"{folder} is still being written by another process; stop that first") from None
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager
 def _signals(run: Run) -> Iterator[None]:
-    """Ctrl-C and SIGTERM stop training after the steps under way, and anything else, or a second one, at once."""
+    """Ctrl-C and SIGTERM stop training after the steps in progress; anything else, or a second signal, stops at once."""
 
     def handle(signum: int, frame: Any) -> None:
         if run.signals.training and not run.signals.stop:
@@ -155,8 +184,8 @@ def _signals(run: Run) -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def _say_no_late_futures(unraisable: Any) -> None:
-    """Where one file of a checkpoint cannot be written, TensorStore's threads print a traceback for every other one."""
+def _hide_late_futures(unraisable: Any) -> None:
+    """If one file of a checkpoint cannot be written, TensorStore's threads print a traceback for every other file."""
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
 

@@ -1,4 +1,4 @@
-"""What a run reports while it trains: a JSON line for each report, and the same for TensorBoard."""
+"""The log of a run: a JSON line for every report and evaluation, and the same for TensorBoard."""
 
 import json
 import sys
@@ -8,11 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from dlc import record
+from dlc import files
 
 
 def read(folder: Path) -> Iterator[dict[str, Any]]:
-    """The lines of `log.jsonl`, up to the first that is not whole: the one being written when the run was killed."""
+    """The lines of `log.jsonl`, up to the first incomplete one, which was being written when the run was killed."""
     path = folder / "log.jsonl"
     for text in path.read_bytes().splitlines() if path.exists() else ():
         try:
@@ -25,23 +25,21 @@ def read(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 class Log:
-    """The open files. Whatever is written is on its way to the disk when `write` returns; errors are OSErrors."""
+    """The open files. When `write` returns, its line has been handed to the system. Raises OSError if that fails."""
 
     def __init__(self, folder: Path, history: list[dict[str, Any]], step: int):
-        """Begins with `history`, what came before `step`; lines from after it are about to be written again."""
-        record.write_whole(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in history))
+        """Starts with `history`, the lines up to `step`. Later lines are about to be written again."""
+        files.write_whole(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in history))
         self._lines = open(folder / "log.jsonl", "a", buffering=1)  # noqa: SIM115 (closed in `close`)
         (folder / "tensorboard").mkdir(exist_ok=True)
         self._tensorboard = _tensorboard()
-        # The plain writer, not SummaryWriter, whose thread dies of a full disk and leaves the run waiting for ever.
+        # Not SummaryWriter: its thread dies when the disk is full, and the run then waits forever.
         self._events = self._tensorboard.EventsWriter(str(folder / "tensorboard" / "events"))
-        session = self._tensorboard.SessionLog(
-            status=1
-        )  # START: TensorBoard forgets what an older file has from here on
-        self._event(step + 1, session_log=session)
+        start = self._tensorboard.SessionLog(status=1)  # TensorBoard then ignores older events from this step on
+        self._event(step + 1, session_log=start)
 
     def write(self, line: dict[str, Any]) -> None:
-        """Writes a line: `step`, and numbers or means by name."""
+        """Writes a line: `step`, and numbers or summaries of seeds by name."""
         try:
             self._lines.write(json.dumps(line) + "\n")
             for name, value in line.items():
@@ -50,10 +48,10 @@ class Log:
                     self._event(line["step"], summary=self._tensorboard.scalar(name, number))
             self._events.flush()
         except OSError as error:
-            raise OSError(error.errno, error.strerror, self._lines.name) from None  # Python does not name the file
+            raise OSError(error.errno, error.strerror, self._lines.name) from None  # Python leaves the file out
 
     def close(self) -> None:
-        """Closes the files. What they hold stays."""
+        """Closes the files. Their content stays."""
         self._lines.close()
         self._events.close()
 
@@ -62,7 +60,7 @@ class Log:
 
 
 def _tensorboard() -> Any:
-    """What `Log` needs of tensorboardX, without PyTorch: where that is installed, tensorboardX would import it too."""
+    """The parts of tensorboardX that `Log` needs, without PyTorch, which tensorboardX imports if it is installed."""
     hidden = sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     try:
         from tensorboardX.event_file_writer import EventsWriter

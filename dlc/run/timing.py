@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from dlc import launch, record, results
 from dlc.errors import UserError
+from dlc.run import launch, pages, record
 
 
 class Worker:
@@ -139,7 +139,7 @@ def save(
         (folder / "figures").mkdir(exist_ok=True)
         figure.savefig(folder / "figures" / f"{name}.png", bbox_inches="tight")
     record.write(folder, result)
-    print(f"{results.bench_table(result)}\n\nrecord {folder}/result.json\n")
+    print(f"{pages.bench_table(result)}\n\nrecord {folder}/result.json\n")
 
 
 def ratios(times: dict[str, np.ndarray], against: str) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """From the records under results/ to the tables in docs/results.md and README.md.
 
-python -m dlc.results              writes the tables anew
-python -m dlc.results RUN ...      adds the records of these runs first
+python -m dlc.run.pages              writes the tables anew
+python -m dlc.run.pages RUN ...      adds the records of these runs first
 """
 
 import argparse
@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dlc import record
 from dlc.errors import UserError
+from dlc.run import record
 
 FIGURES = (
     "curves",
@@ -144,10 +144,10 @@ def _device(one: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None, root: Path | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dlc.results", description="Writes the tables of results.")
+    parser = argparse.ArgumentParser(prog="python -m dlc.run.pages", description="Writes the tables of results.")
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folders of runs whose records to add first")
     options = parser.parse_args(arguments)
-    root = root or Path(__file__).parents[1]
+    root = root or Path(__file__).parents[2]
     try:
         for run in options.runs:
             print(f"added {add(root, run).relative_to(root)}")

@@ -1,4 +1,4 @@
-"""What every record says about where it was made: device, versions, commit."""
+"""The record of a run: its figures, and where, when, with what and by which command they were measured."""
 
 import importlib.metadata
 import json
@@ -12,11 +12,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from dlc import files
+from dlc.run import flags
+from dlc.run.run import Run
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def device() -> dict[str, Any]:
-    """Platform ("cpu", "gpu", "tpu"), kind, and count of the devices that JAX computes on, and of the host's cores."""
+    """Platform ("cpu", "gpu", "tpu"), kind, and number of the devices that JAX computes on, and the number of the host's cores."""
     first = jax.devices()[0]
     kind = _cpu_model() if first.platform == "cpu" else first.device_kind
     return {"platform": first.platform, "kind": kind, "count": jax.device_count(), "cores": os.cpu_count()}
@@ -53,21 +57,42 @@ def origin(command: str, *packages: str) -> dict[str, Any]:
     }
 
 
+def finish(run: Run, name: str, claim: str, config: Any, figures: dict[str, Any], command: str) -> dict[str, Any]:
+    """Writes result.json and returns what it holds. Seconds and operations are the sums over all parts."""
+    for part in run.parts:
+        run.facts = {**part.facts, **run.facts}
+        for key, value in part.clock.seconds.items():
+            run.clock.seconds[key] = run.clock.seconds.get(key, 0.0) + value
+    facts = [part.facts for part in run.parts] or [run.facts]
+    trained = sum(each.get("steps", 0) * each.get("examples_per_step", 0) for each in facts)
+    seed, seconds = getattr(config, "seed", 0), run.clock.seconds
+    result = {
+        "experiment": name,
+        "claim": claim,
+        "figures": {key: summary(value) for key, value in figures.items()},
+        **run.facts,
+        "seeds": list(range(seed, seed + run.facts.get("seeds", 1))),
+        "seconds": {key: round(value, 3) for key, value in seconds.items()},
+        "examples_per_second": round(trained / seconds["train"], 1) if seconds["train"] else None,
+        **({"missed": run.missed} if run.missed else {}),
+        "train_flops": _flops(run),
+        "peak_memory_bytes": peak_memory(),
+        "config": flags.to_json(config),
+        **origin(command),
+    }
+    if run.folder:
+        write(run.folder, result)
+    return result
+
+
 def write(folder: Path, result: dict[str, Any]) -> None:
-    """Writes `result.json`, whole or not at all."""
-    write_whole(folder / "result.json", json.dumps(result, indent=2) + "\n")
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file under another name and renames it, so that a reader finds the old one or all of the new one."""
-    fresh = path.with_name(f"{path.name}.new")
-    fresh.write_bytes(content if isinstance(content, bytes) else content.encode())
-    fresh.replace(path)
+    """Writes `result.json`."""
+    files.write_whole(folder / "result.json", json.dumps(result, indent=2) + "\n")
 
 
 def peak_memory() -> int | None:
-    """The most memory this process has held, in bytes; None where the system does not say."""
-    # Not getrusage: on Linux it begins with what the process that started this one held.
+    """The peak memory of this process in bytes, or None if the system does not say."""
+    # Not getrusage: on Linux it starts from the memory of the parent process.
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
@@ -76,7 +101,7 @@ def peak_memory() -> int | None:
 
 
 def summary(values: Any) -> Any:
-    """One number as it is; several, one for each seed, as mean, sample standard deviation, and themselves."""
+    """One number as a float; several, one for each seed, as their mean, sample standard deviation, and values."""
     values = np.asarray(values, np.float64)
     if values.size == 1:
         return float(values.reshape(()))
@@ -84,12 +109,21 @@ def summary(values: Any) -> Any:
 
 
 def show(name: str, value: Any) -> str:
-    """A figure for people: errors and accuracies in percent, several seeds as mean ± standard deviation."""
+    """A number for people: errors and accuracies in percent, several seeds as mean ± standard deviation."""
     scale, digits, unit = (100, ".2f", " %") if name.endswith(("error", "accuracy")) else (1, ".4g", "")
     digits = ".2f" if name.endswith("bleu") else digits
     if isinstance(value, dict):
         return f"{scale * value['mean']:{digits}} ± {scale * value['std']:{digits}}{unit}"
     return f"{scale * value:{digits}}{unit}"
+
+
+def _flops(run: Run) -> float | None:
+    """Operations of the training of a run and its parts; None if nothing was trained."""
+    try:
+        own = [count() * steps for count, steps in run.work]
+    except Exception:  # failing to count must not cost the result
+        return None
+    return sum(own + [_flops(part) or 0.0 for part in run.parts]) or None
 
 
 def _cpu_model() -> str:

@@ -48,61 +48,6 @@ def curves(history: list[dict[str, Any]], steps_per_epoch: int = 1, seeds: int =
     return figure
 
 
-def against_seconds(history: list[dict[str, Any]], target: int | float) -> Figure:
-    """Test accuracy (%) against the seconds of training it took, with a line at the accuracy `target` (%)."""
-    lines = [line for line in history if "test_error" in line]
-    errors = [np.mean(e["values"] if isinstance(e := line["test_error"], dict) else e) for line in lines]
-    figure = Figure(figsize=(5.4, 3.4), dpi=150, layout="constrained")
-    axis = figure.subplots()
-    seconds = [line["seconds"]["train"] + line["seconds"]["start"] for line in lines]
-    axis.plot(seconds, [100 * (1 - error) for error in errors], color=ACCENT, marker="o", markersize=3, linewidth=1.4)
-    axis.axhline(target, color=INK, linewidth=0.8, linestyle=":")
-    axis.annotate(f"{target:g} %", (0, target), textcoords="offset points", xytext=(2, 3), fontsize=8, color=INK)
-    axis.set(xlabel="seconds of training", ylabel="test accuracy (%), of one view", xlim=(0, None))
-    axis.grid(alpha=0.25)
-    return figure
-
-
-def training_and_test(histories: dict[str, list[dict[str, Any]]]) -> Figure:
-    """Error (%) against iterations for several networks, as in figure 6 of He et al. 2015: training dotted, test solid.
-
-    With several seeds it is their mean.
-    """
-    figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
-    axis = figure.subplots()
-    for i, (name, history) in enumerate(histories.items()):
-        for key, style in (("error", {"linestyle": ":", "linewidth": 0.9}), ("test_error", {"linewidth": 1.8})):
-            lines = [line for line in history if key in line]
-            error = [100 * np.mean(e["values"] if isinstance(e := line[key], dict) else e) for line in lines]
-            axis.plot(
-                [line["step"] for line in lines], error, color=f"C{i}", label=None if key == "error" else name, **style
-            )
-    axis.set(xlabel="iterations", ylabel="error (%): training dotted, test solid", ylim=(0, None))
-    axis.grid(alpha=0.25)
-    axis.legend(frameon=False)
-    return figure
-
-
-def against_depth(errors: dict[str, dict[int, Any]], claimed: dict[int, float]) -> Figure:
-    """Test error (%) against depth, a line for each variant {depth: error}, beside what was claimed {depth: error}.
-
-    An error is one number or [S]: its mean, with a bar of one standard deviation.
-    """
-    figure = Figure(figsize=(5.4, 3.8), dpi=150, layout="constrained")
-    axis = figure.subplots()
-    if claimed:
-        axis.plot(list(claimed), [100 * e for e in claimed.values()], "o:", color="gray", label="the paper, residual")
-    for i, (name, points) in enumerate(errors.items()):
-        values = [100 * np.atleast_1d(np.asarray(error)) for error in points.values()]
-        spread = [value.std(ddof=1) if len(value) > 1 else 0 for value in values]
-        mean = [value.mean() for value in values]
-        axis.errorbar(list(points), mean, spread, color=f"C{i}", marker="o", label=name, capsize=3)
-    axis.set(xlabel="layers", ylabel="test error (%)")
-    axis.grid(alpha=0.25)
-    axis.legend(frameon=False)
-    return figure
-
-
 def compute(milestones: dict[str, tuple[int, float]], ours: dict[str, tuple[int, float]]) -> Figure:
     """Training compute (petaflop/s-days) against the year: `milestones` name -> (year, compute), and `ours` in red.
 
@@ -272,96 +217,23 @@ def mistakes(
     return figure
 
 
-def answers(images: np.ndarray, titles: Sequence[str], names: list[list[str]], probabilities: np.ndarray) -> Figure:
-    """Images [N, H, W, 3] (uint8), and beside each bars for its `names`, whose probabilities are [N, K]."""
-    figure = Figure(figsize=(6.4, 1.7 * len(images)), dpi=150, layout="constrained")
-    axes = figure.subplots(len(images), 2, squeeze=False, width_ratios=(1, 2.4))
-    for (left, right), image, title, labels, values in zip(axes, images, titles, names, probabilities, strict=True):
-        left.imshow(image)
-        left.set_axis_off()
-        places = np.arange(len(labels))[::-1]
-        right.barh(places, values, color=ACCENT, height=0.35)
-        for place, label, value in zip(places, labels, values, strict=True):
-            right.text(0, place + 0.25, f"{label}  {value:.1%}", fontsize=7, color=INK, va="bottom", parse_math=False)
-        right.set(xlim=(0, 1), ylim=(-0.5, len(labels)), xticks=(), yticks=())
-        right.set_title(title, fontsize=7, loc="left", color=INK, parse_math=False)
-        right.spines[:].set_visible(False)
-    return figure
+def sheet(rows: dict[str, np.ndarray], stacks: int = 1) -> Figure:
+    """Rows of images [N, h, w, C] (uint8), each after its name; with several `stacks`, in that many columns of rows.
 
-
-def sheet(rows: dict[str, np.ndarray]) -> Figure:
-    """Rows of images [N, h, w, C] (uint8), each with its name before it: the same images, seen in several ways.
-
-    Smaller images lie in the middle of a place as large as the largest.
+    Smaller images lie in the middle of a place as large as the largest one.
     """
-    return _labelled(list(rows.items()), stacks=1)
-
-
-def grid(images: list[np.ndarray], classes: tuple[str, ...]) -> Figure:
-    """A row of images [N, H, W, C] (uint8) for each class, with its name before it; many classes in several stacks."""
-    return _labelled(list(zip(classes, images, strict=True)), stacks=-(-len(classes) // 25))
-
-
-def overlaid(images: np.ndarray, weights: np.ndarray) -> Figure:
-    """Images [N, H, W, C] (uint8), and below each what of it `weights` [N, h, w] let through: the largest all."""
-    figure = Figure(figsize=(0.85 * len(images), 1.8), dpi=150, layout="constrained")
-    axes = figure.subplots(2, len(images), squeeze=False)
-    H, W = images.shape[1:3]
-    for i, (image, weight) in enumerate(zip(images, weights, strict=True)):
-        scale = (weight - weight.min()) / max(float(np.ptp(weight)), 1e-9)
-        light = 0.15 + 0.85 * np.kron(scale, np.ones((H // weight.shape[0], W // weight.shape[1])))
-        axes[0, i].imshow(image)
-        axes[1, i].imshow((image * light[..., None]).astype(np.uint8))
-    for axis in axes.flat:
-        axis.set_axis_off()
-    return figure
-
-
-def histogram(images: np.ndarray) -> Figure:
-    """How often each value, 0 to 255, occurs in each channel of images [N, H, W, C] (uint8); dashes mark the means.
-
-    The bars of 0 and 255, where cameras clip, may end above the picture.
-    """
-    C = images.shape[-1]
-    names = ("red", "green", "blue") if C == 3 else ("grey",) * C
-    colors = (ACCENT, "#3f8f5b", "#2f6fb0") if C == 3 else (INK,) * C
-    figure = Figure(figsize=(7.2, 3.8), dpi=150, layout="constrained")
-    axis = figure.subplots()
-    values, top = np.arange(256), 0.1
-    for c, (name, color) in enumerate(zip(names, colors, strict=True)):
-        count = np.zeros(256)
-        for piece in np.array_split(images[..., c].reshape(-1), max(1, images.size // 2**22)):
-            count += np.bincount(piece, minlength=256)  # in pieces, because it makes eight bytes of every one
-        share = count / count.sum()
-        mean = share @ values
-        std = np.sqrt(share @ (values - mean) ** 2)
-        label = f"{name}: mean {mean:.1f}, deviation {std:.1f}"
-        axis.stairs(100 * share, np.arange(257) - 0.5, color=color, linewidth=1.2, label=label)
-        axis.axvline(mean, color=color, linestyle="--", linewidth=0.9)
-        top = max(top, 100 * share[1:-1].max())
-    axis.set(xlabel="value of a pixel", ylabel="share of the pixels (%)", xlim=(-2, 257), ylim=(0, 1.1 * top))
-    above = axis.secondary_xaxis("top", functions=(lambda v: np.divide(v, 255), lambda v: np.multiply(v, 255)))
-    above.set_xlabel("on the scale 0 to 1")
-    axis.set_xticks(range(0, 256, 51))
-    axis.grid(alpha=0.25)
-    figure.legend(frameon=False, loc="outside upper center", ncols=C, fontsize=8)
-    return figure
-
-
-def _labelled(rows: list[tuple[str, np.ndarray]], stacks: int) -> Figure:
-    """Named rows of images one below the other, in `stacks` side by side that are filled one after the other."""
-    H, W = (max(images.shape[axis] for _, images in rows) for axis in (1, 2))
-    columns, deep = max(len(images) for _, images in rows), -(-len(rows) // stacks)
+    H, W = (max(images.shape[axis] for images in rows.values()) for axis in (1, 2))
+    columns, deep = max(map(len, rows.values())), -(-len(rows) // stacks)
     # A whole number of dots for a pixel keeps pixels sharp and square; an image is 0.6 inch wide, a letter 0.06.
     dpi = 150
     inch = dpi / max(1, round(0.6 * dpi / W))  # in pixels
-    margin = round((0.06 * max(len(name) for name, _ in rows) + 0.15) * inch)
+    margin = round((0.06 * max(map(len, rows)) + 0.15) * inch)
     across = margin + columns * (W + 1)
     paper = np.full((deep * (H + 1) - 1, stacks * across - 1, 3), 255, np.uint8)
     figure = Figure(figsize=(paper.shape[1] / inch, paper.shape[0] / inch), dpi=dpi)
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set_axis_off()
-    for place, (name, images) in enumerate(rows):
+    for place, (name, images) in enumerate(rows.items()):
         stack, row = divmod(place, deep)
         h, w = images.shape[1:3]
         left, top = stack * across + margin, row * (H + 1)

@@ -13,21 +13,21 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class Bar:
-    """Shows how far `total` steps have come. `update` is cheap: it may be called after every report."""
+    """Shows how many of `total` steps are done. `update` is cheap: it may be called after every report."""
 
     def __init__(self, total: int, done: int, console: Console):
         self.total, self.console = total, console
         self._began, self._first, self._last_line = time.monotonic(), done, -SECONDS_BETWEEN_LINES
         self._bar = None
         if console.is_terminal:
-            # The text comes last: on a narrow terminal it is the one to be cut.
+            # The text comes last, so that a narrow terminal cuts it and not the bar.
             columns = [MofNCompleteColumn(), BarColumn(bar_width=12), TimeRemainingColumn(compact=True)]
             text = TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
             self._bar = Progress(*columns, text, console=console)
             self._task = self._bar.add_task("", total=total, completed=done, text="")
 
     def update(self, done: int, text: str) -> None:
-        """`done` steps are over; `text` says what they gave."""
+        """Shows that `done` steps are over; `text` has their metrics."""
         if self._bar is not None:
             self._bar.update(self._task, completed=done, text=text)
             return
@@ -41,7 +41,7 @@ class Bar:
 
 @contextmanager
 def bar(total: int, done: int, console: Console) -> Iterator[Bar]:
-    """A bar of `total` steps of which `done` are over, shown until the block ends."""
+    """A bar of `total` steps, `done` of them over, that is shown until the block ends."""
     shown = Bar(total, done, console)
     if shown._bar is None:
         yield shown

@@ -1,0 +1,144 @@
+"""The training loop that most experiments use."""
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from dlc import costs, process, train
+from dlc.run.loop import training
+from dlc.run.run import Run
+from dlc.weights import artifact
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run trains, and when it reports and evaluates.
+
+    With `seeds` > 1 that many runs are trained at once: every leaf of the state has a leading axis [S], and with
+    `batch_axis=0` so has every batch; otherwise all seeds see the same one.
+    """
+
+    steps: int
+    evaluate_every: int | None = None  # steps; None: after the last one
+    report_every: int = 100  # steps, compiled as one program
+    seeds: int = 1
+    batch_axis: Literal[0] | None = None
+
+    def groups(self) -> Iterator[tuple[int, int]]:
+        """(first, count) of each program: `report_every` steps, or those left before an evaluation or the end."""
+        at, every = 0, self.evaluate_every or self.steps
+        while at < self.steps:
+            count = min(self.report_every, every - at % every, self.steps - at)
+            yield at, count
+            at += count
+
+    def examples(self, batch: Any) -> int:
+        """How many examples a group of batches [count, B, ...], or [count, S, B, ...], gives to all seeds."""
+        leaves = jax.tree.leaves(batch)
+        if not leaves:
+            return 0
+        count, *shape = leaves[0].shape
+        axis = int(self.seeds > 1 and self.batch_axis == 0)
+        return count * self.seeds * (shape[axis] if len(shape) > axis else 1)
+
+
+def start(run: Run, init: Callable[[Any], train.State], keys: Any) -> train.State:
+    """`init(key)`, or with several `keys` [S] all such states stacked; begun from the weights that `--init-from` names.
+
+    Raises UserError if those weights do not fit.
+    """
+    several = train.for_each_seed if len(keys) > 1 else None
+    keys = keys if len(keys) > 1 else keys[0]
+    state = run.clock.timed("start", run.clock.compiled(init, keys, wrap=several), keys)
+    if run.init_from is None:
+        return state
+    shapes = jax.eval_shape(init, keys if keys.ndim == 0 else keys[0])
+    weights = artifact.begin({"params": shapes.params, **(shapes.aux or {})}, run.init_from)
+    filled = jax.tree.map(lambda new, old: jnp.broadcast_to(new, old.shape), weights, _variables(state))
+    return state._replace(params=filled.pop("params"), aux=filled or None)
+
+
+def fit(
+    run: Run,
+    state: Any,
+    step: train.Step,
+    batches: train.BatchesOf | None,
+    plan: Plan,
+    evaluate: Callable[[Any], dict[str, Any]] | None = None,
+) -> Any:
+    """Trains as `plan` says and returns the last state.
+
+    Args:
+        state: any pytree of arrays. It is copied.
+        step: `step(state, batch) -> (state, metrics)`.
+        batches: `batches(first, count)` gives that many batches, stacked. Every group of the plan is asked for once
+            before the first step, for its shapes. If making batches is expensive, give `batches` a method
+            `like(first, count)` that returns a tree of ShapeDtypeStructs instead. None: the step gets None.
+        evaluate: `evaluate(state) -> numbers`; called, logged and followed by a checkpoint as the plan says.
+
+    A group of steps is one compiled program; every other shape of batches is another one, and all of them are compiled
+    before the first step.
+
+    Raises Diverged if a loss or weight is no longer finite, and Interrupted once a signal came.
+    """
+    one = train.over_seeds(step, plan.batch_axis) if plan.seeds > 1 else step
+    state = jax.tree.map(jnp.copy, state)
+    programs, examples = {}, 0
+    kinds: dict[Any, tuple[Any, int]] = {}  # shapes of one batch -> the batch, and how many such batches come
+    like = getattr(batches, "like", batches) if batches else lambda first, count: None
+    for at, count in plan.groups():
+        batch = like(at, count)
+        examples += plan.examples(batch)
+        shape = _shape(batch, count)
+        if shape not in programs:
+            group = functools.partial(_group, plan.seeds > 1, plan.batch_axis, count)
+            programs[shape] = run.clock.compiled(step, state, batch, wrap=group, donate=True)
+        single = _one_of(batch)
+        _, before = kinds.get(_shape(single, 1), (None, 0))
+        kinds[_shape(single, 1)] = single, before + count
+
+    run.work += [(functools.partial(costs.flops, one, _shapes(state), batch), count) for batch, count in kinds.values()]
+    per_step = examples // plan.steps if examples % plan.steps == 0 else examples / plan.steps
+    run.facts |= {"seeds": plan.seeds, "steps": plan.steps, "examples_per_step": per_step}
+    run.facts["seconds_to_first_step"] = round(time.perf_counter() - process.STARTED, 3)
+
+    with training(run, state, plan.steps) as loop:
+        state = loop.state
+        for at, count in plan.groups():
+            if at < loop.done:
+                continue
+            batch = batches(at, count) if batches else None
+            state, metrics = programs[_shape(batch, count)](state, batch)
+            done = at + count
+            loop.report(done, metrics, plan.examples(batch))
+            if loop.due(done, plan.evaluate_every or plan.steps):
+                if evaluate:
+                    loop.evaluate(done, evaluate, state)
+                loop.save(done, state)
+    return state
+
+
+def _group(several: bool, batch_axis: Literal[0] | None, count: int, step: train.Step) -> train.Step:
+    return train.scanned(train.over_seeds(step, batch_axis) if several else step, count)
+
+
+def _variables(state: train.State) -> dict[str, Any]:
+    return {"params": state.params, **(state.aux or {})}
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.eval_shape(lambda tree: tree, tree)
+
+
+def _shape(batch: Any, count: int) -> tuple[Any, ...]:
+    return count, *(leaf.shape for leaf in jax.tree.leaves(batch))
+
+
+def _one_of(batches: Any) -> Any:
+    """The shapes of one batch of a group."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batches)

@@ -1,0 +1,209 @@
+"""Flags from a frozen dataclass: its fields are the flags, their defaults the values, their comments the help.
+
+    @dataclass(frozen=True)
+    class Config:
+        epochs: Positive[int] = 10
+        dropout: Share = 0.1
+        prompt: Shown[str] = "To be"  # may be given with --weights, too
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union
+
+import tyro
+
+from dlc import files
+from dlc.errors import UserError
+
+T = TypeVar("T")
+
+
+class Bound(NamedTuple):
+    """What a value must be: a test, and the words for it, with the value in the place of {}."""
+
+    holds: Callable[[Any], bool]
+    must: str
+
+
+class Use(NamedTuple):
+    """When a field has a meaning."""
+
+    when: str
+
+
+Positive = Annotated[T, Bound(lambda value: value > 0, "must be greater than 0, not {}")]
+NotNegative = Annotated[T, Bound(lambda value: value >= 0, "must not be negative, as {} is")]
+Share = Annotated[float, Bound(lambda value: 0 <= value < 1, "must be at least 0 and less than 1, not {}")]
+Shown = Annotated[T, Use("with --weights, too")]  # a field that also matters without training
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to run an experiment, whatever its configuration."""
+
+    out: Path = Path("runs")  # folder in which the run gets a folder of its own
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None  # continue the run in this folder
+    require: Annotated[Literal["cpu", "gpu", "tpu"] | None, tyro.conf.arg(metavar="cpu|gpu|tpu")] = None
+    """Stop at once unless JAX runs on this."""
+    save_every: NotNegative[float] = 10.0  # seconds of training between checkpoints, at least; the last is always saved
+    smoke: bool = False  # the small version: a few seconds, no download
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions(Options):
+    """The options of an experiment that has a model."""
+
+    weights: Annotated[Path | None, tyro.conf.arg(metavar="RUN|FILE|FOLDER")] = None
+    """Evaluate and show these instead of training: a run, or published weights."""
+    init_from: Annotated[Path | None, tyro.conf.arg(metavar="RUN|FILE|FOLDER")] = None
+    """Begin training with these weights."""
+
+    def __post_init__(self) -> None:
+        given = [f"--{name.replace('_', '-')}" for name in ("resume", "weights", "init_from") if getattr(self, name)]
+        if len(given) > 1:
+            raise UserError(f"{given[0]} and {given[1]} exclude each other: leave one of them out")
+
+
+class Parsed(NamedTuple):
+    """What the command line says."""
+
+    config: Any
+    options: Any
+
+
+def parse(name: str, summary: str, default: Any, smoke: Any, kind: type[Options], argv: list[str]) -> Parsed:
+    """Reads the flags of the experiment called `name`. A mistake in them prints one sentence and exits with 2.
+
+    With `--smoke` the defaults are those of `smoke`; with `--resume RUN` and `--weights RUN` those of that run. A flag
+    that contradicts them is an error, except for `Shown` fields with `--weights`.
+    """
+    prog, peeked = f"python -m experiments.{name}", [word for word in argv if word not in ("-h", "--help")]
+    peek, _ = tyro.cli(kind, prog=prog, args=peeked, return_unknown_args=True)
+    weights = getattr(peek, "weights", None)
+    if peek.resume:
+        default = load(peek.resume, name, type(default))
+    elif weights and is_run(weights) and read(weights)["experiment"] == name:
+        default = load(weights, name, type(default))
+    elif peek.smoke:
+        default = smoke
+
+    def together(experiment: Any, run: Options) -> Parsed:
+        return Parsed(experiment, run)
+
+    flat = tyro.conf.OmitArgPrefixes
+    together.__annotations__ = {"experiment": Annotated[type(default), flat], "run": Annotated[kind, flat]}
+    together.__defaults__ = (default, kind())  # type: ignore[assignment]
+    parsed = tyro.cli(together, prog=prog, description=summary, args=argv)
+    check(parsed.config)
+    check(parsed.options)
+    if peek.resume and (changed := differences(default, parsed.config)):
+        raise UserError(f"{peek.resume} was started with {'; '.join(changed)}: leave that out, or start a new run")
+    if weights and (idle := sorted(_changed(default, parsed.config) - _shown(type(default)))):
+        flags = ", ".join(f"--{field.replace('_', '-')}" for field in idle)
+        raise UserError(f"{flags} means nothing with --weights, which does not train: leave it out")
+    return parsed
+
+
+def check(config: Any) -> None:
+    """Raises UserError if a field of `config` is not what its type's `Bound` says."""
+    for field, hint in typing.get_type_hints(type(config), include_extras=True).items():
+        for bound, value in _bounded(hint, getattr(config, field)):
+            if not bound.holds(value):
+                raise UserError(f"--{field.replace('_', '-')} {bound.must.format(value)}")
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """The flags in which two configurations differ, as `--lr 0.1 (not 0.2)`."""
+    a, b = to_json(old), to_json(new)
+    return [f"--{key.replace('_', '-')} {a[key]} (not {b[key]})" for key in a if a[key] != b[key]]
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """The fields as JSON writes them: tuples become lists, and paths absolute strings."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=lambda path: str(path.absolute())))
+
+
+def save(folder: Path, name: str, config: Any, command: str) -> None:
+    """Writes `config.json`, which `load` reads."""
+    content = {"experiment": name, "command": command, "config": to_json(config)}
+    files.write_whole(folder / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run has written `folder`; published weights have a config.json, too."""
+    try:
+        return "experiment" in json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What `save` wrote: experiment, command and config. Raises UserError if it is missing or damaged."""
+    try:
+        content = json.loads((folder / "config.json").read_bytes())
+        kinds = {"experiment": str, "command": str, "config": dict}
+        if not all(isinstance(content[key], kind) for key, kind in kinds.items()):
+            raise TypeError
+    except OSError as error:
+        raise UserError(f"{folder} is not the folder of a run: cannot read its config.json ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{folder}/config.json is damaged; start a new run") from None
+    return content
+
+
+def load(folder: Path, name: str, kind: type) -> Any:
+    """The configuration of a run. Raises UserError if there is none, or if another experiment wrote it."""
+    content = read(folder)
+    if content["experiment"] != name:
+        raise UserError(f"{folder} is a run of experiments.{content['experiment']}, not of experiments.{name}")
+    fields = {field.name for field in dataclasses.fields(kind)}
+    if unknown := set(content["config"]) ^ fields:
+        raise UserError(f"{folder} was made by another version of the experiment: it differs in {sorted(unknown)}")
+    try:
+        return from_json(kind, content["config"])
+    except TypeError:
+        raise UserError(f"{folder}/config.json is damaged; start a new run") from None
+
+
+def from_json(kind: type, fields: dict[str, Any]) -> Any:
+    """The configuration whose `to_json` gave these fields; missing ones get their defaults.
+
+    Raises TypeError if one is unknown.
+    """
+    hints = typing.get_type_hints(kind)
+
+    def value(name: str, written: Any) -> Any:
+        if isinstance(written, list):
+            return tuple(value(name, item) for item in written)
+        return Path(written) if isinstance(written, str) and Path in typing.get_args(hints[name]) else written
+
+    return kind(**{name: value(name, written) for name, written in fields.items()})
+
+
+def _bounded(hint: Any, value: Any) -> Iterator[tuple[Bound, Any]]:
+    """The bounds in a type, each with the part of the value that it is about."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        yield from ((extra, value) for extra in hint.__metadata__ if isinstance(extra, Bound))
+        yield from _bounded(arguments[0], value)
+    elif origin in (Union, types.UnionType) and value is not None:
+        for argument in arguments:
+            yield from _bounded(argument, value)
+    elif origin is tuple:
+        for item in value:
+            yield from _bounded(arguments[0], item)
+
+
+def _shown(kind: type) -> set[str]:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {name for name, hint in hints.items() if any(isinstance(e, Use) for e in getattr(hint, "__metadata__", ()))}
+
+
+def _changed(old: Any, new: Any) -> set[str]:
+    a, b = to_json(old), to_json(new)
+    return {key for key in a if a[key] != b[key]}

@@ -1,0 +1,127 @@
+"""A run: one execution of an experiment and the folder that it leaves behind.
+
+    config.json          the configuration
+    log.jsonl            a line for every report and every evaluation
+    tensorboard/         the same for TensorBoard
+    checkpoints/         the newest states; `--resume` continues from there
+    model.json           the model, without its weights, from the first step on
+    weights.safetensors  the trained weights with their model; `dlc.weights.load` and `--weights` read them
+    figures/             PNG
+    result.json          claim, figures, seeds, seconds, examples/s, operations, device, versions, commit, command
+"""
+
+import contextlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dlc import files
+from dlc.run.clock import Clock
+from dlc.run.log import Log
+from dlc.weights import artifact
+from dlc.weights.checkpoint import Checkpoints
+
+
+@dataclass
+class Signals:
+    """What a signal handler and a training loop tell each other."""
+
+    training: bool = False
+    stop: int | None = None  # the signal that asked the run to stop
+
+
+class Run:
+    """Where an experiment reports to. `Run()`, without a folder, works just the same and leaves nothing behind.
+
+    Attributes:
+        folder: where files are written, or None.
+        resume: whether training continues from the folder's checkpoints.
+        save_every: seconds of training between checkpoints, at least.
+        init_from: a file or run whose weights training starts from, or None.
+        weights: the folder or file that holds the weights that are shown.
+        history: the lines of the log.
+        facts: what the record says besides its figures, such as the data set.
+        missed: sentences about targets that were not reached.
+        clock: seconds by what they were spent on.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        resume: bool = False,
+        console: Console | None = None,
+        save_every: float = 0.0,
+        init_from: Path | None = None,
+    ):
+        self.folder, self.resume, self.save_every, self.init_from = folder, resume, save_every, init_from
+        self.console = console or Console(quiet=True)
+        self.weights = folder
+        self.history: list[dict[str, Any]] = []
+        self.facts: dict[str, Any] = {}
+        self.missed: list[str] = []
+        self.clock = Clock()
+        self.parts: list[Run] = []
+        self.work: list[tuple[Callable[[], float], int]] = []  # operations of one step, and how many steps
+        self.signals = Signals()
+        self.checkpoints = Checkpoints(folder / "checkpoints") if folder else None
+        self.log: Log | None = None
+
+    def say(self, line: str) -> None:
+        """Prints one line for the person who watches."""
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def figure(self, name: str, figure: Any) -> None:
+        """Saves a matplotlib figure as figures/<name>.png."""
+        if self.folder:
+            (self.folder / "figures").mkdir(exist_ok=True)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box is drawn, which says enough
+                figure.savefig(self.folder / "figures" / f"{name}.png", bbox_inches="tight")
+
+    def text(self, name: str, content: str) -> None:
+        """Saves a text as <name>.txt."""
+        if self.folder:
+            files.write_whole(self.folder / f"{name}.txt", content)
+
+    def keep(self, model: Any, variables: Any = None, seeds: int = 1) -> None:
+        """Saves the model and, once it is trained, its variables, so that `dlc.weights.load` can read both.
+
+        Call it without variables before training: the weights of a run that was killed are then read from its newest
+        checkpoint. With several seeds the first is kept.
+        """
+        if self.folder and variables is None:
+            artifact.save_model(self.folder, model, seeds)
+        elif self.folder:
+            artifact.save(self.folder, model, variables)
+
+    def part(self, name: str) -> "Run":
+        """A run inside this one, with a folder of its own, for an experiment that trains several things in turn.
+
+        When the run is resumed, finished parts are read back from their last checkpoints and the others continue.
+        """
+        folder = self.folder and self.folder / name
+        if folder:
+            folder.mkdir(exist_ok=True)
+        part = Run(folder, self.resume, self.console, self.save_every, self.init_from)
+        part.signals = self.signals
+        self.parts.append(part)
+        self.say(f"{name}:")
+        return part
+
+    def miss(self, sentence: str) -> None:
+        """Records in one sentence that a target was not reached. The process then exits with 5."""
+        self.missed.append(sentence)
+
+    def close(self) -> None:
+        """Closes the files, if they are open. Their content stays."""
+        for part in self.parts:
+            part.close()
+        for file in (self.log, self.checkpoints):
+            if file:
+                with contextlib.suppress(OSError):  # a full disk was already reported when it was written to
+                    file.close()
+        self.log = self.checkpoints = None

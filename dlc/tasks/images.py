@@ -1,0 +1,251 @@
+"""What experiments on image classification share: training, evaluating after every epoch, figures.
+
+`fit` trains on a data set that lies on the device, `fit_stream` on pictures that are read when they are needed.
+
+Shapes: B batch, N images of the test set, K classes, S seeds.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dlc import batches, losses, metrics, sharding, train
+from dlc.data import Dataset
+from dlc.data.stream import Batches
+from dlc.run import plot
+from dlc.run.fit import Plan, fit as fit_plan, start
+from dlc.run.run import Run
+from dlc.views import views
+
+Augment = Callable[[Any, Any], Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set, the model that learns it, and how they meet.
+
+    `prepare` maps uint8 images to what the model takes. The loss is the mean of `criterion`. Logits on the test set are
+    means over the test-time views of level `level` (`dlc.views.views`).
+    """
+
+    dataset: Dataset
+    model: Any
+    prepare: losses.Prepare
+    criterion: losses.Criterion = losses.cross_entropy
+    level: Literal[0, 1, 2] = 0
+
+    def on_test_set(self, size: int = 100) -> Callable[[Any], Any]:
+        """`answer(state or variables) -> logits [N, K]`, computed from `size` images at a time."""
+
+        def forward(state: Any, batch: Any) -> Any:
+            variables = variables_of(state) if isinstance(state, train.State) else state
+            image = self.prepare(batch["image"])
+            if not self.level:
+                return self.model.apply(variables, image)
+            # Averaged in float32: bfloat16 would make ties.
+            return views(lambda image: self.model.apply(variables, image).astype("float32"), image, self.level)
+
+        return train.in_batches(forward, self.dataset.test, size)
+
+    def measure(self) -> Callable[[Any], dict[str, Any]]:
+        """`logits -> {"test_loss", "test_error"}`, arrays [S] for logits [S, N, K]."""
+        label = self.dataset.test["label"]
+
+        @jax.jit
+        def measure(logits: Any) -> dict[str, Any]:
+            return {"test_loss": self.criterion(logits, label).mean(-1), "test_error": metrics.error(logits, label)}
+
+        return measure
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """How long to train, in which order, and how many seeds at once."""
+
+    epochs: int | float
+    batch: int
+    shuffle: bool = False  # a new order every epoch
+    seed: int = 0
+    seeds: int = 1
+
+
+def fit(
+    run: Run, task: Task, tx: optax.GradientTransformation, epochs: Epochs, augment: Augment | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Trains; returns the variables of the first seed and the last evaluation.
+
+    `augment(key, batch)` changes what is trained on, after `task.prepare`. The evaluation has `test_loss` and
+    `test_error`, arrays [S] if there are several seeds. Saves the weights and the figure "curves".
+    """
+    dataset, model, seeds = task.dataset, task.model, epochs.seeds
+    train_set, examples = dataset.train, len(dataset.train["label"])
+    run.facts |= {"dataset": dataset.name, "source": dataset.source}
+    run.keep(model, seeds=seeds)
+
+    def init(key: Any) -> train.State:
+        variables = model.init(key, task.prepare(train_set["image"][:1]))
+        params = variables.pop("params")
+        return train.init(params, tx, key, aux=variables or None)
+
+    def augmented(key: Any, batch: Any) -> Any:
+        batch = {**batch, "image": task.prepare(batch["image"])}
+        return augment(key, batch) if augment else batch
+
+    step = train.make_step(losses.classify(model, criterion=task.criterion), tx)
+    numbers = range(epochs.seed, epochs.seed + seeds)
+    steps_per_epoch = batches.steps_per_epoch(examples, epochs.batch)
+    plan = Plan(
+        round(epochs.epochs * steps_per_epoch),
+        evaluate_every=steps_per_epoch,
+        seeds=seeds,
+        batch_axis=0 if epochs.shuffle and seeds > 1 else None,
+    )
+    state = start(run, init, train.seed_keys(epochs.seed, seeds))
+    answer = run.clock.compiled(task.on_test_set(), state, wrap=train.for_each_seed if seeds > 1 else None)
+    measure = task.measure()
+
+    def evaluate(state: train.State) -> dict[str, Any]:
+        return measure(answer(state))
+
+    state = fit_plan(
+        run,
+        state,
+        train.on_device(step, train_set, augmented),
+        batches.minibatches(examples, epochs.batch, epochs.shuffle, numbers),
+        plan,
+        evaluate,
+    )
+    run.figure("curves", plot.curves(run.history, steps_per_epoch, seeds))
+    variables = first_seed(variables_of(state), seeds)
+    run.keep(model, variables)
+    return variables, evaluate(state)
+
+
+def show(run: Run, task: Task, variables: Any) -> dict[str, Any]:
+    """The test error of one model, and the figures "confusion" and "mistakes"."""
+    dataset = task.dataset
+    run.facts |= {"dataset": dataset.name, "source": dataset.source}
+    answer = run.clock.compiled(task.on_test_set(), variables)
+    logits = run.clock.timed("evaluate", answer, variables)
+    draw_answers(run, dataset, np.asarray(logits, np.float32))
+    return {"test_error": metrics.error(logits, dataset.test["label"])}
+
+
+def draw_answers(run: Run, dataset: Dataset, logits: np.ndarray) -> None:
+    """Saves the figures "confusion" and "mistakes" of logits [N, K] on the test set."""
+    image, label = dataset.test["image"], dataset.test["label"]
+    counts = metrics.confusion(logits.argmax(-1), label, len(dataset.classes))
+    run.figure("confusion", plot.confusion(np.asarray(counts), dataset.classes))
+    run.figure("mistakes", plot.mistakes(image, logits, label, dataset.classes))
+
+
+def variables_of(state: train.State) -> dict[str, Any]:
+    """What `model.apply` takes: the weights, and the collections that are carried."""
+    return {"params": state.params, **(state.aux or {})}
+
+
+def first_seed(variables: Any, seeds: int) -> Any:
+    """The variables of the first of `seeds` runs that were trained at once."""
+    return variables if seeds == 1 else jax.tree.map(lambda leaf: leaf[0], variables)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures that are read when they are needed, the model that learns them, and how they meet."""
+
+    model: Any
+    prepare: losses.Prepare
+    learn: Batches
+    held: Batches
+    classes: tuple[str, ...]
+    devices: jax.sharding.Mesh
+
+
+def fit_stream(
+    run: Run,
+    task: Pictures,
+    tx: optax.GradientTransformation,
+    augment: Augment,
+    evaluate: Callable[[Any], dict[str, Any]],
+    epochs: int,
+    seed: int = 0,
+) -> Any:
+    """Trains for `epochs` epochs on pictures that are read when they are needed; returns the variables.
+
+    `augment(key, images)` changes what `task.prepare` makes of a batch's images. `evaluate(variables)` is reported
+    after each epoch. State and batches lie on `task.devices`. Saves the weights and the figures "curves" and "crops",
+    some of the pictures that are trained on.
+    """
+    model, learn = task.model, task.learn
+    run.keep(model)
+
+    def init(key: Any) -> train.State:
+        variables = dict(model.init(key, task.prepare(jnp.zeros((1, learn.size, learn.size, 3), jnp.uint8))))
+        params = variables.pop("params")
+        return sharding.kept(train.init(params, tx, key, aux=variables or None), task.devices)
+
+    def augmented(key: Any, batch: Any) -> Any:
+        return {**batch, "image": augment(key, task.prepare(batch["image"]))}
+
+    steps_per_epoch = batches.steps_per_epoch(learn.examples, learn.batch)
+    step = train.augmented(train.make_step(losses.classify(model), tx), augmented)
+    # About 1,024 pictures a group, 154 MB at 224 x 224 pixels; groups of one size where possible, which compile once.
+    groups = -(-steps_per_epoch // max(1, 1024 // learn.batch))
+    run.figure("crops", plot.sheet({"trained on": learn.one(0)["image"][:8]}))
+    state = fit_plan(
+        run,
+        start(run, init, train.seed_keys(seed)),
+        sharding.on_mesh(step, task.devices),
+        learn,
+        Plan(epochs * steps_per_epoch, evaluate_every=steps_per_epoch, report_every=-(-steps_per_epoch // groups)),
+        lambda state: {f"validation_{name}": value for name, value in evaluate(variables_of(state)).items()},
+    )
+    run.figure("curves", plot.curves(run.history, steps_per_epoch, held_out="validation"))
+    variables = variables_of(state)
+    run.keep(model, variables)
+    return variables
+
+
+@dataclass(frozen=True)
+class Validation:
+    """An evaluation over one pass of `held`: `forward(variables, images)` gives logits for uint8 images [B, H, W, 3]."""
+
+    run: Run
+    forward: Callable[[Any, Any], Any]
+    held: Batches
+
+    def __call__(self, variables: Any) -> dict[str, float]:
+        """Loss, error and top-5 error."""
+        held, program = self.held, self._program(variables)
+        pending = [program(variables, held(i, 1))[0] for i in range(held.steps)]
+        return {name: sum(float(sums[name]) for sums in pending) / held.examples for name in pending[0]}
+
+    def draw(self, variables: Any, classes: tuple[str, ...]) -> None:
+        """Saves the figure "mistakes", those of the first batch."""
+        batch = self.held(0, 1)
+        _, logits = self._program(variables)(variables, batch)
+        image, logits, label = (np.asarray(leaf) for leaf in (batch["image"][0], logits, batch["label"][0]))
+        shown = slice(self.held.examples)  # without the copies that fill up a batch
+        figure = plot.mistakes(image[shown], logits[shown].astype(np.float32), label[shown], classes)
+        self.run.figure("mistakes", figure)
+
+    def _program(self, variables: Any) -> Any:
+        return self.run.clock.compiled(_summed(self.forward), variables, self.held.like(0, 1))
+
+
+@functools.cache
+def _summed(forward: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def summed(variables: Any, batch: Any) -> Any:
+        batch = jax.tree.map(lambda leaf: leaf[0], batch)
+        logits, label, counts = forward(variables, batch["image"]), batch["label"], batch["counts"]
+        right = {k: metrics.among_top_k(logits, label, k) for k in (1, 5)}
+        each = {"loss": losses.cross_entropy(logits, label), "error": ~right[1], "top5_error": ~right[5]}
+        return {name: jnp.where(counts, value, 0).sum(dtype=jnp.float32) for name, value in each.items()}, logits
+
+    return summed

@@ -1,0 +1,121 @@
+"""What experiments on one text share: reading it as tokens, training on windows of it, writing to the terminal."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dlc import tokens, train
+from dlc.batches import random_starts
+from dlc.data import text
+from dlc.errors import UserError
+from dlc.run import plot
+from dlc.run.fit import Plan, fit as fit_plan, start
+from dlc.run.run import Run
+
+Tokenizer = tokens.Characters | tokens.BPE
+
+
+def read(run: Run, dataset: str, file: Path | None, encoding: Literal["characters", "bpe"], vocab: int) -> Any:
+    """The text as tokens: the user's `file` or else the data set. Saves the vocabulary with the run.
+
+    Returns (tokenizer, tokens to train on, tokens to validate with), int32 [N] both. `vocab` is the size of "bpe".
+    """
+    corpus = text.read(file) if file else text.corpus(dataset)
+    run.facts |= {"dataset": corpus.name, "source": corpus.source}
+    if encoding == "characters":
+        tokenizer: Tokenizer = tokens.Characters.of(corpus.train + corpus.validation)
+    else:
+        tokenizer = tokens.train_bpe([corpus.train], vocab)
+    if run.folder:
+        tokenizer.save(run.folder)
+    return tokenizer, tokenizer.encode(corpus.train), tokenizer.encode(corpus.validation)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How long to train: `steps` batches of `batch` windows of `context` tokens, and the token after each window."""
+
+    context: int
+    batch: int
+    steps: int
+    evaluate_every: int
+    seed: int = 0
+
+
+def fit(
+    run: Run,
+    model: Any,
+    tx: optax.GradientTransformation,
+    loss_fn: train.LossFn,
+    learn: np.ndarray,
+    held: dict[str, Any],
+    windows: Windows,
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Trains `model` on windows of the tokens `learn` [N], drawn at random.
+
+    The validation loss is that of `loss_fn` over all rows of `held`, {"tokens": [W, context + 1]} and whatever else the
+    loss reads. Returns the variables and {"validation_loss": nats}. Saves the weights and the figure "curves".
+    """
+    run.keep(model)
+
+    def init(key: Any) -> train.State:
+        return train.init(model.init(key, jnp.ones((1, 1), jnp.int32))["params"], tx, key)
+
+    state = start(run, init, train.seed_keys(windows.seed))
+    measure = run.clock.compiled(train.evaluation(loss_fn, held, size=64), state)
+
+    def evaluate(state: train.State) -> dict[str, float]:
+        return {"validation_loss": float(measure(state)["loss"])}
+
+    state = fit_plan(
+        run,
+        state,
+        train.windows(train.make_step(loss_fn, tx), learn, windows.context),
+        random_starts(len(learn), windows.context, windows.batch, seeds=(windows.seed,)),
+        Plan(windows.steps, windows.evaluate_every),
+        evaluate,
+    )
+    run.figure("curves", plot.curves(run.history, held_out="validation"))
+    variables = {"params": state.params}
+    run.keep(model, variables)
+    return variables, evaluate(state)
+
+
+def tokenizer_of(weights: Path, model: Any) -> Tokenizer:
+    """The vocabulary that lies beside the weights of `model`. Raises UserError if it is missing or too large."""
+    tokenizer = tokens.load(weights if weights.is_dir() else weights.parent)
+    if tokenizer.size > model.config.vocab:
+        raise UserError(
+            f"the vocabulary in {weights} has {tokenizer.size:,} tokens and the model {model.config.vocab:,}: "
+            "they do not belong together"
+        )
+    return tokenizer
+
+
+def draw_attention(run: Run, model: Any, variables: Any, tokenizer: Tokenizer, ids: Any) -> None:
+    """Draws what four heads of the last layer attend to in the tokens `ids` [1, T]: the figure "attention"."""
+    _, kept = model.apply(variables, ids, mutable=["intermediates"])
+    (weights,) = kept["intermediates"][f"block{model.config.layers - 1}"]["attention"]["weights"]
+    pieces = tokenizer.pieces(ids[0])
+    heads = {f"head {i + 1}": np.asarray(head) for i, head in enumerate(weights[0, :4])}
+    run.figure("attention", plot.attention(heads, pieces, pieces))
+
+
+def stream(tokenizer: Tokenizer) -> Callable[[Any], None]:
+    """A function that prints the tokens [1] it is called with, as soon as they make up whole letters."""
+    ids: list[int] = []  # of a letter that is still incomplete
+
+    def emit(token: Any) -> None:
+        ids.append(int(token[0]))
+        letters = tokenizer.decode(ids)
+        if not letters.endswith("\ufffd") or len(ids) > 4:  # a letter has at most four bytes
+            print(letters, end="", flush=True)
+            ids.clear()
+
+    return emit

@@ -1,0 +1,198 @@
+"""Checkpoints of any state, written in the background by Orbax: complete or not at all, the newest few kept.
+
+A checkpoint holds two flat tables with the same names: the arrays of the state ("params/dense1/kernel", "step"), which
+may lie on several devices or processes, and a checksum of each. A part of a state can be read without the rest.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlc.errors import UserError
+
+
+class Unwritten(UserError):
+    """A checkpoint could not be written, most often because the disk is full."""
+
+
+class Checkpoints:
+    """The checkpoints in one folder. Orbax is imported on first use, because that takes longer than most runs' start."""
+
+    def __init__(self, folder: Path, keep: int = 2):
+        self.folder, self.keep, self._orbax = folder.absolute(), keep, None
+
+    def open(self) -> Any:
+        """Imports Orbax and reads the folder. The other methods call this when they need it."""
+        if self._orbax is None:
+            import orbax.checkpoint as ocp
+
+            # Both log a traceback for failures that are reported here in one sentence.
+            for name in ("absl", "asyncio"):
+                logging.getLogger(name).setLevel(logging.CRITICAL)
+            options = ocp.CheckpointManagerOptions(max_to_keep=self.keep)
+            handlers = ocp.PyTreeCheckpointHandler()
+            self._orbax = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        return self._orbax
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, oldest first."""
+        return sorted(self.open().all_steps()) if self.folder.is_dir() else []
+
+    def save(self, step: int, state: Any) -> None:
+        """Copies the state and writes it in the background. Raises Unwritten if this save or the previous one fails."""
+        import orbax.checkpoint as ocp
+
+        arrays = _arrays(state)
+        # Orbax reads the arrays later, and on a CPU in place; by then the next step may have reused their memory.
+        content = {"state": jax.tree.map(jnp.copy, arrays), "checksum": _checksums(arrays)}
+        try:
+            self.open().save(step, args=ocp.args.PyTreeSave(content), force=True)
+        except Exception as error:
+            raise self._unwritten(error) from error
+
+    def wait(self) -> None:
+        """Returns when everything is on the disk. Raises Unwritten if that failed."""
+        try:
+            if self._orbax is not None:
+                self._orbax.wait_until_finished()
+        except Exception as error:
+            raise self._unwritten(error) from error
+
+    def close(self) -> None:
+        """Ends Orbax's threads, whether or not they managed to write."""
+        if self._orbax is not None:
+            with contextlib.suppress(Exception):
+                self._orbax.close()
+
+    def restore(self, like: Any, warn: Callable[[str], None]) -> tuple[int, Any] | None:
+        """(step, state) of the newest intact checkpoint, placed on devices as `like` is, or None if there is none.
+
+        `like` is a state of the same structure, or of a part of it. Damaged checkpoints are skipped with a sentence to
+        `warn`, and removed. Raises UserError if all are damaged.
+        """
+        wanted = {name: _abstract(leaf) for name, leaf in _arrays(like).items()}
+        found = self._newest(lambda step: wanted, warn)
+        return found and (found[0], _filled(like, found[1]))
+
+    def read(self, part: str, warn: Callable[[str], None]) -> dict[str, Any] | None:
+        """The arrays of the newest intact checkpoint whose names begin with `part`, such as "params/", by name."""
+
+        def wanted(step: int) -> dict[str, jax.ShapeDtypeStruct]:
+            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            stored = self.open().item_metadata(step)["state"]
+            return {
+                name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+                for name, leaf in stored.items()
+                if name.startswith(part)
+            }
+
+        found = self._newest(wanted, warn, repair=False)
+        return found and found[1]
+
+    def _newest(
+        self,
+        wanted: Callable[[int], dict[str, jax.ShapeDtypeStruct]],
+        warn: Callable[[str], None],
+        repair: bool = True,
+    ) -> tuple[int, dict[str, Any]] | None:
+        steps = self.steps()
+        for i, step in enumerate(reversed(steps)):
+            try:
+                arrays = self._read(step, wanted(step))
+            except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
+                older = f"; going back to that of step {steps[-2 - i]}" if i + 1 < len(steps) else ""
+                warn(f"the checkpoint of step {step} is damaged ({_reason(error)}){older}")
+                continue
+            for damaged in steps[len(steps) - i :] if repair else ():  # these steps are about to be computed again
+                self.open().delete(damaged)
+            return step, arrays
+        if steps:
+            raise UserError(f"no checkpoint in {self.folder} can be read; start a new run")
+        return None
+
+    def _read(self, step: int, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+        import orbax.checkpoint as ocp
+
+        like = {"state": wanted, "checksum": {name: np.zeros((), np.uint32) for name in wanted}}
+        places = ocp.checkpoint_utils.construct_restore_args(like)
+        arguments = ocp.args.PyTreeRestore(like, restore_args=places, partial_restore=True)
+        read = self.open().restore(step, args=arguments)
+        # TensorStore notices a file that was cut short, but not one whose bytes were altered.
+        for name, checksum in _checksums(read["state"]).items():
+            if int(checksum) != int(read["checksum"][name]):
+                raise ValueError(f"{name} has a wrong checksum")
+        return read["state"]
+
+    def _unwritten(self, error: Exception) -> Unwritten:
+        return Unwritten(f"cannot save a checkpoint in {self.folder}: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    """What the operating system said, if the message contains it; else the first line of the message."""
+    text = str(error)
+    known = (os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS))
+    return next((words for words in known if words in text), text.strip().split("\n")[0][:120])
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _arrays(state: Any) -> dict[str, Any]:
+    """The leaves of a state by name. Keys are stored as their data; Orbax cannot store arrays without elements."""
+    leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    return {name: _plain(leaf) for name, leaf in leaves.items() if np.size(leaf)}
+
+
+def _plain(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+
+
+def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _filled(like: Any, arrays: dict[str, Any]) -> Any:
+    """The tree `like` with `arrays` as its leaves."""
+
+    def leaf(path: Any, old: Any) -> Any:
+        new = arrays.get(_name(path), old)
+        return jax.random.wrap_key_data(new, impl=jax.random.key_impl(old)) if _is_key(old) else new
+
+    return jax.tree_util.tree_map_with_path(leaf, like)
+
+
+@jax.jit
+def _checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """A checksum, uint32, of each array: the sum over its words, each times an odd number that depends on its place.
+
+    A change of one word always changes it. Integer sums do not depend on their order, so neither does the checksum on
+    how the arrays are split among devices.
+    """
+    return {name: _checksum(array) for name, array in arrays.items()}
+
+
+def _checksum(array: jax.Array) -> jax.Array:
+    if array.dtype == jnp.bool_:
+        array = array.astype(jnp.uint8)
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        array = jnp.stack([array.real, array.imag], axis=-1)
+    unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
+    words = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
+    place = jnp.zeros((), jnp.uint32)
+    for axis, size in enumerate(words.shape):
+        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    weight = (place * jnp.uint32(2654435761)) << 1 | jnp.uint32(1)
+    return jnp.sum(words * weight, dtype=jnp.uint32)

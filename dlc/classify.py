@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dlc import losses, metrics, plot, sharding, train
+from dlc import batches, losses, metrics, plot, sharding, train
 from dlc.data import Dataset
 from dlc.data.stream import Batches
 from dlc.run import Run
@@ -43,7 +43,7 @@ def fit(
     label = test_set["label"]
     run.facts |= {"dataset": dataset.name, "source": dataset.source}
     numbers = range(seed, seed + seeds)
-    steps_per_epoch = train.steps_per_epoch(len(train_set["label"]), batch)
+    steps_per_epoch = batches.steps_per_epoch(len(train_set["label"]), batch)
 
     def init(key: Any) -> train.State:
         variables = model.init(key, prepare(train_set["image"][:1]))
@@ -64,7 +64,7 @@ def fit(
     state, logits = run.fit(
         init,
         train.on_device(train.make_step(losses.classify(model, criterion=criterion), tx), train_set, augmented),
-        train.minibatches(len(train_set["label"]), batch, shuffle, numbers),
+        batches.minibatches(len(train_set["label"]), batch, shuffle, numbers),
         steps=round(epochs * steps_per_epoch),
         keys=train.seed_keys(seed, seeds),
         predict=train.in_batches(forward, test_set, size=100),
@@ -105,7 +105,7 @@ def fit_stream(
     def augmented(key: Any, batch: Any) -> Any:
         return {**batch, "image": augment(key, prepare(batch["image"]))}
 
-    steps_per_epoch = train.steps_per_epoch(learn.examples, learn.batch)
+    steps_per_epoch = batches.steps_per_epoch(learn.examples, learn.batch)
     step = train.augmented(train.make_step(losses.classify(model), tx), augmented)
     # About 1,024 pictures a group, 154 MB of 224 x 224 pixels; groups of one size where possible, which compile once.
     groups = -(-steps_per_epoch // max(1, 1024 // learn.batch))

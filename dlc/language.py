@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dlc import checkpoint, plot, sequences, tokens, train
+from dlc import batches, checkpoint, plot, tokens, train
 from dlc import config as configs
 from dlc.data import text
 from dlc.errors import UserError
@@ -71,10 +71,10 @@ def fit(
     state, nll = run.fit(
         lambda key: init(model, tx, key),
         train.windows(train.make_step(loss_fn, tx), learn, context),
-        train.random_starts(len(learn), context, batch, seeds=(seed,)),
+        batches.random_starts(len(learn), context, batch, seeds=(seed,)),
         steps=steps,
         keys=train.seed_keys(seed),
-        predict=train.in_batches(predict, sequences.windows(held, context), size=64),
+        predict=train.in_batches(predict, batches.windows(held, context), size=64),
         measure=measure,
         evaluate_every=evaluate_every,
     )

@@ -14,10 +14,11 @@ import jax
 import numpy as np
 
 from dlc import train
+from dlc.batches import BatchesOf
 from dlc.errors import UserError
 from dlc.run import Run
 
-Batches = Callable[[Sequence[int]], train.BatchesOf]
+Batches = Callable[[Sequence[int]], BatchesOf]
 
 
 class Finish(NamedTuple):
@@ -46,7 +47,7 @@ def race(
 ) -> Finish:
     """Trains the seeds `seed`, `seed` + 1, ..., `at_once` of them in one program, and times each such heat.
 
-    `batches(numbers)` gives the batches of those seeds, as `train.minibatches` does; `answer` is what is asked of the
+    `batches(numbers)` gives the batches of those seeds, as `batches.minibatches` does; `answer` is what is asked of the
     last state, inside the clock; the other options are those of `Run.fit`. Where there are several heats, each is a
     part of the run: resumed, those that were finished are read back. On a GPU or TPU the first is preceded by a short
     one that nobody times.

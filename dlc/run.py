@@ -28,6 +28,7 @@ from rich.console import Console
 
 from dlc import config as configs
 from dlc import costs, host, log, progress, record, train
+from dlc.batches import BatchesOf
 from dlc.checkpoint import Checkpoints
 from dlc.errors import UserError
 
@@ -81,7 +82,7 @@ class Run:
         self,
         init: Callable[[Any], train.State],
         step: train.Step,
-        batches: train.BatchesOf,
+        batches: BatchesOf,
         *,
         steps: int,
         keys: Any,

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dlc import checkpoint, losses, metrics, plot, sequences, tokens, train
+from dlc import checkpoint, losses, metrics, plot, tokens, train
+from dlc.batches import bucketed, padded
 from dlc.data import text
 from dlc.data.text import Pairs, Parallel
 from dlc.generate import beam_search
@@ -68,9 +69,7 @@ def fit(
     if run.folder:
         tokenizer.save(run.folder)
     source, target = encoded(tokenizer, pairs.train)
-    batches, steps_per_epoch, left_out = sequences.bucketed(
-        source, target, lengths=LENGTHS, tokens=batch, group=GROUP, seed=seed
-    )
+    batches, steps_per_epoch, left_out = bucketed(source, target, lengths=LENGTHS, tokens=batch, group=GROUP, seed=seed)
     if left_out:
         run.say(
             f"{left_out} of {len(source)} pairs are left out: they are longer than {LENGTHS[-1]} tokens, or too few"
@@ -78,7 +77,7 @@ def fit(
     steps = epochs * steps_per_epoch
     held_source, held_target = encoded(tokenizer, pairs.validation)
     longest = max(map(len, [*held_source, *held_target]))
-    held = (sequences.padded(held_source, longest), sequences.padded(held_target, longest + 1))
+    held = (padded(held_source, longest), padded(held_target, longest + 1))
     tx = tx_of(steps)
 
     def forward(state: train.State, batch: Any) -> Any:
@@ -147,7 +146,7 @@ def translator(
             rows = np.flatnonzero(lengths == length)
             for at in range(0, len(rows), size):
                 some = np.resize(rows[at : at + size], size)  # the last batch is filled up with what it has
-                array = sequences.padded([source[row] for row in some], length)
+                array = padded([source[row] for row in some], length)
                 out = run.timed("translate", run.compiled(search, params, array), params, array)
                 for row, ids in zip(rows[at : at + size], np.asarray(out), strict=False):
                     found[row] = tokenizer.decode(ids)

@@ -22,10 +22,11 @@ from typing import Any, Literal
 import numpy as np
 import optax
 
-from dlc import augment, classify, data, losses, metrics, optim, plot, train
+from dlc import augment, batches, classify, data, losses, metrics, optim, plot
 from dlc.config import not_negative, positive, share
 from dlc.launch import launch
 from dlc.models.vit import ViT, attention_rollout, vit_cifar
+from dlc.prepare import mean_and_std, standardise
 from dlc.run import Run
 
 
@@ -58,12 +59,12 @@ SMOKE = Config("digits32", patch=8, layers=2, heads=2, width=32, epochs=20, batc
 
 def main(config: Config, run: Run) -> dict:
     cifar = data.load(config.dataset)
-    prepare = augment.standardise(*augment.mean_and_std(cifar.train["image"]))
+    prepare = standardise(*mean_and_std(cifar.train["image"]))
     model = vit_cifar(
         classes=len(cifar.classes), patch=config.patch, layers=config.layers, heads=config.heads, width=config.width,
         dropout=config.dropout, dtype=config.dtype,
     )  # fmt: skip
-    steps = config.epochs * train.steps_per_epoch(len(cifar.train["label"]), config.batch)
+    steps = config.epochs * batches.steps_per_epoch(len(cifar.train["label"]), config.batch)
     rate = optim.triangle(config.lr, steps, config.warmup)
     tx = optax.chain(
         optax.clip_by_global_norm(1.0),

@@ -24,6 +24,7 @@ from dlc import augment, data, plot
 from dlc.config import not_negative
 from dlc.errors import UserError
 from dlc.launch import launch
+from dlc.prepare import channel_mean_and_std
 from dlc.run import Run
 
 
@@ -93,7 +94,7 @@ def main(config: Config, run: Run) -> dict:
         lines = (" ".join(f"{value:3}" for value in row) for row in channel[:4, :12])
         run.say("\n".join(f"{name if i == 0 else '':6} {line} ..." for i, line in enumerate(lines)))
 
-    mean, std = augment.channel_mean_and_std(images)
+    mean, std = channel_mean_and_std(images)
     for name, m, s in zip(COLORS, mean, std, strict=True):
         run.say(f"{name:6} mean {m:.4f} deviation {s:.4f}; of 255, {255 * m:.2f} and {255 * s:.2f}")
 

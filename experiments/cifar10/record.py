@@ -25,14 +25,14 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
-from dlc import augment, classify, data, losses, metrics, optim, plot, train
+from dlc import augment, batches, classify, data, losses, metrics, optim, plot, train
 from dlc.config import not_negative, positive
 from dlc.launch import launch
-from dlc.models.airbench import airbench94, airbench95, airbench96
+from dlc.models.airbench import airbench94, airbench95, airbench96, whitening
+from dlc.prepare import channel_mean_and_std, standardise
 from dlc.race import race
 from dlc.run import Run
 from dlc.views import views
-from dlc.whiten import whitening
 
 RECIPES = {  # target: network, epochs (for 95 and 96 ours), pixels of translation, side of the square that is cut out
     94: (airbench94, 8, 2, 0),
@@ -87,8 +87,8 @@ def optimizer(config: Config, epochs: int, steps_per_epoch: int) -> optax.Gradie
 
 def main(config: Config, run: Run) -> dict:
     cifar, (network, epochs, pixels, cutout) = run.timed("load", data.load, config.dataset), RECIPES[config.target]
-    epochs, steps_per_epoch = config.epochs or epochs, train.steps_per_epoch(len(cifar.train["label"]), config.batch)
-    prepare = augment.standardise(*augment.channel_mean_and_std(cifar.train["image"]))
+    epochs, steps_per_epoch = config.epochs or epochs, batches.steps_per_epoch(len(cifar.train["label"]), config.batch)
+    prepare = standardise(*channel_mean_and_std(cifar.train["image"]))
     model = network(len(cifar.classes), config.dtype)
     model = model.clone(widths=tuple(max(1, width // config.narrower) for width in model.widths))
     tx = optimizer(config, epochs, steps_per_epoch)
@@ -114,7 +114,7 @@ def main(config: Config, run: Run) -> dict:
 
     finish = race(
         run, Partial(start, jax.device_put(cifar.train["image"][:5000])), step,
-        partial(train.minibatches, len(cifar.train["label"]), config.batch, True),
+        partial(batches.minibatches, len(cifar.train["label"]), config.batch, True),
         predict=once, answer=sixfold, steps=epochs * steps_per_epoch, evaluate_every=steps_per_epoch,
         measure=jax.jit(lambda logits: {"test_error": metrics.error(logits, cifar.test["label"])}),
         seed=config.seed, seeds=config.seeds, at_once=config.at_once,

@@ -25,11 +25,12 @@ from typing import Any, Literal
 
 import optax
 
-from dlc import augment, classify, data, metrics, plot, train
+from dlc import augment, batches, classify, data, metrics, plot
 from dlc.config import not_negative, positive
 from dlc.errors import UserError
 from dlc.launch import launch
 from dlc.models import resnet_cifar
+from dlc.prepare import mean_image, standardise
 from dlc.run import Run
 
 Variant = Literal["residual", "plain", "preact", "wide", "resnet18"]
@@ -98,9 +99,9 @@ def augmentation(config: Config, mean: Any, classes: int) -> Any:
 
 def main(config: Config, run: Run) -> dict:
     cifar = data.load(config.dataset)
-    mean = augment.mean_image(cifar.train["image"])
-    prepare = augment.standardise(mean)
-    classes, steps_per_epoch = len(cifar.classes), train.steps_per_epoch(len(cifar.train["label"]), config.batch)
+    mean = mean_image(cifar.train["image"])
+    prepare = standardise(mean)
+    classes, steps_per_epoch = len(cifar.classes), batches.steps_per_epoch(len(cifar.train["label"]), config.batch)
     boundaries = {config.iterations // 2: 0.1, 3 * config.iterations // 4: 0.1}
     if config.warmup:
         boundaries = {config.warmup: 10.0, **boundaries}

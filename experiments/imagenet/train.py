@@ -28,12 +28,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import optax
 
-from dlc import augment, classify, convert, optim, sharding, train, views
+from dlc import augment, batches, classify, convert, optim, sharding, views
 from dlc.config import not_negative, only, positive
 from dlc.data import imagenet, pictures, stream
 from dlc.errors import UserError
 from dlc.launch import launch
 from dlc.models import alexnet, resnet, resnet_cifar
+from dlc.prepare import color_components, standardise
 from dlc.run import Run
 
 
@@ -103,7 +104,7 @@ def main(config: Config, run: Run) -> dict:
     part, side = partial(stream.random_part, how=recipe.crop, size=recipe.size), round(recipe.size * stream.WHOLE)
     learn = stream.Batches(found.train, part, size=recipe.size, seed=config.seed, **common)
     held = stream.Batches(found.validation, partial(stream.centre, side=side), size=side, **common)
-    prepare = augment.standardise(np.array(imagenet.MEAN), recipe.std)
+    prepare = standardise(np.array(imagenet.MEAN), recipe.std)
 
     @cache
     def evaluation(crops: Literal[1, 10]) -> Any:
@@ -116,8 +117,8 @@ def main(config: Config, run: Run) -> dict:
         if config.weights:
             variables = sharding.kept(convert.load_state_dict(config.weights, model), devices)
         else:
-            colors = augment.color_components(stream.some_pixels(found.train)) / recipe.std
-            epoch, usual = train.steps_per_epoch(learn.examples, recipe.batch), RECIPES[config.model].lr
+            colors = color_components(stream.some_pixels(found.train)) / recipe.std
+            epoch, usual = batches.steps_per_epoch(learn.examples, recipe.batch), RECIPES[config.model].lr
             rate = optim.drops(recipe.lr, config.epochs * epoch, config.drops, config.warmup * epoch, usual)
             tx: optax.GradientTransformation = optim.papers_momentum(rate, 0.9, recipe.weight_decay)
             variables = classify.fit_stream(

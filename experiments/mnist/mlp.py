@@ -18,11 +18,12 @@ from typing import Literal
 
 import optax
 
-from dlc import augment, classify, data, metrics, plot
+from dlc import classify, data, metrics, plot
 from dlc.config import not_negative, positive
 from dlc.errors import UserError
 from dlc.launch import launch
 from dlc.models.mlp import MLP
+from dlc.prepare import mean_and_std, standardise
 from dlc.run import Run
 
 
@@ -50,7 +51,7 @@ SMOKE = Config(dataset="digits", epochs=2)
 
 def main(config: Config, run: Run) -> dict:
     digits = data.load(config.dataset)
-    prepare = augment.standardise(*augment.mean_and_std(digits.train["image"]))
+    prepare = standardise(*mean_and_std(digits.train["image"]))
     model = MLP(config.hidden, len(digits.classes), dtype=config.dtype)
     tx = optax.sgd(config.lr)
 

@@ -25,8 +25,6 @@ import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, Int, Integer, Key, PyTree
 
-from dlc.errors import UserError
-
 Params = Any  # a tree of arrays
 Batch = Any  # a tree of arrays
 Metrics = dict[str, Any]
@@ -49,7 +47,6 @@ class State(NamedTuple):
 
 LossFn = Callable[[Params, PyTree, Batch, Any], tuple[Any, tuple[PyTree, Metrics]]]
 Step = Callable[[State, Batch], tuple[State, Metrics]]
-BatchesOf = Callable[[int, int], Batch]  # (first, count) -> that many batches, stacked
 
 
 def init(params: Params, tx: optax.GradientTransformation, key: Key[Array, ""], aux: PyTree = None) -> State:
@@ -182,6 +179,7 @@ def seed_keys(seed: int, seeds: int = 1) -> Key[Array, " S"]:
     return jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds))
 
 
+<<<<<<< HEAD
 def minibatches(examples: int, batch: int, shuffle: bool = False, seeds: Sequence[int] = (0,)) -> BatchesOf:
     """Rows of the batches `first .. first + count` of endless epochs, `[count, B]` int32, as a pure function of both.
 
@@ -261,6 +259,8 @@ def evaluation(loss_fn: LossFn, arrays: PyTree, size: int) -> Callable[[State], 
     return Partial(evaluate, jax.device_put(arrays, may_alias=False))
 
 
+=======
+>>>>>>> 35a0385509d57665964a8d35c397623251b47179
 def in_batches(forward: Callable[[State, Any], Any], arrays: PyTree, size: int) -> Callable[[State], Any]:
     """`forward(state, batch)` over all N rows of `arrays`, `size` at a time: `state -> outputs [N, ...]`.
 

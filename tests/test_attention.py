@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from dlc import layers
-from dlc.attention import (
+from dlc.errors import UserError
+from dlc.layers.attention import (
     Attention,
     KeyValue,
     attention,
@@ -22,7 +23,6 @@ from dlc.attention import (
     rotary,
     sinusoidal,
 )
-from dlc.errors import UserError
 from dlc.models.gpt import GPT, GPTConfig, modern
 
 SMALL = {"vocab": 40, "context": 12, "layers": 2, "heads": 2, "width": 16}

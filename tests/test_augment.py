@@ -9,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlc import augment, train, views, whiten
+from dlc import augment, train, views
+from dlc.batches import minibatches
 from dlc.errors import UserError
+from dlc.models.airbench import whitening
+from dlc.prepare import channel_mean_and_std, color_components, mean_and_std, mean_image, standardise
 
 KEY = jax.random.key(0)
 
@@ -129,7 +132,7 @@ def test_alternating_turns_every_image_from_epoch_to_epoch():
 
     step = train.on_device(augment.alternating(seen, 3), {"image": images, "row": np.arange(6)})
     state = train.State(jnp.zeros((), jnp.int32), None, None, None, KEY)
-    batches = np.stack([train.minibatches(6, 2)(first, 3) for first in (0, 3)])
+    batches = np.stack([minibatches(6, 2)(first, 3) for first in (0, 3)])
     state, metrics = train.compiled(train.scanned(train.scanned(step)), donate=False)(state, batches)
     first, second = metrics["loss"].reshape(2, 6, 8, 9, 3)
     np.testing.assert_array_equal(second, first[:, :, ::-1])
@@ -313,20 +316,20 @@ def test_grey_images_have_no_saturation_to_change():
 
 def test_channel_statistics_and_mean_image_are_numpys():
     images = pictures(50, (6, 5), dtype=np.uint8)
-    mean, std = augment.channel_mean_and_std(images)
-    assert mean.dtype == std.dtype == augment.mean_image(images).dtype == np.float32
+    mean, std = channel_mean_and_std(images)
+    assert mean.dtype == std.dtype == mean_image(images).dtype == np.float32
     np.testing.assert_allclose(mean, (images / 255).mean((0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(std, (images / 255).std((0, 1, 2)), rtol=1e-6)
-    np.testing.assert_allclose(augment.mean_image(images), (images / 255).mean(0), rtol=1e-6)
-    np.testing.assert_allclose(augment.mean_and_std(images), ((images / 255).mean(), (images / 255).std()), rtol=1e-9)
+    np.testing.assert_allclose(mean_image(images), (images / 255).mean(0), rtol=1e-6)
+    np.testing.assert_allclose(mean_and_std(images), ((images / 255).mean(), (images / 255).std()), rtol=1e-9)
 
 
 def test_images_are_standardised_by_channel_or_by_place():
     images = pictures(50, (6, 5), dtype=np.uint8)
-    out = np.asarray(jax.jit(augment.standardise(*augment.channel_mean_and_std(images)))(images))
+    out = np.asarray(jax.jit(standardise(*channel_mean_and_std(images)))(images))
     np.testing.assert_allclose(out.mean((0, 1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(out.std((0, 1, 2)), 1, atol=1e-5)
-    out = np.asarray(jax.jit(augment.standardise(augment.mean_image(images)))(images))
+    out = np.asarray(jax.jit(standardise(mean_image(images)))(images))
     np.testing.assert_allclose(out.mean(0), 0, atol=1e-6)
     np.testing.assert_allclose(out.std(), (images / 255 - (images / 255).mean(0)).std(), rtol=1e-5)
 
@@ -343,7 +346,7 @@ def smooth():
 
 def test_whitened_patches_have_the_identity_for_covariance():
     images, size, eps, D = smooth(), 2, 5e-4, 2 * 2 * 3
-    kernel = jax.jit(functools.partial(whiten.whitening, size=size, eps=eps))(images)
+    kernel = jax.jit(functools.partial(whitening, size=size, eps=eps))(images)
     chex.assert_shape(kernel, (size, size, 3, 2 * D))
     np.testing.assert_array_equal(kernel[..., D:], -kernel[..., :D])
     responses = jax.lax.conv_general_dilated(
@@ -401,7 +404,7 @@ MISTAKES = {
     'alternating flips need to know their images: add "row": np.arange(N) to the arrays': lambda x: augment.alternating(
         lambda state, batch: (state, {}), 1
     )(train.State(0, None, None, None, KEY), {"image": x}),
-    "a patch of 33x33 is larger than its image of 32x32": lambda x: whiten.whitening(x, 33),
+    "a patch of 33x33 is larger than its image of 32x32": lambda x: whitening(x, 33),
     "test-time views have the levels 0, 1 and 2, not 3": lambda x: views.views(forward, x, 3),
 }
 
@@ -417,7 +420,7 @@ def test_color_noise_goes_along_the_principal_components():
     draw = np.random.default_rng(0)
     light = draw.normal(128, 30, (4000, 1))
     pixels = (light + draw.normal(0, 4, (4000, 3))).clip(0, 255).astype(np.uint8)
-    components = augment.color_components(pixels)
+    components = color_components(pixels)
     lengths = np.linalg.norm(components, axis=1)
     np.testing.assert_allclose(abs(components[0]) / lengths[0], np.full(3, 3**-0.5), atol=0.02)
     np.testing.assert_allclose(lengths.sum(), np.trace(np.cov(pixels.T / 255.0)), rtol=1e-5)

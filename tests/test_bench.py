@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from dlc import bench, costs, losses, models, plot, run, train
+from dlc import batches, bench, costs, losses, models, plot, run, train
 from dlc.errors import UserError
 from dlc.models.convnet import Convnet
 from dlc.models.mlp import MLP
@@ -56,7 +56,7 @@ def test_a_run_counts_the_operations_of_its_training(seeds):
     here = run.Run()
     step = train.on_device(train.make_step(losses.classify(model), tx), arrays)
     for part in (here, here.part("again")):
-        part.fit(init, step, train.minibatches(40, 20), steps=5, keys=train.seed_keys(0, seeds), report_every=2)
+        part.fit(init, step, batches.minibatches(40, 20), steps=5, keys=train.seed_keys(0, seeds), report_every=2)
     result = here.finish("mnist.mlp", "none", compute.Config(), {}, "")
     forward = 20 * (64 * 32 + 32 * 10)
     assert result["train_flops"] == pytest.approx(2 * 5 * seeds * 2 * (3 * forward - 20 * 64 * 32), rel=0.1)

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlc import augment, bench, host, plot, record, results
+from dlc import bench, host, plot, record, results
 from dlc.errors import UserError
+from dlc.prepare import mean_and_std, standardise
 
 ROOT = Path(__file__).parents[1]
 
@@ -96,9 +97,9 @@ def test_a_histogram_shows_the_shares_of_each_value():
 
 def test_standardised_images_have_mean_0_and_deviation_1():
     images = np.random.default_rng(0).integers(0, 256, (20, 5, 5, 1), dtype=np.uint8)
-    mean, std = augment.mean_and_std(images)
+    mean, std = mean_and_std(images)
     np.testing.assert_allclose((mean, std), ((images / 255).mean(), (images / 255).std()), rtol=1e-9)
-    out = np.asarray(augment.standardise(mean, std)(images))
+    out = np.asarray(standardise(mean, std)(images))
     np.testing.assert_allclose((out.mean(), out.std()), (0, 1), atol=1e-5)
 
 

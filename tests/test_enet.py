@@ -9,8 +9,8 @@ import pytest
 from jax import lax
 from test_resnet import outputs
 
-from dlc import pooling
 from dlc.errors import UserError
+from dlc.layers import pooling
 from dlc.models.enet import _Block, _TransposedConv, enet, enet_classifier, max_places, max_unpool
 
 

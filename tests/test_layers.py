@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from dlc import cpu, layers, pooling
+from dlc import layers
+from dlc.layers import cpu, pooling
 
 
 def plain_conv_max_pool(x, kernel, bias, window):

@@ -16,12 +16,11 @@ import optax
 import pytest
 
 from dlc import layers, losses, models, train
-from dlc.models.airbench import Airbench, airbench94, airbench95, airbench96, partial_identity
+from dlc.models.airbench import Airbench, airbench94, airbench95, airbench96, partial_identity, whitening
 from dlc.models.convnet import Convnet
 from dlc.models.lenet import C3_TABLE, LeNet5, LeNet5Dense, PartialConv, Subsample, codes, squash
 from dlc.models.mlp import MLP
 from dlc.models.resnet_cifar import CifarResNet, cifar_plain, cifar_preact, cifar_resnet, cifar_resnet18, wide_resnet
-from dlc.whiten import whitening
 
 MNIST, PADDED, CIFAR = (28, 28, 1), (32, 32, 1), (32, 32, 3)
 

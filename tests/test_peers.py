@@ -12,8 +12,9 @@ import numpy as np
 import optax
 import pytest
 
-from dlc import augment, data, losses, metrics, train
+from dlc import batches, data, losses, metrics, train
 from dlc.models.convnet import Convnet
+from dlc.prepare import mean_and_std, standardise
 
 pytestmark = pytest.mark.peers
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: make peers")
@@ -50,7 +51,7 @@ def to_torch(params):
 
 def trained_here(dataset, params, prepare, steps):
     step = train.on_device(train.make_step(losses.classify(Convnet(), prepare), optax.sgd(0.1)), dataset.train)
-    rows = train.minibatches(len(dataset.train["label"]), 100)(0, steps)
+    rows = batches.minibatches(len(dataset.train["label"]), 100)(0, steps)
     state = train.init(params, optax.sgd(0.1), jax.random.key(0))
     state, history = train.compiled(train.scanned(step))(state, rows)
     logits = jax.jit(Convnet().apply)({"params": state.params}, prepare(dataset.test["image"]))
@@ -64,7 +65,7 @@ def trained_there(dataset, params, prepare, steps):
     net.load_state_dict(to_torch(params))
     optimizer, history = torch.optim.SGD(net.parameters(), lr=0.1), []
     images = lambda rows: torch.from_numpy(np.array(prepare(rows).transpose(0, 3, 1, 2)))  # noqa: E731
-    for rows in train.minibatches(len(dataset.train["label"]), 100)(0, steps):
+    for rows in batches.minibatches(len(dataset.train["label"]), 100)(0, steps):
         label = torch.from_numpy(dataset.train["label"][rows]).long()
         loss = torch.nn.functional.cross_entropy(net(images(dataset.train["image"][rows])), label)
         optimizer.zero_grad()
@@ -77,7 +78,7 @@ def trained_there(dataset, params, prepare, steps):
 
 
 def test_the_lectures_program_follows_pytorchs_losses_step_by_step(dataset):
-    prepare = augment.standardise(*augment.mean_and_std(dataset.train["image"]))
+    prepare = standardise(*mean_and_std(dataset.train["image"]))
     params = Convnet().init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))["params"]
     # With the real images the whole program, which takes two minutes; else ten epochs of the small set.
     steps = 6000 if REAL else 140

@@ -13,8 +13,10 @@ import optax
 import pytest
 
 from dlc import augment, data, losses, train
+from dlc.batches import minibatches
 from dlc.models.airbench import airbench94
 from dlc.models.resnet_cifar import cifar_resnet
+from dlc.prepare import channel_mean_and_std, standardise
 
 pytestmark = pytest.mark.peers
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: make peers")
@@ -39,11 +41,11 @@ def to_torch(variables):
 def batches(size):
     """Augmented batches of standardised float64 images, [STEPS, B, 32, 32, 3], and their labels."""
     digits = data.load("digits32").train
-    prepare = augment.standardise(*augment.channel_mean_and_std(digits["image"]))
+    prepare = standardise(*channel_mean_and_std(digits["image"]))
     change = augment.chained(
         augment.of_images(functools.partial(augment.translate, pixels=4)), augment.of_images(augment.flip)
     )
-    rows = train.minibatches(len(digits["label"]), size, shuffle=True)(0, STEPS)
+    rows = minibatches(len(digits["label"]), size, shuffle=True)(0, STEPS)
     drawn = jax.jit(jax.vmap(change))(
         jax.random.split(jax.random.key(1), STEPS),
         {"image": jax.vmap(prepare)(digits["image"][rows]), "label": jnp.asarray(digits["label"][rows])},
@@ -119,7 +121,7 @@ def linear(first, last, steps):
 def test_the_record_follows_pytorch_in_float64(monkeypatch):
     """Muon, SGD, their schedules and decays, label smoothing, whitening, and batch statistics without a scale."""
     monkeypatch.setattr(optax, "linear_schedule", linear)
-    from dlc.whiten import whitening
+    from dlc.models.airbench import whitening
     from experiments.bench.cifar10_torch import Airbench, airbench_optimizers
     from experiments.cifar10.record import Config, optimizer
 

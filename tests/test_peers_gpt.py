@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from dlc import losses, optim, train
+from dlc import batches, losses, optim, train
 from dlc.models.gpt import GPT, GPTConfig
 
 pytestmark = pytest.mark.peers
@@ -65,7 +65,7 @@ def test_gpt_follows_pytorch_step_by_step(bias, double, loss_tolerance, toleranc
 
     with jax.enable_x64(double):
         model = GPT(GPTConfig(**SIZES, use_bias=bias))
-        params, starts = moved(model), train.random_starts(300, 16, 4)(0, STEPS)
+        params, starts = moved(model), batches.random_starts(300, 16, 4)(0, STEPS)
         net = gpt_torch.GPT(**SIZES, bias=bias)
         net = net.double() if double else net
         net.load_state_dict(to_torch(params))

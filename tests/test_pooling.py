@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlc import layers, pooling
+from dlc import layers
+from dlc.layers import pooling
 
 # window, strides, padding, ceil, an image's height and width
 CASES = {

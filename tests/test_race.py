@@ -10,7 +10,7 @@ import optax
 import pytest
 from test_run import finish, start
 
-from dlc import train
+from dlc import batches, train
 from dlc.race import race
 from dlc.run import Run
 
@@ -34,7 +34,7 @@ def run_of(tmp_path=None, resume=False, **options):
     init = lambda key: train.init({"w": jax.random.normal(key)}, TX, key)  # noqa: E731
     step = train.on_device(train.make_step(loss_fn, TX), DATA)
     found = race(
-        run, init, step, lambda numbers: train.minibatches(24, 6, True, numbers),
+        run, init, step, lambda numbers: batches.minibatches(24, 6, True, numbers),
         answer=lambda state: state.params["w"] * jnp.ones(2), steps=8, evaluate_every=4, **options,
     )  # fmt: skip
     run.close()

@@ -11,7 +11,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dlc import losses, train
+from dlc import batches, losses, train
 from dlc.errors import UserError
 from dlc.models.mlp import MLP
 
@@ -26,7 +26,7 @@ def arrays():
 
 @pytest.fixture
 def index():
-    return train.minibatches(N, B, shuffle=True)(0, K)
+    return batches.minibatches(N, B, shuffle=True)(0, K)
 
 
 MODEL = MLP((7,), num_classes=3)
@@ -130,7 +130,7 @@ def test_over_seeds_is_a_vmap_where_there_is_no_cpu(arrays, index):
 
 
 def test_over_seeds_with_batches_of_their_own(arrays):
-    rows = train.minibatches(N, B, shuffle=True, seeds=(0, 1))(0, 1)[0]
+    rows = batches.minibatches(N, B, shuffle=True, seeds=(0, 1))(0, 1)[0]
     assert rows.shape == (2, B)
     step = train.on_device(plain_step(), arrays)
     state = jax.vmap(init)(train.seed_keys(0, 2))
@@ -239,27 +239,27 @@ def test_data_parallel_training_changes_the_placement_and_not_the_step(arrays):
 
 
 def test_minibatches_go_through_the_set_in_its_own_order_and_drop_the_rest():
-    rows = train.minibatches(7, 3)(0, 4)
+    rows = batches.minibatches(7, 3)(0, 4)
     np.testing.assert_array_equal(rows, [[0, 1, 2], [3, 4, 5], [0, 1, 2], [3, 4, 5]])
     assert rows.dtype == np.int32
 
 
 def test_shuffled_minibatches_are_a_new_permutation_each_epoch_and_a_function_of_the_step():
-    of = train.minibatches(N, B, shuffle=True)
+    of = batches.minibatches(N, B, shuffle=True)
     epochs = [of(0, 5), of(5, 5)]
     for epoch in epochs:
         np.testing.assert_array_equal(np.sort(epoch.ravel()), np.arange(N))
     assert (epochs[0] != epochs[1]).any()
     np.testing.assert_array_equal(np.concatenate([of(0, 3), of(3, 7)]), np.concatenate(epochs))
     np.testing.assert_array_equal(
-        train.minibatches(N, B, True, seeds=(4, 5))(2, 2)[:, 1], train.minibatches(N, B, True, seeds=(5,))(2, 2)
+        batches.minibatches(N, B, True, seeds=(4, 5))(2, 2)[:, 1], batches.minibatches(N, B, True, seeds=(5,))(2, 2)
     )
 
 
 @pytest.mark.parametrize("batch", [0, -1, N + 1])
 def test_a_batch_that_cannot_be_filled_is_refused(batch):
     with pytest.raises(UserError, match=f"a batch of {batch} cannot be drawn from {N} examples: choose 1 to {N}"):
-        train.minibatches(N, batch)
+        batches.minibatches(N, batch)
 
 
 @pytest.mark.parametrize("size", [1, 7, N, 1000])

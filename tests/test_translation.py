@@ -10,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from dlc import convert, language, metrics, plot, sequences, tokens, train, translation
+from dlc import convert, language, metrics, plot, tokens, train, translation
+from dlc.batches import bucketed, padded, random_starts, windows
 from dlc.data import text
 from dlc.errors import UserError
 from dlc.models.bert import BertConfig, BertMaskedLM
@@ -29,7 +30,7 @@ def pairs_of(lengths):
 
 def test_buckets_hold_what_fits_and_groups_have_one_shape():
     lengths = [3, 4, 5, 7, 8, 9, 15] * 40
-    batches, epoch, left_out = sequences.bucketed(*pairs_of(lengths), lengths=(6, 10), tokens=60, group=4, seed=1)
+    batches, epoch, left_out = bucketed(*pairs_of(lengths), lengths=(6, 10), tokens=60, group=4, seed=1)
     assert left_out == 40  # those of 15 tokens
     seen, shapes = [], set()
     for at in range(0, epoch, 4):
@@ -51,7 +52,7 @@ def test_buckets_hold_what_fits_and_groups_have_one_shape():
 
 def test_batches_are_a_function_of_the_step():
     source, target = pairs_of([3, 4, 8, 9] * 50)
-    made = functools.partial(sequences.bucketed, source, target, lengths=(6, 10), tokens=60, group=4)
+    made = functools.partial(bucketed, source, target, lengths=(6, 10), tokens=60, group=4)
     (one, epoch, _), (again, *_), (other, *_) = made(seed=0), made(seed=0), made(seed=1)
     at = 3 * epoch + 4
     assert (one(at, 4)["source"] == again(at, 4)["source"]).all()
@@ -64,7 +65,7 @@ def test_batches_are_a_function_of_the_step():
 
 def test_a_bucket_with_too_few_goes_into_the_next():
     source, target = pairs_of([3] * 5 + [8] * 50 + [14] * 2)
-    batches, epoch, left_out = sequences.bucketed(source, target, lengths=(6, 10, 20), tokens=60, group=1)
+    batches, epoch, left_out = bucketed(source, target, lengths=(6, 10, 20), tokens=60, group=1)
     seen = {int(n) for at in range(4 * epoch) for n in (batches(at, 1)["source"] != 0).sum(-1).ravel()}
     assert seen == {3, 8}
     assert left_out == 2  # at the end there is no next
@@ -72,30 +73,30 @@ def test_a_bucket_with_too_few_goes_into_the_next():
 
 def test_no_bucket_has_enough():
     with pytest.raises(UserError, match=r"^3 pairs do not fill a batch of 60 tokens: take smaller batches$"):
-        sequences.bucketed(*pairs_of([3, 3, 3]), lengths=(6,), tokens=60, group=1)
+        bucketed(*pairs_of([3, 3, 3]), lengths=(6,), tokens=60, group=1)
 
 
 def test_padded_cuts_and_fills():
-    rows = sequences.padded([np.array([1, 2, 3]), np.array([4])], 2)
+    rows = padded([np.array([1, 2, 3]), np.array([4])], 2)
     assert rows.tolist() == [[1, 2], [4, 0]]
     assert rows.dtype == np.int32
 
 
 def test_windows_lie_side_by_side():
-    assert sequences.windows(np.arange(8, dtype=np.int32), 3).tolist() == [[0, 1, 2, 3], [3, 4, 5, 6]]
+    assert windows(np.arange(8, dtype=np.int32), 3).tolist() == [[0, 1, 2, 3], [3, 4, 5, 6]]
     with pytest.raises(UserError, match=r"^a text of 3 tokens has no window of 3 \+ 1: take a longer text$"):
-        sequences.windows(np.arange(3, dtype=np.int32), 3)
+        windows(np.arange(3, dtype=np.int32), 3)
 
 
 def test_random_starts_reach_the_whole_text_and_depend_on_seed_and_step_alone():
-    starts = train.random_starts(20, 16, 50)
+    starts = random_starts(20, 16, 50)
     assert set(np.unique(starts(0, 4))) == {0, 1, 2, 3}
     np.testing.assert_array_equal(starts(0, 4)[2:], starts(2, 2))
-    several = train.random_starts(20, 16, 50, seeds=(0, 7))
+    several = random_starts(20, 16, 50, seeds=(0, 7))
     np.testing.assert_array_equal(several(1, 2)[:, 0], starts(1, 2))
     assert (several(1, 2)[:, 1] != starts(1, 2)).any()
     with pytest.raises(UserError, match="a text of 16 tokens has no window of 16"):
-        train.random_starts(16, 16, 2)
+        random_starts(16, 16, 2)
 
 
 def test_windows_of_a_text_reach_the_step():

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dlc import layers
-from dlc.attention import Attention, padding_mask
 from dlc.errors import UserError
+from dlc.layers.attention import Attention, padding_mask
 
 PAD = 0  # the token that fills up short texts, and that nothing attends to
 

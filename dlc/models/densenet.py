@@ -14,7 +14,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dlc import layers, pooling
+from dlc import layers
+from dlc.layers import pooling
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # section 4.2: as in He et al. 2015a
 

@@ -22,8 +22,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from dlc import layers, pooling
+from dlc import layers
 from dlc.errors import UserError
+from dlc.layers import pooling
 
 # What the convolution between the projections of a block is: dilated so much, or of 5x1 and 1x5 pixels
 Middle = int | Literal["asymmetric"]

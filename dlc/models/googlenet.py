@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from dlc import layers, pooling
+from dlc import layers
+from dlc.layers import pooling
 
 Form = Literal["paper", "torchvision"]
 

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dlc import layers
-from dlc.attention import Attention, Cache, KeyValue, empty_cache
 from dlc.errors import UserError
+from dlc.layers.attention import Attention, Cache, KeyValue, empty_cache
 
 
 @dataclass(frozen=True)

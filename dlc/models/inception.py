@@ -25,7 +25,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from dlc import layers, pooling
+from dlc import layers
+from dlc.layers import pooling
 
 Branches = tuple[tuple[Any, ...], ...]
 

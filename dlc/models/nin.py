@@ -18,7 +18,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from dlc import layers
-from dlc.pooling import max_pool
+from dlc.layers.pooling import max_pool
 
 BLOCKS = (96, 11), (256, 5), (384, 3), (1024, 3)  # channels, and the side of the first kernel
 

@@ -17,8 +17,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dlc import layers, pooling
+from dlc import layers
 from dlc.errors import UserError
+from dlc.layers import pooling
 
 SLOPE = 0.25  # of the negative half, at the beginning
 PYRAMID = 7, 3, 2, 1  # 63 bins

@@ -20,7 +20,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dlc import layers, pooling
+from dlc import layers
+from dlc.layers import pooling
 
 Shortcut = Literal["A", "B", "C", "none"]
 

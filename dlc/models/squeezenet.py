@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dlc import layers
-from dlc.pooling import max_pool
+from dlc.layers.pooling import max_pool
 
 # Of the modules fire2 to fire9 the channels between and, twice, those of the output: table 1.
 FIRES = {2: (16, 64), 3: (16, 64), 4: (32, 128), 5: (32, 128), 6: (48, 192), 7: (48, 192), 8: (64, 256), 9: (64, 256)}

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dlc import layers
-from dlc.attention import Attention, Cache, KeyValue, empty_cache, padding_mask, sinusoidal
+from dlc.layers.attention import Attention, Cache, KeyValue, empty_cache, padding_mask, sinusoidal
 
 
 @dataclass(frozen=True)

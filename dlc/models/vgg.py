@@ -14,7 +14,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from dlc import layers
-from dlc.pooling import max_pool
+from dlc.layers.pooling import max_pool
 
 WIDTHS = 64, 128, 256, 512, 512  # of the five stages: table 1
 

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dlc import layers
-from dlc.attention import Attention
 from dlc.errors import UserError
+from dlc.layers.attention import Attention
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ import jax
 import numpy as np
 import tyro
 
-from dlc import bench, data
+from dlc import batches, bench, data
 from dlc.config import positive
 from dlc.errors import UserError
+from dlc.prepare import channel_mean_and_std, standardise
 
 BATCH = {"resnet": 128, "record": 2000}
 CHUNK = {"resnet": 10, "record": 1}
@@ -31,10 +32,9 @@ CHUNK = {"resnet": 10, "record": 1}
 
 def images(count: int = 10_000) -> tuple[np.ndarray, np.ndarray]:
     """Standardised images and labels: every form takes the same, so that what is timed is the step alone."""
-    from dlc import augment
 
     train = data.load("cifar10").train
-    prepare = augment.standardise(*augment.channel_mean_and_std(train["image"]))
+    prepare = standardise(*channel_mean_and_std(train["image"]))
     return np.asarray(prepare(train["image"][:count])), train["label"][:count]
 
 
@@ -47,9 +47,8 @@ def ours(part: str) -> Callable[[], float]:
     import optax
 
     from dlc import losses, train
-    from dlc.models.airbench import airbench94
+    from dlc.models.airbench import airbench94, whitening
     from dlc.models.resnet_cifar import cifar_resnet
-    from dlc.whiten import whitening
     from experiments.cifar10 import record
 
     image, label = images()
@@ -67,7 +66,7 @@ def ours(part: str) -> Callable[[], float]:
     step = train.compiled(
         train.scanned(train.on_device(train.make_step(loss_fn, tx), {"image": image, "label": label}))
     )
-    rows, chunk = train.minibatches(len(label), BATCH[part]), CHUNK[part]
+    rows, chunk = batches.minibatches(len(label), BATCH[part]), CHUNK[part]
     return bench.chunks(lambda state, at: jax.block_until_ready(step(state, rows(at, chunk))[0]), state, chunk, warm=2)
 
 

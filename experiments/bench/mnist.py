@@ -20,9 +20,10 @@ import jax
 import numpy as np
 import tyro
 
-from dlc import bench, data
+from dlc import batches, bench, data
 from dlc.config import positive
 from dlc.errors import UserError
+from dlc.prepare import mean_and_std, standardise
 
 BATCH, CHUNK = 100, 100
 
@@ -31,15 +32,15 @@ def ours() -> Callable[[], float]:
     """The experiment's own step, scanned as `Run.fit` scans it."""
     import optax
 
-    from dlc import augment, losses, train
+    from dlc import losses, train
     from dlc.models.convnet import Convnet
 
     mnist = data.load("mnist")
-    prepare = augment.standardise(*augment.mean_and_std(mnist.train["image"]))
+    prepare = standardise(*mean_and_std(mnist.train["image"]))
     model, tx = Convnet(), optax.sgd(0.1)
     params = model.init(jax.random.key(0), prepare(mnist.train["image"][:1]))["params"]
     step = train.on_device(train.make_step(losses.classify(model, prepare), tx), mnist.train)
-    step, rows = train.compiled(train.scanned(step)), train.minibatches(60_000, BATCH)
+    step, rows = train.compiled(train.scanned(step)), batches.minibatches(60_000, BATCH)
     state = train.init(params, tx, jax.random.key(0))
     return bench.chunks(lambda state, at: jax.block_until_ready(step(state, rows(at, CHUNK))[0]), state, CHUNK)
 

@@ -24,8 +24,8 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
-from dlc import cpu, pooling
 from dlc.errors import UserError
+from dlc.layers import cpu, pooling
 
 Padding = str | Sequence[tuple[int, int]]
 

@@ -16,8 +16,9 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from dlc import cpu, layers
+from dlc import layers
 from dlc.errors import UserError
+from dlc.layers import cpu
 
 Mask = Bool[Array, "#B #N #T S"]
 

@@ -17,8 +17,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
-from dlc import cpu
 from dlc.errors import UserError
+from dlc.layers import cpu
 
 Pads = Sequence[tuple[int, int]]
 NONE = ((0, 0), (0, 0))

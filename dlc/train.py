@@ -179,57 +179,6 @@ def seed_keys(seed: int, seeds: int = 1) -> Key[Array, " S"]:
     return jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds))
 
 
-<<<<<<< HEAD
-def minibatches(examples: int, batch: int, shuffle: bool = False, seeds: Sequence[int] = (0,)) -> BatchesOf:
-    """Rows of the batches `first .. first + count` of endless epochs, `[count, B]` int32, as a pure function of both.
-
-    Without `shuffle` every epoch goes through the set in its own order; with it, epoch e is the permutation that the
-    seed and e give, and several seeds give `[count, S, B]`. The rest that does not fill a batch is dropped.
-
-    Raises UserError if not even one batch can be filled.
-    """
-    steps = steps_per_epoch(examples, batch)
-
-    @functools.lru_cache(maxsize=2 * len(seeds))
-    def epoch(number: int, seed: int) -> np.ndarray:
-        order = np.random.default_rng((seed, number)).permutation(examples) if shuffle else np.arange(examples)
-        return order[: steps * batch].reshape(steps, batch).astype(np.int32)
-
-    def rows(first: int, count: int) -> np.ndarray:
-        own = [np.stack([epoch(i // steps, seed)[i % steps] for i in range(first, first + count)]) for seed in seeds]
-        return np.stack(own, axis=1) if shuffle and len(seeds) > 1 else own[0]
-
-    return rows
-
-
-def random_starts(tokens: int, length: int, batch: int, seeds: Sequence[int] = (0,)) -> BatchesOf:
-    """Places at which windows of `length` + 1 of `tokens` tokens begin, drawn evenly: `[count, B]` int32.
-
-    As with `minibatches` they are a function of the seed and the step, and several seeds give `[count, S, B]`.
-
-    Raises UserError if there is not even one window.
-    """
-    if tokens <= length:
-        raise UserError(f"a text of {tokens} tokens has no window of {length} + 1: take a longer text")
-
-    def starts(first: int, count: int) -> np.ndarray:
-        drawn = [
-            [np.random.default_rng((seed, step)).integers(tokens - length, size=batch) for seed in seeds]
-            for step in range(first, first + count)
-        ]
-        several = np.array(drawn, np.int32)
-        return several if len(seeds) > 1 else several[:, 0]
-
-    return starts
-
-
-def steps_per_epoch(examples: int, batch: int) -> int:
-    """How many whole batches there are. Raises UserError if there is not even one."""
-    if not 0 < batch <= examples:
-        raise UserError(f"a batch of {batch} cannot be drawn from {examples} examples: choose 1 to {examples}")
-    return examples // batch
-
-
 def evaluation(loss_fn: LossFn, arrays: PyTree, size: int) -> Callable[[State], Metrics]:
     """The means of a loss and its metrics over all N rows of `arrays`: `state -> {"loss": ..., ...}`.
 
@@ -259,8 +208,6 @@ def evaluation(loss_fn: LossFn, arrays: PyTree, size: int) -> Callable[[State], 
     return Partial(evaluate, jax.device_put(arrays, may_alias=False))
 
 
-=======
->>>>>>> 35a0385509d57665964a8d35c397623251b47179
 def in_batches(forward: Callable[[State, Any], Any], arrays: PyTree, size: int) -> Callable[[State], Any]:
     """`forward(state, batch)` over all N rows of `arrays`, `size` at a time: `state -> outputs [N, ...]`.
 

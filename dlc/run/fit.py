@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from dlc import costs, process, train
+from dlc.batches import BatchesOf
 from dlc.run.loop import training
 from dlc.run.run import Run
 from dlc.weights import artifact
@@ -67,7 +68,7 @@ def fit(
     run: Run,
     state: Any,
     step: train.Step,
-    batches: train.BatchesOf | None,
+    batches: BatchesOf | None,
     plan: Plan,
     evaluate: Callable[[Any], dict[str, Any]] | None = None,
 ) -> Any:

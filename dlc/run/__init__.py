@@ -1,8 +1,8 @@
 """Runs: from the command line to a folder with everything that a run leaves behind.
 
-    run        where an experiment reports to
-    fit        the training loop; `loop` has its parts, for a loop of your own
-    launch     flags, folder, signals, exit codes
+run        where an experiment reports to
+fit        the training loop; `loop` has its parts, for a loop of your own
+launch     flags, folder, signals, exit codes
 """
 
 from dlc.run.fit import Plan, fit, start

@@ -1,10 +1,10 @@
 """Flags from a frozen dataclass: its fields are the flags, their defaults the values, their comments the help.
 
-    @dataclass(frozen=True)
-    class Config:
-        epochs: Positive[int] = 10
-        dropout: Share = 0.1
-        prompt: Shown[str] = "To be"  # may be given with --weights, too
+@dataclass(frozen=True)
+class Config:
+    epochs: Positive[int] = 10
+    dropout: Share = 0.1
+    prompt: Shown[str] = "To be"  # may be given with --weights, too
 """
 
 import dataclasses
@@ -39,6 +39,7 @@ class Use(NamedTuple):
 Positive = Annotated[T, Bound(lambda value: value > 0, "must be greater than 0, not {}")]
 NotNegative = Annotated[T, Bound(lambda value: value >= 0, "must not be negative, as {} is")]
 Share = Annotated[float, Bound(lambda value: 0 <= value < 1, "must be at least 0 and less than 1, not {}")]
+Some = Annotated[T, Bound(len, "needs at least one value")]
 Shown = Annotated[T, Use("with --weights, too")]  # a field that also matters without training
 
 
@@ -150,7 +151,8 @@ def read(folder: Path) -> dict[str, Any]:
         if not all(isinstance(content[key], kind) for key, kind in kinds.items()):
             raise TypeError
     except OSError as error:
-        raise UserError(f"{folder} is not the folder of a run: cannot read its config.json ({error.strerror})") from None
+        reason = f"its config.json cannot be read ({error.strerror})"
+        raise UserError(f"{folder} is not the folder of a run: {reason}") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{folder}/config.json is damaged; start a new run") from None
     return content

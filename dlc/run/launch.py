@@ -1,4 +1,4 @@
-"""From the command line to a finished run: flags, the run's folder, signals, and one sentence for whatever went wrong."""
+"""From the command line to a finished run: flags, the run's folder, signals, and one sentence for every error."""
 
 import contextlib
 import errno
@@ -168,7 +168,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals(run: Run) -> Iterator[None]:
-    """Ctrl-C and SIGTERM stop training after the steps in progress; anything else, or a second signal, stops at once."""
+    """Ctrl-C and SIGTERM stop training after the steps in progress. A second signal stops at once."""
 
     def handle(signum: int, frame: Any) -> None:
         if run.signals.training and not run.signals.stop:

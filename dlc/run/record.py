@@ -20,7 +20,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def device() -> dict[str, Any]:
-    """Platform ("cpu", "gpu", "tpu"), kind, and number of the devices that JAX computes on, and the number of the host's cores."""
+    """Platform ("cpu", "gpu", "tpu"), kind and number of JAX's devices, and the number of the host's cores."""
     first = jax.devices()[0]
     kind = _cpu_model() if first.platform == "cpu" else first.device_kind
     return {"platform": first.platform, "kind": kind, "count": jax.device_count(), "cores": os.cpu_count()}

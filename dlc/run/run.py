@@ -1,13 +1,13 @@
 """A run: one execution of an experiment and the folder that it leaves behind.
 
-    config.json          the configuration
-    log.jsonl            a line for every report and every evaluation
-    tensorboard/         the same for TensorBoard
-    checkpoints/         the newest states; `--resume` continues from there
-    model.json           the model, without its weights, from the first step on
-    weights.safetensors  the trained weights with their model; `dlc.weights.load` and `--weights` read them
-    figures/             PNG
-    result.json          claim, figures, seeds, seconds, examples/s, operations, device, versions, commit, command
+config.json          the configuration
+log.jsonl            a line for every report and every evaluation
+tensorboard/         the same for TensorBoard
+checkpoints/         the newest states; `--resume` continues from there
+model.json           the model, without its weights, from the first step on
+weights.safetensors  the trained weights with their model; `dlc.weights.load` and `--weights` read them
+figures/             PNG
+result.json          claim, figures, seeds, seconds, examples/s, operations, device, versions, commit, command
 """
 
 import contextlib
@@ -87,14 +87,14 @@ class Run:
         if self.folder:
             files.write_whole(self.folder / f"{name}.txt", content)
 
-    def keep(self, model: Any, variables: Any = None, seeds: int = 1) -> None:
+    def keep(self, model: Any, variables: Any = None) -> None:
         """Saves the model and, once it is trained, its variables, so that `dlc.weights.load` can read both.
 
         Call it without variables before training: the weights of a run that was killed are then read from its newest
-        checkpoint. With several seeds the first is kept.
+        checkpoint. If several seeds are trained at once, give those of the first.
         """
         if self.folder and variables is None:
-            artifact.save_model(self.folder, model, seeds)
+            artifact.write_model(self.folder, model)
         elif self.folder:
             artifact.save(self.folder, model, variables)
 

@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 from dlc.run.run import Run
 
 History = list[dict[str, Any]]
+Errors = dict[tuple[str, int], Any]  # (variant, depth) -> one number, or [S]
 
 
-def draw(run: Run, histories: dict[str, History], errors: dict[tuple[str, int], Any], claimed: dict[int, float]) -> None:
+def draw(run: Run, histories: dict[str, History], errors: Errors, claimed: dict[int, float]) -> None:
     """Saves "figure6", the errors during training by name, and "depth", the final ones by (variant, depth)."""
     run.figure("figure6", training_and_test(histories))
     run.figure("depth", against_depth(errors, claimed))
@@ -36,7 +37,7 @@ def training_and_test(histories: dict[str, History]) -> Figure:
     return figure
 
 
-def against_depth(errors: dict[tuple[str, int], Any], claimed: dict[int, float]) -> Figure:
+def against_depth(errors: Errors, claimed: dict[int, float]) -> Figure:
     """Test error (%) against depth, a line for each variant, beside what was claimed for each depth.
 
     An error is one number or, for several seeds, [S]: then the mean, with a bar of one standard deviation.

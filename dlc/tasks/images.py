@@ -19,9 +19,10 @@ from dlc import batches, losses, metrics, sharding, train
 from dlc.data import Dataset
 from dlc.data.stream import Batches
 from dlc.run import plot
-from dlc.run.fit import Plan, fit as fit_plan, start
+from dlc.run.fit import Plan, start
+from dlc.run.fit import fit as fit_plan
 from dlc.run.run import Run
-from dlc.views import views
+from dlc.views import over_crops, views
 
 Augment = Callable[[Any, Any], Any]
 
@@ -86,7 +87,7 @@ def fit(
     dataset, model, seeds = task.dataset, task.model, epochs.seeds
     train_set, examples = dataset.train, len(dataset.train["label"])
     run.facts |= {"dataset": dataset.name, "source": dataset.source}
-    run.keep(model, seeds=seeds)
+    run.keep(model)
 
     def init(key: Any) -> train.State:
         variables = model.init(key, task.prepare(train_set["image"][:1]))
@@ -157,10 +158,14 @@ def first_seed(variables: Any, seeds: int) -> Any:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures that are read when they are needed, the model that learns them, and how they meet."""
+    """Pictures that are read when they are needed, the model that learns them, and how they meet.
+
+    The model sees crops of `size` pixels, in training and in evaluations.
+    """
 
     model: Any
     prepare: losses.Prepare
+    size: int
     learn: Batches
     held: Batches
     classes: tuple[str, ...]
@@ -172,17 +177,16 @@ def fit_stream(
     task: Pictures,
     tx: optax.GradientTransformation,
     augment: Augment,
-    evaluate: Callable[[Any], dict[str, Any]],
     epochs: int,
     seed: int = 0,
 ) -> Any:
     """Trains for `epochs` epochs on pictures that are read when they are needed; returns the variables.
 
-    `augment(key, images)` changes what `task.prepare` makes of a batch's images. `evaluate(variables)` is reported
-    after each epoch. State and batches lie on `task.devices`. Saves the weights and the figures "curves" and "crops",
-    some of the pictures that are trained on.
+    `augment(key, images)` changes what `task.prepare` makes of a batch's images. After each epoch the crop in the
+    middle of every validation picture is evaluated. State and batches lie on `task.devices`. Saves the weights and the
+    figures "curves" and "crops", some of the pictures that are trained on.
     """
-    model, learn = task.model, task.learn
+    model, learn, evaluate = task.model, task.learn, Validation(run, task, crops=1)
     run.keep(model)
 
     def init(key: Any) -> train.State:
@@ -214,36 +218,40 @@ def fit_stream(
 
 @dataclass(frozen=True)
 class Validation:
-    """An evaluation over one pass of `held`: `forward(variables, images)` gives logits for uint8 images [B, H, W, 3]."""
+    """The evaluation of a model's variables over one pass of `task.held`, by 1 or 10 crops of each picture."""
 
     run: Run
-    forward: Callable[[Any, Any], Any]
-    held: Batches
+    task: Pictures
+    crops: Literal[1, 10]
 
     def __call__(self, variables: Any) -> dict[str, float]:
         """Loss, error and top-5 error."""
-        held, program = self.held, self._program(variables)
+        held, program = self.task.held, self._program(variables)
         pending = [program(variables, held(i, 1))[0] for i in range(held.steps)]
         return {name: sum(float(sums[name]) for sums in pending) / held.examples for name in pending[0]}
 
-    def draw(self, variables: Any, classes: tuple[str, ...]) -> None:
+    def draw(self, variables: Any) -> None:
         """Saves the figure "mistakes", those of the first batch."""
-        batch = self.held(0, 1)
+        held = self.task.held
+        batch = held(0, 1)
         _, logits = self._program(variables)(variables, batch)
         image, logits, label = (np.asarray(leaf) for leaf in (batch["image"][0], logits, batch["label"][0]))
-        shown = slice(self.held.examples)  # without the copies that fill up a batch
-        figure = plot.mistakes(image[shown], logits[shown].astype(np.float32), label[shown], classes)
+        shown = slice(held.examples)  # without the copies that fill up a batch
+        figure = plot.mistakes(image[shown], logits[shown].astype(np.float32), label[shown], self.task.classes)
         self.run.figure("mistakes", figure)
 
     def _program(self, variables: Any) -> Any:
-        return self.run.clock.compiled(_summed(self.forward), variables, self.held.like(0, 1))
+        return self.run.clock.compiled(_summed(self.task, self.crops), variables, self.task.held.like(0, 1))
 
 
 @functools.cache
-def _summed(forward: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+def _summed(task: Pictures, crops: Literal[1, 10]) -> Callable[[Any, Any], Any]:
+    """The sums over one batch, and its logits."""
+
     def summed(variables: Any, batch: Any) -> Any:
         batch = jax.tree.map(lambda leaf: leaf[0], batch)
-        logits, label, counts = forward(variables, batch["image"]), batch["label"], batch["counts"]
+        apply = lambda crop: task.model.apply(variables, task.prepare(crop))  # noqa: E731
+        logits, label, counts = over_crops(apply, batch["image"], task.size, crops), batch["label"], batch["counts"]
         right = {k: metrics.among_top_k(logits, label, k) for k in (1, 5)}
         each = {"loss": losses.cross_entropy(logits, label), "error": ~right[1], "top5_error": ~right[5]}
         return {name: jnp.where(counts, value, 0).sum(dtype=jnp.float32) for name, value in each.items()}, logits

@@ -28,7 +28,8 @@ from dlc.data.text import Pairs, Parallel
 from dlc.errors import UserError
 from dlc.generate import beam_search
 from dlc.run import plot
-from dlc.run.fit import Plan, fit as fit_plan, start
+from dlc.run.fit import Plan, start
+from dlc.run.fit import fit as fit_plan
 from dlc.run.run import Run
 
 LENGTHS = (14, 18, 24, 36, 64)  # of the buckets, in tokens; each is a program for training and one for translating

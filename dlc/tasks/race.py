@@ -109,7 +109,7 @@ def _heat(run: Run, contest: Contest, first: int, at_once: int) -> np.ndarray:
     plan = dataclasses.replace(contest.plan, seeds=at_once, batch_axis=0 if at_once > 1 else None)
     batches = contest.batches(range(first, first + at_once))
     if contest.model is not None:
-        run.keep(contest.model, seeds=at_once)
+        run.keep(contest.model)
     state = start(run, contest.init, train.seed_keys(first, at_once))
     evaluate = None
     if contest.predict:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -15,7 +14,8 @@ from dlc.batches import random_starts
 from dlc.data import text
 from dlc.errors import UserError
 from dlc.run import plot
-from dlc.run.fit import Plan, fit as fit_plan, start
+from dlc.run.fit import Plan, start
+from dlc.run.fit import fit as fit_plan
 from dlc.run.run import Run
 
 Tokenizer = tokens.Characters | tokens.BPE

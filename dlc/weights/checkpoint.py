@@ -24,7 +24,7 @@ class Unwritten(UserError):
 
 
 class Checkpoints:
-    """The checkpoints in one folder. Orbax is imported on first use, because that takes longer than most runs' start."""
+    """The checkpoints in one folder. Orbax is imported on first use, because the import is slow."""
 
     def __init__(self, folder: Path, keep: int = 2):
         self.folder, self.keep, self._orbax = folder.absolute(), keep, None

@@ -11,13 +11,12 @@ Komodakis 2016, with this paper's settings. Several depths and variants are trai
 Expect: 43.63 % after one epoch of 20 layers (`--iterations 390`), in two minutes on two CPU cores; the paper's 64,000
 iterations were not run here.
 
-    python -m experiments.cifar10.resnet
     python -m experiments.cifar10.resnet --depth 20 56 --variant plain residual
     python -m experiments.cifar10.resnet --depth 20 32 44 56 110 --seeds 3 --warmup 400
     python -m experiments.cifar10.resnet --weights RUN                      or RUN/residual-20, if it trained several
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -27,7 +26,7 @@ from dlc import augment, batches, data
 from dlc.errors import UserError
 from dlc.models import resnet_cifar
 from dlc.prepare import mean_image, standardise
-from dlc.run.flags import NotNegative, Positive, Shown
+from dlc.run.flags import NotNegative, Positive, Shown, Some
 from dlc.run.launch import launch
 from dlc.run.run import Run
 from dlc.tasks import compare, images
@@ -41,8 +40,8 @@ PAPER = {20: 0.0875, 32: 0.0751, 44: 0.0717, 56: 0.0697, 110: 0.0643}  # table 6
 @dataclass(frozen=True)
 class Config:
     dataset: Shown[Literal["cifar10", "cifar100", "digits32"]] = "cifar10"
-    depth: tuple[int, ...] = (20,)  # 6n + 2; of a wide network 6n + 4; resnet18 has 18
-    variant: tuple[Variant, ...] = ("residual",)
+    depth: Some[tuple[int, ...]] = (20,)  # 6n + 2; of a wide network 6n + 4; resnet18 has 18
+    variant: Some[tuple[Variant, ...]] = ("residual",)
     iterations: Positive[int] = 64_000
     batch: Positive[int] = 128
     lr: Positive[float] = 0.1  # divided by ten after a half and three quarters of the iterations
@@ -98,8 +97,6 @@ def optimizer(config: Config) -> optax.GradientTransformation:
 
 
 def train(config: Config, run: Run) -> dict:
-    if not (config.depth and config.variant):
-        raise UserError("--depth and --variant need at least one value each")
     tx, cifar = optimizer(config), data.load(config.dataset)
     mean, classes = mean_image(cifar.train["image"]), len(cifar.classes)
     steps_per_epoch = batches.steps_per_epoch(len(cifar.train["label"]), config.batch)

@@ -86,8 +86,8 @@ def made_up(config: Config, run: Run) -> dict:
     """Without weights: a made-up picture and random weights, if that was asked for."""
     if not config.made_up:
         raise UserError(
-            f"{config.model} needs published weights: download those that https://pytorch.org/vision/stable/models.html "
-            "(for Inception-v4 https://huggingface.co/timm) links, and name the file with --weights"
+            f"{config.model} needs published weights: download one from https://pytorch.org/vision/stable/models.html "
+            "(for Inception-v4 https://huggingface.co/timm), and name it with --weights"
         )
     squares = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     side = rule_of(config).crop
@@ -135,7 +135,9 @@ def beside_answers(squares: np.ndarray, titles: list[str], names: list[list[str]
         places = np.arange(len(labels))[::-1]
         right.barh(places, values, color=plot.ACCENT, height=0.35)
         for place, label, value in zip(places, labels, values, strict=True):
-            right.text(0, place + 0.25, f"{label}  {value:.1%}", fontsize=7, color=plot.INK, va="bottom", parse_math=False)
+            right.text(
+                0, place + 0.25, f"{label}  {value:.1%}", fontsize=7, color=plot.INK, va="bottom", parse_math=False
+            )
         right.set(xlim=(0, 1), ylim=(-0.5, len(labels)), xticks=(), yticks=())
         right.set_title(title, fontsize=7, loc="left", color=plot.INK, parse_math=False)
         right.spines[:].set_visible(False)

@@ -27,9 +27,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import optax
 
-from dlc import augment, batches, optim, sharding, views
+from dlc import augment, batches, optim, sharding
 from dlc.data import imagenet, pictures, stream
 from dlc.errors import UserError
 from dlc.models import alexnet, resnet, resnet_cifar
@@ -112,15 +111,7 @@ def problem(config: Config, run: Run, model: Any = None) -> Iterator[tuple[image
     prepare = standardise(np.array(imagenet.MEAN), recipe.std)
     model = model or recipe.network(num_classes=len(found.classes), dtype=config.dtype)
     with contextlib.closing(learn), contextlib.closing(held):
-        yield images.Pictures(model, prepare, learn, held, found.classes, devices), found
-
-
-def validation(config: Config, run: Run, task: images.Pictures, crops: Literal[1, 10]) -> images.Validation:
-    def forward(variables: Any, image: Any) -> Any:
-        apply = lambda crop: task.model.apply(variables, task.prepare(crop))  # noqa: E731
-        return views.over_crops(apply, image, recipe_of(config).size, crops)
-
-    return images.Validation(run, forward, task.held)
+        yield images.Pictures(model, prepare, recipe.size, learn, held, found.classes, devices), found
 
 
 def train(config: Config, run: Run) -> dict:
@@ -131,8 +122,7 @@ def train(config: Config, run: Run) -> dict:
         epoch, usual = batches.steps_per_epoch(task.learn.examples, recipe.batch), RECIPES[config.model].lr
         rate = optim.drops(recipe.lr, config.epochs * epoch, config.drops, config.warmup * epoch, usual)
         tx = optim.papers_momentum(rate, 0.9, recipe.weight_decay)
-        middle = validation(config, run, task, crops=1)
-        variables = images.fit_stream(run, task, tx, change, middle, config.epochs, config.seed)
+        variables = images.fit_stream(run, task, tx, change, config.epochs, config.seed)
         return evaluate(config, run, task, variables)
 
 
@@ -142,9 +132,9 @@ def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
 
 
 def evaluate(config: Config, run: Run, task: images.Pictures, variables: Any) -> dict:
-    last = validation(config, run, task, config.crops)
-    measured = run.clock.timed("evaluate", last, variables)
-    last.draw(variables, task.classes)
+    validation = images.Validation(run, task, config.crops)
+    measured = run.clock.timed("evaluate", validation, variables)
+    validation.draw(variables)
     return {f"validation_{name}": measured[name] for name in ("error", "top5_error")}
 
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dlc import convert, language, losses, optim, tokens
+from dlc import language, losses, optim, tokens, weights
 from dlc.config import not_negative, only, positive, share
 from dlc.errors import UserError
 from dlc.launch import launch
@@ -71,7 +71,7 @@ SMOKE = Config("python", vocab=400, layers=1, heads=2, width=32, context=32, ste
 def main(config: Config, run: Run) -> dict:
     if config.weights:
         model, params, tokenizer = language.known(
-            run, config.weights, "attention.bert", Config, network, optimizer, convert.load_bert_masked_lm
+            run, config.weights, "attention.bert", Config, network, optimizer, weights.load_bert_masked_lm
         )
         figures: dict = {}
     else:

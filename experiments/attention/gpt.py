@@ -25,7 +25,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from dlc import convert, generate, language, losses, optim
+from dlc import generate, language, losses, optim, weights
 from dlc.config import not_negative, only, positive, share
 from dlc.errors import UserError
 from dlc.launch import launch
@@ -79,7 +79,7 @@ SMOKE = Config("python", layers=2, heads=2, width=32, context=32, steps=300, war
 def main(config: Config, run: Run) -> dict:
     if config.weights:
         model, params, tokenizer = language.known(
-            run, config.weights, "attention.gpt", Config, network, optimizer, convert.load_gpt2
+            run, config.weights, "attention.gpt", Config, network, optimizer, weights.load_gpt2
         )
         figures: dict = {}
     else:

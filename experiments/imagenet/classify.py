@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 from tyro.conf import Positional
 
-from dlc import convert, plot
+from dlc import plot, weights
 from dlc.config import only, positive
 from dlc.data import imagenet, images
 from dlc.errors import UserError
@@ -96,11 +96,11 @@ def answer(config: Config, run: Run) -> dict:
     rule = rule._replace(resize=config.resize or rule.resize)
     squares = np.stack([imagenet.square(images.decode(path), rule) for path in config.images])
     names = imagenet.names(config.classes) if config.classes else imagenet.classes()
-    if (count := convert.published_classes(config.weights, MODELS[config.model]())) != len(names):
+    if (count := weights.published_classes(config.weights, MODELS[config.model]())) != len(names):
         known = f"{config.classes or 'ImageNet'} has {len(names):,}: name each in a line of a file, --classes FILE"
         raise UserError(f"{config.weights} is for {count:,} classes, and {known}")
     model = MODELS[config.model](num_classes=count)
-    variables = run.timed("load", convert.load_state_dict, config.weights, model)
+    variables = run.timed("load", weights.load_state_dict, config.weights, model)
 
     def probabilities(variables: Any, image: Any) -> Any:
         return jax.nn.softmax(model.apply(variables, image)[0])
@@ -125,7 +125,7 @@ def made_up(config: Config, folder: Path) -> Config:
     Image.fromarray(np.kron(squares, np.ones((40, 40, 1), np.uint8))).save(folder / "squares.png")
     model, side = MODELS[config.model](), RULES.get(config.model, imagenet.Rule()).crop
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, side, side, 3), np.float32))
-    convert.save_state_dict(folder / "random.safetensors", model, variables)
+    weights.save_state_dict(folder / "random.safetensors", model, variables)
     return dataclasses.replace(
         config, images=(folder / "squares.png",), weights=folder / "random.safetensors", made_up=False
     )

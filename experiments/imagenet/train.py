@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import optax
 
-from dlc import augment, classify, convert, optim, sharding, train, views
+from dlc import augment, classify, optim, sharding, train, views, weights
 from dlc.config import not_negative, only, positive
 from dlc.data import imagenet, pictures, stream
 from dlc.errors import UserError
@@ -114,7 +114,7 @@ def main(config: Config, run: Run) -> dict:
 
     with contextlib.closing(learn), contextlib.closing(held):
         if config.weights:
-            variables = sharding.kept(convert.load_state_dict(config.weights, model), devices)
+            variables = sharding.kept(weights.load_state_dict(config.weights, model), devices)
         else:
             colors = augment.color_components(stream.some_pixels(found.train)) / recipe.std
             epoch, usual = train.steps_per_epoch(learn.examples, recipe.batch), RECIPES[config.model].lr
@@ -127,7 +127,7 @@ def main(config: Config, run: Run) -> dict:
             )  # fmt: skip
         measured = run.timed("evaluate", evaluation(config.crops), variables)
     if run.folder and not config.weights and config.model not in ("alexnet_bn", "resnet8"):  # a form for --weights
-        convert.save_state_dict(run.folder / "weights.safetensors", model, variables)
+        weights.save_state_dict(run.folder / "weights.safetensors", model, variables)
     return {f"validation_{name}": measured[name] for name in ("error", "top5_error")}
 
 

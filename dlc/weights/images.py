@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlc.convert import files
 from dlc.errors import UserError
 from dlc.models.alexnet import AlexNet
 from dlc.models.densenet import DenseNet
@@ -32,6 +31,7 @@ from dlc.models.resnet import ResNet
 from dlc.models.squeezenet import POOLED, SqueezeNet
 from dlc.models.vgg import VGG
 from dlc.models.vit import ViT
+from dlc.weights import files
 
 # Our leaves, and theirs.
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -112,7 +112,7 @@ def published_classes(path: str | Path, model: nn.Module) -> int:
 def published(model: nn.Module) -> Published:
     """How a model is published. Raises UserError if it is not."""
     if isinstance(model, ViT):
-        raise UserError("weights of a ViT are read by convert.load_vit, and written by convert.save_vit")
+        raise UserError("weights of a ViT are read by weights.load_vit, and written by weights.save_vit")
     if type(model) not in FORMS:
         raise UserError(f"there are no published weights for {type(model).__name__}, or none that can be read here")
     return FORMS[type(model)]

@@ -27,12 +27,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlc.convert import files
-from dlc.convert.files import Tensor, some
 from dlc.errors import UserError
 from dlc.models.bert import Bert, BertConfig, BertMaskedLM
 from dlc.models.gpt import GPT, GPTConfig
 from dlc.models.vit import ViT, ViTConfig
+from dlc.weights import files
+from dlc.weights.files import Tensor, some
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 

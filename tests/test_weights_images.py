@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dlc import convert
+from dlc import weights
 from dlc.errors import UserError
 from dlc.models.alexnet import alexnet, alexnet_bn
 from dlc.models.densenet import DenseNet
@@ -31,7 +31,7 @@ def variables():
 
 @pytest.fixture
 def saved(variables, tmp_path):
-    convert.save_state_dict(tmp_path / "model.safetensors", MODEL, variables)
+    weights.save_state_dict(tmp_path / "model.safetensors", MODEL, variables)
     return tmp_path / "model.safetensors"
 
 
@@ -44,22 +44,22 @@ def changed(saved, change):
 
 def refused(path, sentence, model=MODEL):
     with pytest.raises(UserError) as error:
-        convert.load_state_dict(path, model)
+        weights.load_state_dict(path, model)
     assert re.search(sentence, str(error.value)), error.value
 
 
 def test_what_is_written_is_read_again(saved, variables):
-    loaded = convert.load_state_dict(saved, MODEL)
+    loaded = weights.load_state_dict(saved, MODEL)
     assert jax.tree.structure(loaded) == jax.tree.structure(variables)
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
-    assert convert.published_classes(saved, MODEL) == 5
+    assert weights.published_classes(saved, MODEL) == 5
     assert load_file(saved)["features.conv0.weight"].shape == (8, 3, 7, 7)
 
 
 def test_half_precision_and_names_of_several_devices_are_read(saved, variables):
     tensors = {f"module.{name}": tensor.astype(np.float16) for name, tensor in load_file(saved).items()}
     save_file({**tensors, "module.features.norm0.num_batches_tracked": np.array(3)}, saved)
-    loaded = convert.load_state_dict(saved, MODEL)
+    loaded = weights.load_state_dict(saved, MODEL)
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {jnp.dtype("float32")}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), loaded, variables)
 
@@ -105,7 +105,7 @@ def test_files_that_are_none(saved, tmp_path):
         (resnet50(stride_at="1x1"), 'take a ResNet with stride_at="3x3"'),
         (googlenet(), r"take googlenet_bn\(\)"),
         (alexnet_bn(), "no published weights for AlexNet with batch norm"),
-        (vit_ti16(), r"are read by convert\.load_vit"),
+        (vit_ti16(), r"are read by weights\.load_vit"),
     ],
 )
 def test_models_without_published_weights_say_so(saved, model, sentence):
@@ -114,7 +114,7 @@ def test_models_without_published_weights_say_so(saved, model, sentence):
 
 def test_alexnet_of_2012_has_a_form_of_its_own_size():
     assert (
-        convert.images._shapes(alexnet(), convert.images.published(alexnet()))["params/dense1/kernel"].shape[0] == 9216
+        weights.images._shapes(alexnet(), weights.images.published(alexnet()))["params/dense1/kernel"].shape[0] == 9216
     )
 
 
@@ -124,12 +124,12 @@ def test_a_full_disk_is_an_error_of_the_system(variables, tmp_path, monkeypatch)
     def full(*arguments):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(convert.files, "save_file", full)
+    monkeypatch.setattr(weights.files, "save_file", full)
     with pytest.raises(OSError, match="No space left") as error:
-        convert.save_state_dict(tmp_path / "model.safetensors", MODEL, variables)
+        weights.save_state_dict(tmp_path / "model.safetensors", MODEL, variables)
     assert error.value.errno == 28
     with pytest.raises(UserError, match=r"there is no folder .*nowhere: make it first"):
-        convert.save_state_dict(tmp_path / "nowhere" / "model.safetensors", MODEL, variables)
+        weights.save_state_dict(tmp_path / "nowhere" / "model.safetensors", MODEL, variables)
 
 
 class Bomb:
@@ -157,7 +157,7 @@ def test_damaged_pickles_are_one_sentence(saved, tmp_path):
     torch.save(state, tmp_path / "new.pth")
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     for name in ("new.pth", "old.pth"):
-        assert jax.tree.structure(convert.load_state_dict(tmp_path / name, MODEL))
+        assert jax.tree.structure(weights.load_state_dict(tmp_path / name, MODEL))
         whole = (tmp_path / name).read_bytes()
         (tmp_path / "short.pth").write_bytes(whole[: len(whole) // 2])
         refused(tmp_path / "short.pth", "fetch it")

@@ -99,7 +99,7 @@ def test_weights_are_evaluated_without_training(some, recipe, monkeypatch, tmp_p
         "validation_top5_error": 0.0,
     }  # it says "flower" to everything
     assert not here.history
-    with pytest.raises(UserError, match=r"is for 2 classes, and the model for 10: set num_classes=2$"):
+    with pytest.raises(UserError, match=r"has 2 classes, but the model has 10: set num_classes=2$"):
         train.main(train.Config("digits32", model="resnet18", weights=tmp_path / "mine.safetensors"), run.Run())
 
 

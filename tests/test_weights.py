@@ -1,6 +1,7 @@
 """Hugging Face's weights: saved and loaded again, and the errors for files that are not what they should be."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -34,10 +35,14 @@ every = pytest.mark.parametrize(("model", "load", "save"), MODELS.values(), ids=
 
 def random_params(model):
     """Random weights, no two of them the same, made without compiling anything."""
-    inputs = jnp.zeros((1, 12, 12, 3)) if isinstance(model, ViT) else jnp.zeros((1, 12), int)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), inputs)["params"]
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), shapes)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), shapes(model))
+
+
+@functools.cache
+def shapes(model):
+    inputs = jnp.zeros((1, 12, 12, 3)) if isinstance(model, ViT) else jnp.zeros((1, 12), int)
+    return jax.eval_shape(model.init, jax.random.key(0), inputs)["params"]
 
 
 @pytest.fixture

@@ -70,7 +70,13 @@ def saved(tmp_path):
 
 
 def small(model=MODEL):
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2, 3)))
+    """Random variables of a network for images of 2x3."""
+    return initial(model, jnp.zeros((1, 2, 3)))
+
+
+def initial(model, x):
+    """Random variables, made without compiling anything."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
     return jax.tree.map(lambda leaf: jnp.asarray(normal(*leaf.shape), leaf.dtype), shapes)
 
 
@@ -284,12 +290,6 @@ def test_changes_are_those_of_the_model_or_its_configuration(saved):
 
 
 # Published weights, without saying whose they are
-
-
-def initial(model, x):
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(normal(*leaf.shape), leaf.dtype), jax.eval_shape(model.init, jax.random.key(0), x)
-    )
 
 
 TINY = {"vocab": 20, "context": 6, "layers": 1, "heads": 2, "width": 4, "hidden": 8}

@@ -13,7 +13,6 @@ from dlc import weights
 from dlc.errors import UserError
 from dlc.models.alexnet import alexnet, alexnet_bn
 from dlc.models.densenet import DenseNet
-from dlc.models.googlenet import googlenet
 from dlc.models.resnet import ResNet
 from dlc.models.vit import vit_ti16
 
@@ -103,7 +102,6 @@ def test_files_that_are_missing_or_truncated(saved, tmp_path):
     ("model", "sentence"),
     [
         (ResNet((1, 1, 1, 1), bottleneck=True, stride_at="1x1"), 'use a ResNet with stride_at="3x3"'),
-        (googlenet(), r"use googlenet_bn\(\)"),
         (alexnet_bn(), "AlexNet with batch norm has no published weights"),
         (vit_ti16(), r"use weights\.load_vit"),
     ],

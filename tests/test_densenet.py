@@ -8,7 +8,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from test_resnet import outputs
 
-from dlc import convert
+from dlc import weights
 from dlc.models.densenet import DenseNet, densenet121
 
 
@@ -23,10 +23,10 @@ def test_sizes_of_table_1():
 def test_files_with_points_in_the_names_of_modules_are_read(tmp_path):
     model = DenseNet((2, 1), growth=4, stem=8, num_classes=3)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    convert.save_state_dict(tmp_path / "today.safetensors", model, variables)
+    weights.save_state_dict(tmp_path / "today.safetensors", model, variables)
     today = load_file(tmp_path / "today.safetensors")
     old = {re.sub(r"(denselayer\d\.)(conv|norm)(\d)", r"\1\2.\3", name): tensor for name, tensor in today.items()}
     assert "features.denseblock1.denselayer2.norm.2.running_var" in old
     save_file(old, tmp_path / "old.safetensors")
-    again = convert.load_state_dict(tmp_path / "old.safetensors", model)
+    again = weights.load_state_dict(tmp_path / "old.safetensors", model)
     jax.tree.map(np.testing.assert_array_equal, again, variables)

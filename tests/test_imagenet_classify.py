@@ -14,7 +14,7 @@ import tyro
 from PIL import Image
 
 from dlc import config as configs
-from dlc import convert
+from dlc import weights
 from dlc.data import imagenet, images
 from dlc.errors import UserError
 from dlc.models.squeezenet import squeezenet1_1
@@ -106,7 +106,7 @@ def test_the_models_on_offer_have_published_weights():
     assert set(typing.get_args(classify.Config.__annotations__["model"])) == set(classify.MODELS)
     assert set(classify.RULES) < set(classify.MODELS)
     for make in classify.MODELS.values():
-        convert.images.published(make())
+        weights.images.published(make())
 
 
 @pytest.mark.peers
@@ -143,7 +143,7 @@ def known(tmp_path_factory):
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32))
     variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     variables["params"]["conv10"]["bias"] = np.log(np.float32([2, 10, 4]))
-    convert.save_state_dict(folder / "weights.safetensors", model, variables)
+    weights.save_state_dict(folder / "weights.safetensors", model, variables)
     (folder / "names.txt").write_text("cat\n dog \nhorse\n\n")
     Image.fromarray(PIXELS).save(folder / "photograph.png")
     Image.fromarray(PIXELS).convert("LA").save(folder / "grey.png")
@@ -172,9 +172,9 @@ def refusals(known):
     yield config(known, "none.png"), "there is no .*none.png"
     yield config(known, "names.txt"), "names.txt is no image"
     yield config(known, weights=known / "none.pth"), "there is no file .*none.pth"
-    yield config(known, weights=known / "photograph.png"), "photograph.png is no file of safetensors"
-    yield config(known, model="resnet18"), "is no state dict of a ResNet: it has no fc.bias"
-    yield config(known, model="squeezenet1_0"), r"weights.safetensors .*(has what|has no|is \()"
+    yield config(known, weights=known / "photograph.png"), "photograph.png is not a safetensors file"
+    yield config(known, model="resnet18"), "is not a state dict of a ResNet: it lacks fc.bias"
+    yield config(known, model="squeezenet1_0"), r"weights.safetensors .*(has tensors|lacks|has shape \()"
     yield config(known, classes=None), r"is for 3 classes, and ImageNet has 1,000: name each in a line .* --classes"
     yield config(known, classes=known / "none.txt"), "none.txt cannot be read: give a text file"
     yield config(known, classes=known / "photograph.png"), "photograph.png cannot be read: give a text file"

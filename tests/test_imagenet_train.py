@@ -10,9 +10,10 @@ import pytest
 from test_run import assert_refused, finish, folder_of, lines, python, start, weights
 from test_stream import photographs
 
-from dlc import convert, run
+from dlc import run
 from dlc.errors import UserError
 from dlc.models import resnet, resnet_cifar
+from dlc.weights import save_state_dict
 from experiments.imagenet import train
 
 MODULE = "experiments.imagenet.train"
@@ -90,7 +91,7 @@ def test_weights_are_evaluated_without_training(some, recipe, monkeypatch, tmp_p
     monkeypatch.setitem(train.RECIPES, "resnet18", train.Recipe(small, batch=16, size=32))
     model = small(num_classes=2)
     variables = zeros_but_the_last_bias(model)
-    convert.save_state_dict(tmp_path / "mine.safetensors", model, variables)
+    save_state_dict(tmp_path / "mine.safetensors", model, variables)
     config = train.Config(images=some, model="resnet18", weights=tmp_path / "mine.safetensors", crops=10)
     here = run.Run()
     assert train.main(config, here) == {
@@ -98,7 +99,7 @@ def test_weights_are_evaluated_without_training(some, recipe, monkeypatch, tmp_p
         "validation_top5_error": 0.0,
     }  # it says "flower" to everything
     assert not here.history
-    with pytest.raises(UserError, match=r"is for 2 classes, and the model for 10: set num_classes=2$"):
+    with pytest.raises(UserError, match=r"has 2 classes, but the model has 10: set num_classes=2$"):
         train.main(train.Config("digits32", model="resnet18", weights=tmp_path / "mine.safetensors"), run.Run())
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dlc import convert
+from dlc import weights
 from dlc.errors import UserError
 from dlc.models import googlenet, inception, inception_v4
 
@@ -44,15 +44,15 @@ def test_heads_speak_in_training_alone(make, size, heads):
 def test_a_file_with_heads_fits_a_model_without_but_not_the_other_way(tmp_path):
     whole = googlenet.googlenet_bn(num_classes=5)
     variables = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5, leaf.dtype), shapes(whole, 224))
-    convert.save_state_dict(tmp_path / "whole.safetensors", whole, variables)
+    weights.save_state_dict(tmp_path / "whole.safetensors", whole, variables)
     bare = whole.clone(aux=False)
-    found = convert.load_state_dict(tmp_path / "whole.safetensors", bare)
+    found = weights.load_state_dict(tmp_path / "whole.safetensors", bare)
     assert jax.tree.structure(found) == jax.tree.structure(dict(shapes(bare, 224)))
-    convert.save_state_dict(tmp_path / "bare.safetensors", bare, found)
+    weights.save_state_dict(tmp_path / "bare.safetensors", bare, found)
     with pytest.raises(UserError, match="aux=False"):
-        convert.load_state_dict(tmp_path / "bare.safetensors", whole)
+        weights.load_state_dict(tmp_path / "bare.safetensors", whole)
     with pytest.raises(UserError, match=r"googlenet_bn\(\)"):
-        convert.load_state_dict(tmp_path / "bare.safetensors", googlenet.googlenet())
+        weights.load_state_dict(tmp_path / "bare.safetensors", googlenet.googlenet())
 
 
 @pytest.mark.parametrize(

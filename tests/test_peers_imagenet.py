@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlc import convert
-from dlc.convert import images
+from dlc import weights
 from dlc.models import alexnet, densenet, googlenet, inception, inception_v4, resnet, squeezenet, vgg
+from dlc.weights import images
 
 pytestmark = pytest.mark.peers
 torch = pytest.importorskip("torch")
@@ -118,7 +118,7 @@ def assert_close(ours, theirs, what):
 @every
 def test_their_weights_give_their_numbers_here_and_ours_there(pair, tmp_path):
     theirs = published(pair, tmp_path / "theirs.pth")
-    variables = convert.load_state_dict(tmp_path / "theirs.pth", pair.model)
+    variables = weights.load_state_dict(tmp_path / "theirs.pth", pair.model)
     x = np.random.default_rng(0).normal(size=(2, *pair.image, 3)).astype(np.float32)
     expected, seen = their_outputs(theirs, x)
     logits, outputs = our_outputs(pair.model, variables, x)
@@ -136,7 +136,7 @@ def test_their_weights_give_their_numbers_here_and_ours_there(pair, tmp_path):
             compared += 1
     assert compared > 0.9 * len(outputs)
 
-    convert.save_state_dict(tmp_path / "ours.safetensors", pair.model, variables)
+    weights.save_state_dict(tmp_path / "ours.safetensors", pair.model, variables)
     again = vision_torch.build(pair.theirs, **pair.options).eval()
     from safetensors.torch import load_file
 
@@ -151,7 +151,7 @@ def test_in_training_googlenets_heads_and_statistics_are_theirs(tmp_path):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     model = PAIRS["googlenet"].model.clone(dropout=0.0, aux_dropout=0.0)
-    variables = convert.load_state_dict(tmp_path / "theirs.pth", model)
+    variables = weights.load_state_dict(tmp_path / "theirs.pth", model)
     x = np.random.default_rng(0).normal(size=(4, 97, 130, 3)).astype(np.float32)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
@@ -159,7 +159,7 @@ def test_in_training_googlenets_heads_and_statistics_are_theirs(tmp_path):
     for ours, name in zip(outputs, ("logits", "aux_logits1", "aux_logits2"), strict=True):
         assert_close(ours, getattr(expected, name).numpy(), name)
     torch.save(theirs.state_dict(), tmp_path / "after.pth")
-    after = convert.load_state_dict(tmp_path / "after.pth", model)["batch_stats"]
+    after = weights.load_state_dict(tmp_path / "after.pth", model)["batch_stats"]
     jax.tree.map(lambda ours, theirs: assert_close(ours, theirs, "statistics"), changed["batch_stats"], after)
 
 

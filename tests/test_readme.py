@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from dlc import convert, tokens
+from dlc import tokens, weights
 from dlc.models.gpt import GPT, GPTConfig
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +24,7 @@ def test_importing_a_model_takes_six_lines():
 
 def test_published_weights_write_on(tmp_path, capsys):
     model = GPT(GPTConfig(vocab=270, context=64, layers=1, heads=2, width=8))
-    convert.save_gpt2(tmp_path, model, model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+    weights.save_gpt2(tmp_path, model, model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
     tokens.train_bpe(["Attention is all you need"], 270).save(tmp_path)
     exec(PROGRAMS[1].replace("FOLDER", str(tmp_path)), {})
     assert capsys.readouterr().out.startswith("Attention is")

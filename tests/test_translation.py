@@ -10,8 +10,12 @@ import numpy as np
 import optax
 import pytest
 
+<<<<<<< HEAD
 from dlc import convert, language, metrics, plot, tokens, train, translation
 from dlc.batches import bucketed, padded, random_starts, windows
+=======
+from dlc import language, metrics, plot, sequences, tokens, train, translation, weights
+>>>>>>> e04bad63105e76b6ebc81432a3263bb4c6a3a8fe
 from dlc.data import text
 from dlc.errors import UserError
 from dlc.models.bert import BertConfig, BertMaskedLM
@@ -209,7 +213,7 @@ def test_gpt_writes_on_with_what_a_run_has_learnt(tmp_path, capsys):
     with pytest.raises(
         UserError, match=r"is a run of experiments\.attention\.gpt, not of experiments\.attention\.bert"
     ):
-        language.known(later, tmp_path, "attention.bert", bert.Config, bert.network, bert.optimizer, convert.load_bert)
+        language.known(later, tmp_path, "attention.bert", bert.Config, bert.network, bert.optimizer, weights.load_bert)
 
 
 def test_a_configuration_comes_back_as_it_was(tmp_path, monkeypatch):
@@ -227,7 +231,7 @@ def test_a_configuration_comes_back_as_it_was(tmp_path, monkeypatch):
 
 def test_weights_and_a_vocabulary_that_do_not_belong_together(tmp_path):
     model = GPT(GPTConfig(vocab=265, context=8, layers=1, heads=1, width=8))
-    convert.save_gpt2(tmp_path, model, model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+    weights.save_gpt2(tmp_path, model, model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
     tokens.train_bpe(["to be or not to be, that is the question"], 270).save(tmp_path)
     with pytest.raises(UserError, match=r"has 270 tokens and the model 265: they do not belong together$"):
         gpt.main(gpt.Config(weights=tmp_path), Run())
@@ -237,7 +241,7 @@ def test_published_bert_guesses_a_word(tmp_path):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "how", "are", "you", "doing", "today", "?"]
     (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
     model = BertMaskedLM(BertConfig(len(words), 12, layers=1, heads=1, width=8, hidden=8))
-    convert.save_bert(tmp_path, model, model.init(jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"])
+    weights.save_bert(tmp_path, model, model.init(jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"])
     said, run = [], Run()
     run.say = said.append
     assert bert.main(bert.Config(weights=tmp_path), run) == {}

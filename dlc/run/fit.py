@@ -9,11 +9,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from dlc import costs, process, train
+from dlc import costs, process, train, weights
 from dlc.batches import BatchesOf
 from dlc.run.loop import training
 from dlc.run.run import Run
-from dlc.weights import artifact
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,10 @@ class Plan:
         return count * self.seeds * (shape[axis] if len(shape) > axis else 1)
 
 
-def start(run: Run, init: Callable[[Any], train.State], keys: Any) -> train.State:
-    """`init(key)`, or with several `keys` [S] all such states stacked; begun from the weights that `--init-from` names.
+def start(run: Run, init: Callable[[Any], train.State], keys: Any, model: Any = None) -> train.State:
+    """`init(key)`, or with several `keys` [S] all such states stacked, and the weights that `--init-from` names.
 
-    Raises UserError if those weights do not fit.
+    Files of torchvision or timm can only be read if the `model` is given. Raises UserError if the weights do not fit.
     """
     several = train.for_each_seed if len(keys) > 1 else None
     keys = keys if len(keys) > 1 else keys[0]
@@ -59,8 +58,8 @@ def start(run: Run, init: Callable[[Any], train.State], keys: Any) -> train.Stat
     if run.init_from is None:
         return state
     shapes = jax.eval_shape(init, keys if keys.ndim == 0 else keys[0])
-    weights = artifact.begin({"params": shapes.params, **(shapes.aux or {})}, run.init_from)
-    filled = jax.tree.map(lambda new, old: jnp.broadcast_to(new, old.shape), weights, _variables(state))
+    begun = weights.begin({"params": shapes.params, **(shapes.aux or {})}, run.init_from, model)
+    filled = jax.tree.map(lambda new, old: jnp.broadcast_to(new, old.shape), begun, _variables(state))
     return state._replace(params=filled.pop("params"), aux=filled or None)
 
 

@@ -107,7 +107,7 @@ def fit(
         seeds=seeds,
         batch_axis=0 if epochs.shuffle and seeds > 1 else None,
     )
-    state = start(run, init, train.seed_keys(epochs.seed, seeds))
+    state = start(run, init, train.seed_keys(epochs.seed, seeds), model)
     answer = run.clock.compiled(task.on_test_set(), state, wrap=train.for_each_seed if seeds > 1 else None)
     measure = task.measure()
 
@@ -204,7 +204,7 @@ def fit_stream(
     run.figure("crops", plot.sheet({"trained on": learn.one(0)["image"][:8]}))
     state = fit_plan(
         run,
-        start(run, init, train.seed_keys(seed)),
+        start(run, init, train.seed_keys(seed), model),
         sharding.on_mesh(step, task.devices),
         learn,
         Plan(epochs * steps_per_epoch, evaluate_every=steps_per_epoch, report_every=-(-steps_per_epoch // groups)),

@@ -100,7 +100,7 @@ def fit(
         return train.init(model.init(key, some, some)["params"], tx, key)
 
     loss_fn = losses.sequence(model, recipe.smoothing)
-    state = start(run, init, train.seed_keys(recipe.seed))
+    state = start(run, init, train.seed_keys(recipe.seed), model)
     measure = run.clock.compiled(train.evaluation(loss_fn, held, size=64), state)
 
     def evaluate(state: train.State) -> dict[str, float]:

@@ -110,7 +110,7 @@ def _heat(run: Run, contest: Contest, first: int, at_once: int) -> np.ndarray:
     batches = contest.batches(range(first, first + at_once))
     if contest.model is not None:
         run.keep(contest.model)
-    state = start(run, contest.init, train.seed_keys(first, at_once))
+    state = start(run, contest.init, train.seed_keys(first, at_once), contest.model)
     evaluate = None
     if contest.predict:
         predict = run.clock.compiled(contest.predict, state, wrap=wrap)

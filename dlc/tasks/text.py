@@ -67,7 +67,7 @@ def fit(
     def init(key: Any) -> train.State:
         return train.init(model.init(key, jnp.ones((1, 1), jnp.int32))["params"], tx, key)
 
-    state = start(run, init, train.seed_keys(windows.seed))
+    state = start(run, init, train.seed_keys(windows.seed), model)
     measure = run.clock.compiled(train.evaluation(loss_fn, held, size=64), state)
 
     def evaluate(state: train.State) -> dict[str, float]:

@@ -82,8 +82,11 @@ class Checkpoints:
         found = self._newest(lambda step: wanted, warn)
         return found and (found[0], _filled(like, found[1]))
 
-    def read(self, part: str, warn: Callable[[str], None]) -> dict[str, Any] | None:
-        """The arrays of the newest intact checkpoint whose names begin with `part`, such as "params/", by name."""
+    def read(self, parts: tuple[str, ...], warn: Callable[[str], None]) -> dict[str, Any] | None:
+        """The arrays of the newest intact checkpoint whose names begin with one of `parts`, such as "params/".
+
+        None if there is no checkpoint. Raises UserError if all are damaged.
+        """
 
         def wanted(step: int) -> dict[str, jax.ShapeDtypeStruct]:
             here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -91,7 +94,7 @@ class Checkpoints:
             return {
                 name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
                 for name, leaf in stored.items()
-                if name.startswith(part)
+                if name.startswith(parts)
             }
 
         found = self._newest(wanted, warn, repair=False)

@@ -4,9 +4,9 @@
     variables = load_state_dict("resnet50.pth", model)   # {"params": ..., "batch_stats": ...}
     save_state_dict("resnet50.safetensors", model, variables)
 
-Theirs is one flat table of names, "layer1.0.conv1.weight"; ours is a tree of modules. For each of our models one
-function here gives the name of their module for the path of ours; what a weight is called in it and how it lies in
-memory (kernels [KH, KW, I, O] here, [O, I, KH, KW] there) is the same for all.
+A published file is a flat table of names such as "layer1.0.conv1.weight"; our variables are a tree of modules. For
+each family one function maps the path of our module to the published name. The names of the leaves and the memory
+layout (kernels [KH, KW, I, O] here, [O, I, KH, KW] there) are the same for all families.
 """
 
 import contextlib
@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlc.convert import files
 from dlc.errors import UserError
 from dlc.models.alexnet import AlexNet
 from dlc.models.densenet import DenseNet
@@ -32,28 +31,30 @@ from dlc.models.resnet import ResNet
 from dlc.models.squeezenet import POOLED, SqueezeNet
 from dlc.models.vgg import VGG
 from dlc.models.vit import ViT
+from dlc.weights import files
 
-# Our leaves, and theirs.
+# From our leaf names to PyTorch's.
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
 class Published(NamedTuple):
-    """How a family of models is published."""
+    """The published form of a family of models."""
 
-    names: Callable[[Any, str], str]  # from our model and the path of a module in it to the name of theirs
-    head: str  # their module whose outputs are the classes
-    image: Callable[[Any], int] = lambda model: 224  # height and width that the weights are for
-    renamed: tuple[tuple[str, str], ...] = ()  # spellings of older files, as regular expressions, and today's
-    ignored: Callable[[Any], str] = lambda model: "$^"  # what is no weight of this model, as a regular expression
+    names: Callable[[Any, str], str]  # from our model and a module path to the published module name
+    head: str  # the published module that outputs the classes
+    image: Callable[[Any], int] = lambda model: 224  # height and width that the weights were made for
+    renamed: tuple[tuple[str, str], ...] = ()  # regular expressions for spellings in older files, and today's
+    ignored: Callable[[Any], str] = lambda model: "$^"  # a regular expression for tensors to skip
 
 
 def load_state_dict(path: str | Path, model: nn.Module) -> dict[str, Any]:
-    """The variables of `model` from a local file *.safetensors, or *.pth, which needs PyTorch and runs no code.
+    """The variables of `model`, read from a local state dict: a safetensors file or a PyTorch pickle.
 
-    They are {"params": ...} and, where the model has them, {"batch_stats": ...}.
+    Returns {"params": ...} and, where the model has them, {"batch_stats": ...}. Reading a pickle needs PyTorch and
+    runs no code.
 
-    Raises UserError if the file is none, damaged, holds more than tensors, or is the state dict of another model: a
-    tensor that is missing, unknown, or of another size is named.
+    Raises UserError if the file is missing, damaged, holds more than tensors, or belongs to another model. The sentence
+    names the tensor that is missing, unknown or wrongly shaped.
     """
     path, form = Path(path), published(model)
     wanted = _shapes(model, form)
@@ -62,17 +63,17 @@ def load_state_dict(path: str | Path, model: nn.Module) -> dict[str, Any]:
         found = _open(stack, path, form)
         kind = type(model).__name__
         if missing := sorted(set(theirs.values()) - set(found)):
-            hint = " (a model without auxiliary heads has aux=False)" if _only_aux(model, form, missing) else ""
-            raise UserError(f"{path} is no state dict of this {kind}: it has no {files.some(missing)}{hint}")
+            hint = " (set aux=False for a model without auxiliary heads)" if _only_aux(model, form, missing) else ""
+            raise UserError(f"{path} is not a state dict of this {kind}: it lacks {files.some(missing)}{hint}")
         ignored = rf".*\.num_batches_tracked|{form.ignored(model)}"
         unknown = sorted(n for n in set(found) - set(theirs.values()) if not re.fullmatch(ignored, n))
         if unknown:
-            raise UserError(f"{path} has what this {kind} has not: {files.some(unknown)}")
+            raise UserError(f"{path} has tensors that this {kind} does not: {files.some(unknown)}")
         classes, ours = (shape[0] for shape in (found[f"{form.head}.bias"].shape, _head(form, wanted, theirs)))
         if classes != ours:
-            raise UserError(f"{path} is for {classes:,} classes, and the model for {ours:,}: set num_classes={classes}")
+            raise UserError(f"{path} has {classes:,} classes, but the model has {ours:,}: set num_classes={classes}")
         variables: dict[str, Any] = {}
-        for at, leaf in wanted.items():  # one at a time, so that no more than one is in memory twice
+        for at, leaf in wanted.items():  # one at a time, so that at most one tensor is in memory twice
             tensor = found[theirs[at]]
             files.check(
                 path, theirs[at], tensor, _turned(np.broadcast_to(np.float32(0), leaf.shape)).shape, "the model"
@@ -82,48 +83,49 @@ def load_state_dict(path: str | Path, model: nn.Module) -> dict[str, Any]:
 
 
 def save_state_dict(path: str | Path, model: nn.Module, variables: Any) -> None:
-    """Writes `variables` as a file of safetensors with the names that torchvision or timm has.
+    """Writes `variables` as a safetensors file with the names that torchvision or timm uses.
 
-    Raises UserError if the variables are not the model's or there is no such folder, and OSError if it is full.
+    Raises UserError if the variables do not belong to the model or the folder does not exist, and OSError if the disk
+    is full.
     """
     path, form = Path(path), published(model)
-    wanted, arrays = _shapes(model, form), _leaves(variables)
+    wanted, arrays = _shapes(model, form), files.flat(variables)
     if differing := sorted(set(arrays) ^ set(wanted)):
-        raise UserError(f"the variables are not those of the model: {files.some(differing)}")
+        raise UserError(f"the variables do not belong to the model: {files.some(differing)}")
     for at, leaf in wanted.items():
         if arrays[at].shape != leaf.shape:
-            raise UserError(f"{at} is {arrays[at].shape}, and the model wants {leaf.shape}")
+            raise UserError(f"{at} has shape {arrays[at].shape}, but the model expects {leaf.shape}")
     if not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent}: make it first")
+        raise UserError(f"the folder {path.parent} does not exist: create it first")
     tensors = {_theirs(model, form, at): _turned(np.asarray(array)) for at, array in arrays.items()}
     files.save_safetensors(path, tensors)
 
 
 def published_classes(path: str | Path, model: nn.Module) -> int:
-    """For how many classes a file of weights is. Raises UserError if it is not of this family of models."""
+    """The number of classes of a file. Raises UserError if the file is not of this model's family."""
     path, form = Path(path), published(model)
     with contextlib.ExitStack() as stack:
         found = _open(stack, path, form)
         if f"{form.head}.bias" not in found:
-            raise UserError(f"{path} is no state dict of a {type(model).__name__}: it has no {form.head}.bias")
+            raise UserError(f"{path} is not a state dict of a {type(model).__name__}: it lacks {form.head}.bias")
         return found[f"{form.head}.bias"].shape[0]
 
 
 def published(model: nn.Module) -> Published:
-    """How a model is published. Raises UserError if it is not."""
+    """The published form of a model. Raises UserError if there is none."""
     if isinstance(model, ViT):
-        raise UserError("weights of a ViT are read by convert.load_vit, and written by convert.save_vit")
+        raise UserError("use weights.load_vit and weights.save_vit for a ViT")
     if type(model) not in FORMS:
-        raise UserError(f"there are no published weights for {type(model).__name__}, or none that can be read here")
+        raise UserError(f"{type(model).__name__} has no published weights that can be read here")
     return FORMS[type(model)]
 
 
 def _open(stack: contextlib.ExitStack, path: Path, form: Published) -> dict[str, files.Tensor]:
-    """The tensors of a file by today's names."""
+    """The tensors of a file, by today's names."""
     if not path.is_file():
         raise UserError(f"there is no file {path}: give the path of a state dict, *.safetensors or *.pth")
-    found = files.open_pickle(path) if path.suffix in files.PICKLES else files.open_safetensors(stack, path)
-    if found and all(name.startswith("module.") for name in found):  # it was trained on several devices
+    found = files.open_pickle(path) if files.is_pickle(path) else files.open_safetensors(stack, path)
+    if found and all(name.startswith("module.") for name in found):  # the model was trained on several devices
         found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
     for old, new in form.renamed:
         found = {re.sub(old, new, name): tensor for name, tensor in found.items()}
@@ -132,18 +134,14 @@ def _open(stack: contextlib.ExitStack, path: Path, form: Published) -> dict[str,
 
 @functools.cache
 def _shapes(model: nn.Module, form: Published) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes and dtypes of a model's variables, by their paths."""
+    """The shapes and dtypes of a model's variables, by path."""
     side = form.image(model)
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    return _leaves(jax.eval_shape(model.init, jax.random.key(0), image))
-
-
-def _leaves(variables: Any) -> dict[str, Any]:
-    return {"/".join(key.key for key in at): leaf for at, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+    return files.flat(jax.eval_shape(model.init, jax.random.key(0), image))
 
 
 def _theirs(model: nn.Module, form: Published, ours: str) -> str:
-    """Their name of our leaf "collection/module/.../leaf"."""
+    """The published name of our leaf "collection/module/.../leaf"."""
     _, module, leaf = re.fullmatch(r"(\w+?)/(.+)/(\w+)", ours).groups()  # type: ignore[union-attr]
     return f"{form.names(model, module)}.{LEAVES[leaf]}"
 
@@ -159,20 +157,20 @@ def _only_aux(model: Any, form: Published, missing: list[str]) -> bool:
 
 
 def _turned(array: np.ndarray) -> np.ndarray:
-    """Our array as it lies in theirs: kernels with the outputs first."""
-    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T  # of one axis that is itself
+    """Our array in PyTorch's layout: kernels with the output axis first."""
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T  # the transpose of a vector is the vector
 
 
 def _turned_back(array: np.ndarray) -> np.ndarray:
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
-# From the paths of our modules to the names of theirs, a function for each family
+# From our module paths to the published names, one function per family
 
 
 def _alexnet(model: AlexNet, path: str) -> str:
     if model.norm == "batch":
-        raise UserError("there are no published weights for AlexNet with batch norm that can be read here")
+        raise UserError("AlexNet with batch norm has no published weights that can be read here")
     convolutions, dense = {1: 0, 2: 3, 3: 6, 4: 8, 5: 10}, {1: 1, 2: 4, 3: 6}
     place = int(path[-1])
     return f"features.{convolutions[place]}" if path.startswith("conv") else f"classifier.{dense[place]}"
@@ -182,14 +180,14 @@ def _vgg(model: VGG, path: str) -> str:
     if path.startswith("dense"):
         return f"classifier.{3 * int(path[-1]) - 3}"
     kind, stage, place = re.fullmatch(r"(conv|norm)(\d)_(\d)", path).groups()  # type: ignore[union-attr]
-    each = 3 if model.norm else 2  # convolution, norm if there is one, ReLU; a stage ends with its pooling
+    each = 3 if model.norm else 2  # convolution, norm if there is one, ReLU; pooling ends a stage
     before = sum(model.depths[: int(stage) - 1]) + int(place) - 1
     return f"features.{each * before + int(stage) - 1 + (kind == 'norm')}"
 
 
 def _googlenet(model: GoogLeNet, path: str) -> str:
     if model.form != "torchvision":
-        raise UserError("the published weights of GoogLeNet are for its form with batch norm: take googlenet_bn()")
+        raise UserError("the published weights of GoogLeNet are for its form with batch norm: use googlenet_bn()")
     theirs = {
         "conv1x1": "branch1", "reduce3x3": "branch2.0", "conv3x3": "branch2.1", "reduce5x5": "branch3.0",
         "conv5x5": "branch3.1", "project": "branch4.1", "norm": "bn", "dense": "fc", "dense1": "fc1", "dense2": "fc2",
@@ -199,7 +197,7 @@ def _googlenet(model: GoogLeNet, path: str) -> str:
 
 def _inception_v3(model: InceptionV3, path: str) -> str:
     stem = ["Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3"]
-    branches = {  # where a name ends with _, the place in the branch follows
+    branches = {  # where a name ends with _, the position in the branch follows
         "5": ["branch1x1", "branch5x5_", "branch3x3dbl_", "branch_pool"],
         "6a": ["branch3x3", "branch3x3dbl_"],
         "6": ["branch1x1", "branch7x7_", "branch7x7dbl_", "branch_pool"],
@@ -244,7 +242,7 @@ def _squeezenet(model: SqueezeNet, path: str) -> str:
     if place == 10:
         return "classifier.1"
     if place == 1:
-        return "features.0"  # and its ReLU is 1
+        return "features.0"  # features.1 is its ReLU
     return f"features.{place + sum(pooled < place for pooled in POOLED[model.version])}.{part}"
 
 
@@ -257,8 +255,8 @@ def _densenet(model: DenseNet, path: str) -> str:
 
 
 def _resnet(model: ResNet, path: str) -> str:
-    if model.bottleneck and model.stride_at != "3x3":  # which a file does not show: the kernels are of the same shapes
-        raise UserError('published weights have the stride in the 3x3 convolution: take a ResNet with stride_at="3x3"')
+    if model.bottleneck and model.stride_at != "3x3":  # a file does not show this: the kernels have the same shapes
+        raise UserError('published weights have the stride in the 3x3 convolution: use a ResNet with stride_at="3x3"')
     ends = {"conv1": "conv1", "norm1": "bn1", "dense": "fc"}
     if path in ends:
         return ends[path]
@@ -268,9 +266,9 @@ def _resnet(model: ResNet, path: str) -> str:
 
 
 FORMS: dict[type[nn.Module], Published] = {
-    # Of 2012's there are none, but what is trained here is saved in the same form.
+    # The AlexNet of 2012 has no published weights, but ours are saved in the same form.
     AlexNet: Published(_alexnet, "classifier.6", image=lambda model: 224 if model.padding else 227),
-    # torchvision's files are from a time when names of modules had points in them.
+    # torchvision's files date from a time when module names could contain dots.
     DenseNet: Published(_densenet, "classifier", renamed=((r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),)),
     ResNet: Published(_resnet, "fc"),
     GoogLeNet: Published(_googlenet, "fc", ignored=lambda model: "$^" if model.aux else r"aux[12]\..*"),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlc import convert
+from dlc import weights
 from dlc.models.bert import Bert, BertConfig, BertMaskedLM
 from dlc.models.gpt import GPT, GPTConfig
 from dlc.models.vit import ViT, ViTConfig
@@ -39,18 +39,18 @@ OURS = {"layers": 3, "heads": 4, "width": 32, "dropout": 0.0}
 # Our model and the two functions, and the class of theirs, its configuration
 PAIRS = {
     "GPT2LMHeadModel": (
-        GPT(GPTConfig(vocab=50, context=20, **OURS)), convert.load_gpt2, convert.save_gpt2, "GPT2Config", GPT2,
+        GPT(GPTConfig(vocab=50, context=20, **OURS)), weights.load_gpt2, weights.save_gpt2, "GPT2Config", GPT2,
     ),
     "BertForMaskedLM": (
-        BertMaskedLM(BertConfig(vocab=50, context=20, hidden=40, **OURS)), convert.load_bert_masked_lm,
-        convert.save_bert, "BertConfig", BERT,
+        BertMaskedLM(BertConfig(vocab=50, context=20, hidden=40, **OURS)), weights.load_bert_masked_lm,
+        weights.save_bert, "BertConfig", BERT,
     ),
     "BertModel": (
-        Bert(BertConfig(vocab=50, context=20, hidden=40, **OURS)), convert.load_bert, convert.save_bert, "BertConfig",
+        Bert(BertConfig(vocab=50, context=20, hidden=40, **OURS)), weights.load_bert, weights.save_bert, "BertConfig",
         BERT,
     ),
     "ViTForImageClassification": (
-        ViT(ViTConfig(image=24, patch=8, classes=7, hidden=40, **OURS)), convert.load_vit, convert.save_vit,
+        ViT(ViTConfig(image=24, patch=8, classes=7, hidden=40, **OURS)), weights.load_vit, weights.save_vit,
         "ViTConfig", VIT,
     ),
 }  # fmt: skip
@@ -140,14 +140,14 @@ def test_a_model_in_several_files(tmp_path):
     (tmp_path / "model.safetensors").unlink()
     theirs.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    model, variables = convert.load_gpt2(tmp_path)
+    model, variables = weights.load_gpt2(tmp_path)
     assert_close(answers(model, variables, "GPT2LMHeadModel"), their_answers(theirs, "GPT2LMHeadModel"), "GPT")
 
 
 def test_bfloat16_is_read_as_their_own_float32(tmp_path):
     theirs = published("GPT2LMHeadModel", tmp_path).bfloat16()
     theirs.save_pretrained(tmp_path)
-    model, variables = convert.load_gpt2(tmp_path)
+    model, variables = weights.load_gpt2(tmp_path)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     assert_close(answers(model, variables, "GPT2"), their_answers(theirs.float(), "GPT2"), "GPT")
 
@@ -159,20 +159,20 @@ def test_the_encoder_without_its_head(tmp_path):
     head = published("GPT2LMHeadModel", tmp_path / "head")
     head.transformer.save_pretrained(tmp_path / "bare")
     for folder in ("head", "bare"):
-        model, variables = convert.load_gpt2(tmp_path / folder)
+        model, variables = weights.load_gpt2(tmp_path / folder)
         assert_close(answers(model, variables, "GPT2"), their_answers(head, "GPT2"), "GPT")
 
     torch.manual_seed(0)
     both = transformers.BertForPreTraining(transformers.BertConfig(**BERT)).eval()
     both.save_pretrained(tmp_path / "both")
-    model, variables = convert.load_bert(tmp_path / "both")
+    model, variables = weights.load_bert(tmp_path / "both")
     assert_close(answers(model, variables, "BertModel"), their_answers(both.bert, "BertModel"), "BertModel")
-    convert.load_bert_masked_lm(tmp_path / "both")
+    weights.load_bert_masked_lm(tmp_path / "both")
 
 
 def test_greedy_generation_is_theirs_with_and_without_a_cache(tmp_path):
     theirs = published("GPT2LMHeadModel", tmp_path, eos_token_id=None)
-    model, variables = convert.load_gpt2(tmp_path)
+    model, variables = weights.load_gpt2(tmp_path)
     start = inputs("GPT2LMHeadModel")[:, :3]
     with torch.no_grad():
         expected = theirs.generate(
@@ -214,5 +214,5 @@ def test_torchvisions_vit_in_both_of_its_spellings(tmp_path):
     with torch.no_grad():
         expected = theirs(torch.from_numpy(inputs("ViT")).permute(0, 3, 1, 2)).numpy()
     for name in ("new", "old"):
-        model, variables = convert.load_vit(tmp_path / f"{name}.pth", config)
+        model, variables = weights.load_vit(tmp_path / f"{name}.pth", config)
         assert_close(answers(model, variables, "ViT"), [expected], "ViT")

@@ -1,6 +1,7 @@
-"""Published weights: there and back again, and what is said of files that are not what they should be."""
+"""Hugging Face's weights: saved and loaded again, and the errors for files that are not what they should be."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -10,46 +11,50 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dlc import convert
-from dlc.convert import huggingface
+from dlc import weights
 from dlc.errors import UserError
 from dlc.models import gpt
 from dlc.models.bert import Bert, BertConfig, BertMaskedLM
 from dlc.models.gpt import GPT, GPTConfig
 from dlc.models.vit import ViT, ViTConfig
+from dlc.weights import huggingface
 
 BERT = BertConfig(vocab=40, context=12, layers=2, heads=2, width=16, hidden=24)
 MODELS = {
-    "gpt2": (GPT(GPTConfig(vocab=40, context=12, layers=2, heads=2, width=16)), convert.load_gpt2, convert.save_gpt2),
-    "bert": (Bert(BERT), convert.load_bert, convert.save_bert),
-    "bert masked lm": (BertMaskedLM(BERT), convert.load_bert_masked_lm, convert.save_bert),
+    "gpt2": (GPT(GPTConfig(vocab=40, context=12, layers=2, heads=2, width=16)), weights.load_gpt2, weights.save_gpt2),
+    "bert": (Bert(BERT), weights.load_bert, weights.save_bert),
+    "bert masked lm": (BertMaskedLM(BERT), weights.load_bert_masked_lm, weights.save_bert),
     "vit": (
         ViT(ViTConfig(image=12, patch=4, classes=10, layers=2, heads=2, width=16, dropout=0.0)),
-        convert.load_vit,
-        convert.save_vit,
+        weights.load_vit,
+        weights.save_vit,
     ),
 }
 every = pytest.mark.parametrize(("model", "load", "save"), MODELS.values(), ids=MODELS)
 
 
-def weights(model):
-    """Random weights, no two of them the same; made without compiling anything."""
-    inputs = jnp.zeros((1, 12, 12, 3)) if isinstance(model, ViT) else jnp.zeros((1, 12), int)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), inputs)["params"]
+def random_params(model):
+    """Random weights, no two of them the same, made without compiling anything."""
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), shapes)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), shapes(model))
+
+
+@functools.cache
+def shapes(model):
+    inputs = jnp.zeros((1, 12, 12, 3)) if isinstance(model, ViT) else jnp.zeros((1, 12), int)
+    return jax.eval_shape(model.init, jax.random.key(0), inputs)["params"]
 
 
 @pytest.fixture
 def published(tmp_path):
     """A folder with a GPT-2."""
     model, _, save = MODELS["gpt2"]
-    save(tmp_path / "gpt2", model, weights(model))
+    save(tmp_path / "gpt2", model, random_params(model))
     return tmp_path / "gpt2"
 
 
 def rewrite(folder, change=lambda tensors: None, **configured):
-    """Changes what is in the folder; a value of None takes a key of the configuration away."""
+    """Changes the files in a folder. A value of None removes a key from the configuration."""
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / "model.safetensors")
@@ -64,14 +69,14 @@ def assert_same(tree, other):
 
 @every
 def test_there_and_back_again(model, load, save, tmp_path):
-    params = weights(model)
+    params = random_params(model)
     save(tmp_path / "new" / "folder", model, params)
     found, variables = load(tmp_path / "new" / "folder")
     assert_same(variables["params"], params)
     assert isinstance(jax.tree.leaves(variables)[0], jax.Array)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     assert type(found) is type(model)
-    # Where ours leaves it to the width, theirs says it.
+    # Our `hidden` may depend on the width; theirs is a number.
     assert found.config == dataclasses.replace(model.config, hidden=model.config.hidden or 64)
     written = {path.name: path.stat().st_mode for path in (tmp_path / "new" / "folder").iterdir()}
     assert sorted(written) == ["config.json", "model.safetensors"]
@@ -80,19 +85,19 @@ def test_there_and_back_again(model, load, save, tmp_path):
 
 @every
 def test_a_file_alone_needs_a_configuration(model, load, save, tmp_path):
-    save(tmp_path, model, weights(model))
+    save(tmp_path, model, random_params(model))
     (tmp_path / "config.json").unlink()
     found, variables = load(tmp_path / "model.safetensors", model.config, dtype="bfloat16")
-    assert_same(variables["params"], weights(model))
+    assert_same(variables["params"], random_params(model))
     assert found.config.dtype == "bfloat16"
-    with pytest.raises(ValueError, match=f"no .*config.json.* as in config={type(model.config).__name__}"):
+    with pytest.raises(ValueError, match=f"config.json does not exist.* with config={type(model.config).__name__}"):
         load(tmp_path / "model.safetensors")
 
 
 def test_the_layouts_are_those_of_pytorch(tmp_path):
-    """A dense kernel is turned over, a patch is a convolution's kernel, and query, key and value are in this order."""
+    """Dense kernels are transposed, the patch layer is a convolution, and the order is query, key, value."""
     model, _, save = MODELS["vit"]
-    params = weights(model)
+    params = random_params(model)
     save(tmp_path, model, params)
     written = load_file(tmp_path / "model.safetensors")
     block, query = params["block1"], "vit.encoder.layer.1.attention.attention.query"
@@ -113,7 +118,7 @@ def test_other_precisions_become_what_the_model_keeps(published, dtype):
     model, load, save = MODELS["gpt2"]
     rewrite(published, lambda tensors: tensors.update({k: v.astype(dtype) for k, v in tensors.items()}))
     _, variables = load(published)
-    rounded = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype).astype(np.float32), weights(model))
+    rounded = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype).astype(np.float32), random_params(model))
     assert_same(variables["params"], rounded)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     half, variables = load(published, param_dtype="bfloat16")
@@ -131,14 +136,14 @@ def test_a_model_in_several_files(published):
         save_file({name: tensors[name] for name in names[i::3]}, published / part)
         where |= dict.fromkeys(names[i::3], part)
     (published / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    assert_same(convert.load_gpt2(published)[1]["params"], weights(MODELS["gpt2"][0]))
+    assert_same(weights.load_gpt2(published)[1]["params"], random_params(MODELS["gpt2"][0]))
     (published / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"lists model-00002-of-00003\.safetensors, which is not there"):
-        convert.load_gpt2(published)
+    with pytest.raises(ValueError, match=r"lists model-00002-of-00003\.safetensors, not in the folder"):
+        weights.load_gpt2(published)
 
 
 def test_names_that_were_used_before(published, tmp_path):
-    """Without a prefix, with buffers that are no weights, with the tied weights written twice, with gamma and beta."""
+    """Names without a prefix, buffers that are not weights, tied weights that are written twice, gamma and beta."""
 
     def older(tensors):
         for name in list(tensors):
@@ -147,7 +152,7 @@ def test_names_that_were_used_before(published, tmp_path):
         tensors["lm_head.weight"] = tensors["wte.weight"]
 
     rewrite(published, older)
-    assert_same(convert.load_gpt2(published)[1]["params"], weights(MODELS["gpt2"][0]))
+    assert_same(weights.load_gpt2(published)[1]["params"], random_params(MODELS["gpt2"][0]))
 
     def pretraining(tensors):
         for name in list(tensors):
@@ -160,17 +165,17 @@ def test_names_that_were_used_before(published, tmp_path):
         tensors["bert.pooler.dense.bias"] = np.arange(16, dtype=np.float32)
 
     model, load, save = MODELS["bert masked lm"]
-    save(tmp_path / "bert", model, weights(model))
+    save(tmp_path / "bert", model, random_params(model))
     rewrite(tmp_path / "bert", pretraining)
-    assert_same(load(tmp_path / "bert")[1]["params"], weights(model))
-    encoder = convert.load_bert(tmp_path / "bert")[1]["params"]
+    assert_same(load(tmp_path / "bert")[1]["params"], random_params(model))
+    encoder = weights.load_bert(tmp_path / "bert")[1]["params"]
     np.testing.assert_array_equal(encoder["pooler"]["bias"], np.arange(16))
-    np.testing.assert_array_equal(encoder["token"]["embedding"], weights(model)["token"]["embedding"])
+    np.testing.assert_array_equal(encoder["token"]["embedding"], random_params(model)["token"]["embedding"])
 
 
 def test_timms_names_of_a_vit(tmp_path):
     model, load, _ = MODELS["vit"]
-    params, tensors = weights(model), {}
+    params, tensors = random_params(model), {}
     for row in huggingface.VIT_TIMM.rows(model.config):
         leaf = params
         for key in row.ours.split("/"):
@@ -181,7 +186,7 @@ def test_timms_names_of_a_vit(tmp_path):
     assert_same(load(tmp_path / "timm.safetensors", model.config)[1]["params"], params)
 
 
-# What is wrong, each in one sentence
+# Errors, one sentence each
 
 
 def drop(*names):
@@ -195,87 +200,92 @@ def put(**arrays):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (drop("transformer.h.1.ln_2.bias"), r"gpt2 is no whole GPT-2: it has no h\.1\.ln_2\.bias$"),
+        (drop("transformer.h.1.ln_2.bias"), r"gpt2 is not a complete GPT-2: it lacks h\.1\.ln_2\.bias$"),
         (drop(*(f"transformer.h.1.{n}.bias" for n in ("ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj"))), "and 1 more"),
-        (put(h__2__extra=np.ones(3)), r"has what our GPT-2 of 2 layers has not: h\.2\.extra$"),
+        (put(h__2__extra=np.ones(3)), r"has tensors that our GPT-2 of 2 layers does not: h\.2\.extra$"),
         (
             put(transformer__wte__weight=np.ones((41, 16), np.float32)),
-            r"wte\.weight in .* is \(41, 16\), and the configuration wants \(40, 16\)",
+            r"wte\.weight in .* has shape \(41, 16\), but the configuration expects \(40, 16\)",
         ),
         (
             put(transformer__h__0__mlp__c_fc__weight=np.ones((64, 16), np.float32)),
-            r"h\.0\.mlp\.c_fc\.weight in .* is \(64, 16\), and the configuration wants \(16, 64\)",
+            r"h\.0\.mlp\.c_fc\.weight in .* has shape \(64, 16\), but the configuration expects \(16, 64\)",
         ),
         (
             put(transformer__ln_f__weight=np.ones(16, np.int8)),
-            r"ln_f\.weight in .* is I8: only weights of 16, 32 or 64 bits",
+            r"ln_f\.weight in .* is I8: only floats of 16, 32 or 64 bits",
         ),
-        (put(lm_head__weight=np.ones((40, 16), np.float32)), r"has a lm_head\.weight of its own, .* it is wte\.weight"),
+        (
+            put(lm_head__weight=np.ones((40, 16), np.float32)),
+            r"has a separate lm_head\.weight, .* shares it with wte\.weight",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_named(published, change, sentence):
     rewrite(published, change)
     with pytest.raises(UserError, match=sentence):
-        convert.load_gpt2(published)
+        weights.load_gpt2(published)
 
 
 @pytest.mark.parametrize(
     ("configured", "sentence"),
     [
-        ({"model_type": "llama"}, r"config\.json is of a llama, not of a GPT-2"),
-        ({"model_type": None}, r"config\.json is of a model without a type, not of a GPT-2"),
-        ({"activation_function": "relu"}, r"says activation_function = 'relu', and our GPT-2 has 'gelu_new'"),
-        ({"n_layer": None, "n_head": None}, r"config\.json does not say n_head, n_layer"),
-        ({"n_layer": 3}, r"is no whole GPT-2: it has no h\.2\.attn\.c_attn\.bias, .* more"),
-        ({"n_layer": 1}, r"has what our GPT-2 of 1 layers has not: h\.1\.attn"),
+        ({"model_type": "llama"}, r"config\.json describes a llama, not a GPT-2"),
+        ({"model_type": None}, r"config\.json describes a model without a type, not a GPT-2"),
+        ({"activation_function": "relu"}, r"has activation_function = 'relu', but our GPT-2 has 'gelu_new'"),
+        ({"n_layer": None, "n_head": None}, r"config\.json lacks n_head, n_layer"),
+        ({"n_layer": 3}, r"is not a complete GPT-2: it lacks h\.2\.attn\.c_attn\.bias, .* more"),
+        ({"n_layer": 1}, r"has tensors that our GPT-2 of 1 layers does not: h\.1\.attn"),
         ({"n_head": 3}, "3 heads do not divide a width of 16"),
     ],
 )
 def test_a_configuration_that_means_something_else_is_named(published, configured, sentence):
     rewrite(published, **configured)
     with pytest.raises(UserError, match=sentence):
-        convert.load_gpt2(published)
+        weights.load_gpt2(published)
 
 
-def test_parts_that_gpt2_has_not_are_named(published):
-    with pytest.raises(UserError, match="a GPT-2 has no norm = 'rms': only its own parts"):
-        convert.load_gpt2(published, norm="rms")
+def test_options_that_gpt2_does_not_have_are_named(published):
+    with pytest.raises(UserError, match="GPT-2 does not support norm = 'rms': only its own options"):
+        weights.load_gpt2(published, norm="rms")
 
 
 def test_other_files_are_named(published):
     path, whole = published / "model.safetensors", (published / "model.safetensors").read_bytes()
-    with pytest.raises(UserError, match=r"there is no .*nowhere: give a folder with model\.safetensors"):
-        convert.load_gpt2(published / "nowhere")
+    with pytest.raises(UserError, match=r"nowhere does not exist: give a folder with model\.safetensors"):
+        weights.load_gpt2(published / "nowhere")
     for content in (whole[:-1], whole[:100], b"", b"PK\x03\x04 and so on", whole + b"more"):
         path.write_bytes(content)
-        with pytest.raises(UserError, match="is no file of safetensors, or is cut short: fetch it again"):
-            convert.load_gpt2(published)
+        with pytest.raises(UserError, match="is not a safetensors file, or it is truncated: fetch it again"):
+            weights.load_gpt2(published)
     path.write_bytes(whole)
     for content in ("{", "[]"):
         (published / "config.json").write_text(content)
-        with pytest.raises(UserError, match=r"is no JSON.*: fetch it again"):
-            convert.load_gpt2(published)
+        with pytest.raises(UserError, match=r"is not (valid JSON|a JSON object): fetch it again"):
+            weights.load_gpt2(published)
     (published / "config.json").unlink()
-    with pytest.raises(UserError, match=r"there is no .*config\.json: fetch it"):
-        convert.load_gpt2(published)
+    with pytest.raises(UserError, match=r"config\.json does not exist: fetch it"):
+        weights.load_gpt2(published)
     path.unlink()
-    with pytest.raises(UserError, match=r"there is no model\.safetensors in "):
-        convert.load_gpt2(published)
+    with pytest.raises(UserError, match=r"gpt2 has no model\.safetensors: fetch it"):
+        weights.load_gpt2(published)
     (published / "pytorch_model.bin").touch()
     for pickle in (published, published / "pytorch_model.bin"):
         with pytest.raises(UserError, match=r"pytorch_model.bin is a pickle, .*: save the model again with `save"):
-            convert.load_gpt2(pickle)
+            weights.load_gpt2(pickle)
 
 
 def test_what_cannot_be_written_is_named(tmp_path):
     model, _, save = MODELS["gpt2"]
-    params = weights(model)
+    params = random_params(model)
     today = gpt.modern(vocab=40, context=12, layers=1, heads=2, width=16)
-    with pytest.raises(UserError, match="a GPT-2 has no kv_heads = 1: only its own parts can be read or writ"):
-        save(tmp_path / "new", today, weights(today))
-    with pytest.raises(UserError, match=r"not those of the model: block1/attention/out/bias, .* and \d+ more"):
+    with pytest.raises(
+        UserError, match="GPT-2 does not support kv_heads = 1: only its own options can be read or writ"
+    ):
+        save(tmp_path / "new", today, random_params(today))
+    with pytest.raises(UserError, match=r"do not belong to the model: block1/attention/out/bias, .* and \d+ more"):
         save(tmp_path / "new", model, {key: value for key, value in params.items() if key != "block1"})
-    with pytest.raises(UserError, match=r"norm/bias is \(3,\), and the model wants \(16,\)"):
+    with pytest.raises(UserError, match=r"norm/bias has shape \(3,\), but the model expects \(16,\)"):
         save(tmp_path / "new", model, {**params, "norm": {**params["norm"], "bias": jnp.ones(3)}})
     assert not (tmp_path / "new").exists()
     (tmp_path / "file").touch()

@@ -1,0 +1,45 @@
+"""Weights: what runs leave, and what others publish, as a model and its variables.
+
+    model, variables = weights.load("runs/mine")                     # a run: `artifact.py`
+    model, variables = weights.load("gpt2/")                         # Hugging Face's folder: `huggingface.py`
+    model, variables = weights.load("resnet50.pth", resnet50())      # torchvision's or timm's file: `images.py`
+    variables = weights.begin(variables, "runs/mine")                # training begins from them
+
+    weights.save("mine.safetensors", model, variables)               # for `load`; for others, see the other `save_`s
+
+Weights are read from local files. Nothing here uses the network, and no code in a file is run. Whatever is wrong with a
+file is a UserError of one sentence.
+"""
+
+from dlc.weights.artifact import save, write_model
+from dlc.weights.description import describe, rebuild
+from dlc.weights.huggingface import (
+    load_bert,
+    load_bert_masked_lm,
+    load_gpt2,
+    load_vit,
+    save_bert,
+    save_gpt2,
+    save_vit,
+)
+from dlc.weights.images import load_state_dict, published_classes, save_state_dict
+from dlc.weights.sources import begin, load
+
+__all__ = [
+    "begin",
+    "describe",
+    "load",
+    "load_bert",
+    "load_bert_masked_lm",
+    "load_gpt2",
+    "load_state_dict",
+    "load_vit",
+    "published_classes",
+    "rebuild",
+    "save",
+    "save_bert",
+    "save_gpt2",
+    "save_state_dict",
+    "save_vit",
+    "write_model",
+]

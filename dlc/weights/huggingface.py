@@ -1,0 +1,276 @@
+"""GPT-2, BERT and ViT as Hugging Face publishes them: folders of weights to our variables and back.
+
+Weights are read from a local `*.safetensors` file or from a folder in Hugging Face's layout: `model.safetensors`
+(or the parts that `model.safetensors.index.json` lists) beside `config.json`. Saving writes the same layout, which
+transformers' `from_pretrained(folder)` loads. Nothing here uses the network.
+
+    model, variables = load_gpt2("gpt2/")
+    logits = model.apply(variables, tokens)
+
+`huggingface_tables.py` has one table per model, which serves both directions. A missing, unknown or wrongly shaped
+weight raises a UserError that names it, and so does a configuration that describes a different computation from ours.
+
+GPT-2 and BERT have several dropout rates. Our models have one, which is that of the residual branches.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlc.errors import UserError
+from dlc.models.bert import Bert, BertConfig, BertMaskedLM
+from dlc.models.gpt import GPT, GPTConfig
+from dlc.models.vit import ViT, ViTConfig
+from dlc.weights import files
+from dlc.weights.files import Tensor, some
+from dlc.weights.huggingface_tables import BERT, BERT_MASKED_LM, GPT2, VIT, VIT_TIMM, VIT_TORCHVISION, Format, Row
+
+WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+
+
+def load_gpt2(path: str | Path, config: GPTConfig | None = None, **changes: Any) -> tuple[GPT, dict[str, Any]]:
+    """GPT-2 as `GPT2LMHeadModel` or `GPT2Model` writes it. Returns the model and its variables {"params": ...}.
+
+    The sizes come from `config` if it is given, and otherwise from `config.json` in the folder (or beside the file).
+    `changes` override fields of the configuration, such as dtype="bfloat16". Weights are converted one at a time to
+    `param_dtype`, which is float32 unless changed.
+
+    Raises UserError as described at the top of this file.
+    """
+    return _load(GPT2, GPT, Path(path), config, changes)
+
+
+def load_bert(path: str | Path, config: BertConfig | None = None, **changes: Any) -> tuple[Bert, dict[str, Any]]:
+    """BERT's encoder with its pooler, as `BertModel` or `BertForPreTraining` writes it; see `load_gpt2`."""
+    return _load(BERT, Bert, Path(path), config, changes)
+
+
+def load_bert_masked_lm(
+    path: str | Path, config: BertConfig | None = None, **changes: Any
+) -> tuple[BertMaskedLM, dict[str, Any]]:
+    """BERT with its masked-language head, as `BertForMaskedLM` or `BertForPreTraining` writes it; see `load_gpt2`."""
+    return _load(BERT_MASKED_LM, BertMaskedLM, Path(path), config, changes)
+
+
+def load_vit(path: str | Path, config: ViTConfig | None = None, **changes: Any) -> tuple[ViT, dict[str, Any]]:
+    """ViT as `ViTForImageClassification`, timm or torchvision writes it; see `load_gpt2`.
+
+    Files from timm and torchvision need a `config`. torchvision's may be a *.pth: reading it needs PyTorch, and runs
+    no code.
+    """
+    return _load(VIT, ViT, Path(path), config, changes)
+
+
+def vit_classes(path: str | Path) -> int:
+    """The number of classes of a ViT's weights, as Hugging Face, timm or torchvision writes them."""
+    heads = ("classifier.bias", "head.bias", "heads.head.bias")
+    with contextlib.ExitStack() as stack:
+        found = _tensors(stack, VIT, _files(Path(path)))
+        for head in heads:
+            if head in found:
+                return found[head].shape[0]
+    raise UserError(f"{path} is not a state dict of a ViT: it lacks {' or '.join(heads)}")
+
+
+def published_model(path: Path) -> type[Any] | None:
+    """The class of our model for a folder of Hugging Face's, or a file in it; None if `config.json` does not say.
+
+    Raises UserError if the model is of a type that cannot be read here.
+    """
+    path = (path if path.is_dir() else path.parent) / CONFIG
+    theirs = _json(path) if path.is_file() else {}
+    match theirs.get("model_type"):
+        case None:
+            return None
+        case "gpt2":
+            return GPT
+        case "vit":
+            return ViT
+        case "bert":
+            architectures = str(theirs.get("architectures"))
+            return BertMaskedLM if re.search("BertFor(MaskedLM|PreTraining)", architectures) else Bert
+    raise UserError(f"{path} describes a {theirs['model_type']}: only gpt2, bert and vit can be read")
+
+
+def save_gpt2(path: str | Path, model: GPT, params: Any) -> None:
+    """Writes a folder that transformers' `GPT2LMHeadModel.from_pretrained` loads.
+
+    Raises UserError if the model has parts that GPT-2 does not have, or if the weights do not belong to the model.
+    """
+    _save(GPT2, Path(path), model, params)
+
+
+def save_bert(path: str | Path, model: Bert | BertMaskedLM, params: Any) -> None:
+    """Writes a folder that transformers' `BertModel` or `BertForMaskedLM` loads; see `save_gpt2`."""
+    _save(BERT if isinstance(model, Bert) else BERT_MASKED_LM, Path(path), model, params)
+
+
+def save_vit(path: str | Path, model: ViT, params: Any) -> None:
+    """Writes a folder that transformers' `ViTForImageClassification.from_pretrained` loads; see `save_gpt2`."""
+    _save(VIT, Path(path), model, params)
+
+
+# Loading
+
+
+def _load(form: Format, kind: Any, path: Path, config: Any, changes: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    paths = _files(path)
+    if config is None:
+        config = _read_config(form, (path if path.is_dir() else path.parent) / CONFIG)
+    model = kind(dataclasses.replace(config, **changes))
+    _check_config(form, model.config)
+    with contextlib.ExitStack() as stack:
+        found = _tensors(stack, form, paths)
+        if form is VIT:
+            others = {"patch_embed.proj.weight": VIT_TIMM, "conv_proj.weight": VIT_TORCHVISION}
+            form = next((other for name, other in others.items() if name in found), form)
+        wanted = _shapes(model, form.input(model.config))
+        rows = form.rows(model.config)
+        _check_names(form, path, rows, found)
+        for row in rows:
+            _check_shapes(path, row, wanted[row.ours], found)
+        for second, first in form.tied.items():
+            if second in found and not np.array_equal(found[second].read(), found[first].read()):
+                raise UserError(f"{path} has a separate {second}, but our {form.name} shares it with {first}")
+        params: dict[str, Any] = {}
+        for row in rows:  # one at a time, so that at most one weight is in memory twice
+            array = row.turn.ours([found[name].read() for name in row.theirs])
+            files.put(params, row.ours, jnp.array(array, wanted[row.ours].dtype))
+    return model, {"params": params}
+
+
+def _files(path: Path) -> list[Path]:
+    """The weight files at a path."""
+    advice = "save the model again with `save_pretrained`, which writes model.safetensors, or fetch that file"
+    if path.suffix in files.PICKLES - {".pth"}:
+        raise UserError(f"{path} is a pickle, which may run any program when it is read: {advice}")
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist: give a folder with {WEIGHTS} and {CONFIG}, or a safetensors file")
+    if (path / WEIGHTS).is_file():
+        return [path / WEIGHTS]
+    if (path / INDEX).is_file():
+        parts = sorted({path / part for part in _json(path / INDEX).get("weight_map", {}).values()})
+        missing = [part.name for part in parts if not part.is_file()]
+        if missing or not parts:
+            raise UserError(f"{path / INDEX} lists {', '.join(missing) or 'no files'}, not in the folder: fetch it")
+        return parts
+    if pickles := sorted(file.name for file in path.iterdir() if file.suffix in files.PICKLES):
+        raise UserError(f"{path / pickles[0]} is a pickle, which may run any program when it is read: {advice}")
+    raise UserError(f"{path} has no {WEIGHTS}: fetch it, or give the path of the weight file")
+
+
+def _tensors(stack: contextlib.ExitStack, form: Format, paths: list[Path]) -> dict[str, Tensor]:
+    """All tensors of the files, under the names used in the tables."""
+    found = {}
+    for path in paths:
+        opened = files.open_pickle(path) if path.suffix == ".pth" else files.open_safetensors(stack, path)
+        for name, tensor in opened.items():
+            known = name.removeprefix(form.prefix)
+            # The names of norms in files that were converted from TensorFlow.
+            known = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", known)
+            known = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", known)
+            # An older spelling in torchvision's files.
+            known = re.sub(r"\.mlp\.linear_([12])\.", lambda at: f".mlp.{3 * int(at[1]) - 3}.", known)
+            found[known] = tensor
+    return found
+
+
+def _check_names(form: Format, path: Path, rows: list[Row], found: Mapping[str, Tensor]) -> None:
+    names = {name for row in rows for name in row.theirs}
+    if missing := sorted(names - set(found)):
+        raise UserError(f"{path} is not a complete {form.name}: it lacks {some(missing)}")
+    unknown = sorted(name for name in set(found) - names - set(form.tied) if not re.fullmatch(form.ignored, name))
+    if unknown:
+        raise UserError(f"{path} has tensors that our {form.name} of {_layers(rows)} layers does not: {some(unknown)}")
+
+
+def _check_shapes(path: Path, row: Row, ours: jax.ShapeDtypeStruct, found: Mapping[str, Tensor]) -> None:
+    theirs = row.turn.theirs(np.broadcast_to(np.float32(0), ours.shape))
+    for name, expected in zip(row.theirs, theirs, strict=True):
+        files.check(path, name, found[name], expected.shape, "the configuration")
+
+
+def _read_config(form: Format, path: Path) -> Any:
+    """Our configuration, read from config.json."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: fetch it, or give the sizes with config={form.config.__name__}(...)")
+    theirs = _json(path)
+    if theirs.get("model_type") != form.model_type:
+        raise UserError(f"{path} describes a {theirs.get('model_type', 'model without a type')}, not a {form.name}")
+    for key, value in form.fixed.items():
+        if theirs.get(key, value) != value:
+            raise UserError(f"{path} has {key} = {theirs[key]!r}, but our {form.name} has {value!r}")
+    if "classes" in form.sizes:
+        theirs = {"num_labels": len(theirs.get("id2label", "01")), **theirs}
+    sizes = {ours: theirs[key] for ours, key in form.sizes.items() if key in theirs}
+    if missing := sorted(form.sizes[ours] for ours in set(form.sizes) - set(sizes) - {"hidden", "dropout"}):
+        raise UserError(f"{path} lacks {some(missing)}")
+    return form.config(**sizes)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: fetch it again\n{error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a JSON object: fetch it again")
+    return content
+
+
+# Saving
+
+
+def _save(form: Format, folder: Path, model: Any, params: Any) -> None:
+    c = model.config
+    _check_config(form, model.config)
+    arrays = files.flat(params)
+    wanted = _shapes(model, form.input(model.config))
+    if differing := sorted(set(arrays) ^ set(wanted)):
+        raise UserError(f"the weights do not belong to the model: {some(differing)}")
+    tensors = {}
+    for row in form.rows(c):
+        if arrays[row.ours].shape != wanted[row.ours].shape:
+            ours, expected = arrays[row.ours].shape, wanted[row.ours].shape
+            raise UserError(f"{row.ours} has shape {ours}, but the model expects {expected}")
+        for name, array in zip(row.theirs, row.turn.theirs(np.asarray(arrays[row.ours])), strict=True):
+            name = name if name.startswith(form.head) else form.prefix + name
+            tensors[name] = array
+    sizes = {key: getattr(c, ours) for ours, key in form.sizes.items()}
+    sizes[form.sizes["hidden"]] = c.hidden or 4 * c.width
+    theirs = {"model_type": form.model_type, "architectures": [form.architecture], **sizes, **form.fixed}
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: give the path of a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(theirs, indent=2) + "\n")
+    files.save_safetensors(folder / WEIGHTS, tensors, mode_of=folder / CONFIG)
+
+
+def _check_config(form: Format, c: Any) -> None:
+    """Refuses options of our models that the published ones do not have."""
+    known = {*form.sizes, "dtype", "param_dtype"}
+    for field in dataclasses.fields(c):
+        if field.name not in known and getattr(c, field.name) != field.default:
+            odd = f"{field.name} = {getattr(c, field.name)!r}"
+            raise UserError(f"{form.name} does not support {odd}: only its own options can be read or written")
+
+
+@functools.cache
+def _shapes(model: Any, batch: jax.ShapeDtypeStruct) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes and dtypes of a model's weights, by path."""
+    return files.flat(jax.eval_shape(model.init, jax.random.key(0), batch)["params"])
+
+
+def _layers(rows: list[Row]) -> int:
+    return len({row.ours.split("/")[0] for row in rows if row.ours.startswith("block")})

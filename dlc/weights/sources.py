@@ -1,0 +1,119 @@
+"""Weights from wherever they are: one call for runs, Hugging Face's folders, and torchvision's and timm's files."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dlc.errors import UserError
+from dlc.models.bert import Bert, BertMaskedLM
+from dlc.models.gpt import GPT
+from dlc.models.vit import ViT
+from dlc.weights import artifact, files, huggingface, images
+from dlc.weights.description import describe, difference, rebuild
+
+HUGGINGFACE: dict[type[nn.Module], Any] = {
+    GPT: huggingface.load_gpt2,
+    Bert: huggingface.load_bert,
+    BertMaskedLM: huggingface.load_bert_masked_lm,
+    ViT: huggingface.load_vit,
+}
+
+
+def load(path: str | Path, model: nn.Module | None = None, **changes: Any) -> tuple[Any, dict[str, Any]]:
+    """The model and its variables, ready for `model.apply(variables, x)`.
+
+    What the files hold decides how they are read:
+    - The folder of a run, or its `weights.safetensors`: the model that was trained. A given `model` must equal it.
+    - A folder of Hugging Face's with a GPT-2, BERT or ViT, or a file in it. A given `model` replaces its `config.json`.
+    - A state dict of torchvision's or timm's, which needs a `model`: load("resnet50.pth", resnet50()). The returned
+      model has as many classes as the file.
+
+    `changes` are fields of the model (or of its configuration) to set differently, such as dtype="bfloat16". With
+    `param_dtype` the weights are converted.
+
+    Reading never uses the network and never runs code from a file. A run's model is rebuilt from its class, which must
+    be in `dlc`, Flax or a module that is already imported.
+
+    Raises UserError, in one sentence, if the files are missing, damaged or belong to another model.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist: give the folder of a run or a published model, or a file of weights")
+    if artifact.is_artifact(path):
+        return _from_run(path, model, changes)
+    kind = huggingface.published_model(path) if model is None else type(model)
+    if kind in HUGGINGFACE:
+        config = getattr(model, "config", None)
+        if isinstance(model, ViT):
+            config = dataclasses.replace(model.config, classes=huggingface.vit_classes(path))
+        return HUGGINGFACE[kind](path, config, **changes)
+    path = _state_dict(path)
+    if model is None:
+        raise UserError(f"{path} does not say which model it is for: give one, for example load(path, resnet50())")
+    model = model.clone(**{"num_classes": images.published_classes(path, model), **changes})
+    return model, images.load_state_dict(path, model)
+
+
+def begin(variables: Any, path: str | Path, model: nn.Module | None = None) -> Any:
+    """The weights in `path` in place of `variables`, to begin training from.
+
+    `variables` are those of the network to be trained, as `model.init` returns them, or their shapes and dtypes as
+    `jax.eval_shape` does. The result has the same tree, shapes, dtypes and placement on devices. `path` is anything
+    that `load` reads; only a state dict needs the `model`.
+
+    Raises UserError naming the first array that is missing, unknown or of another shape, and whatever `load` raises.
+    """
+    path = Path(path)
+    found = files.flat(artifact.read_variables(path) if artifact.is_artifact(path) else load(path, model)[1])
+    expected = files.flat(variables)
+    leaves = []
+    for name, like in expected.items():
+        if name not in found:
+            raise UserError(f"{path} has no {name}: it is not from the same model")
+        leaf = found[name]
+        if leaf.shape != like.shape:
+            raise UserError(f"{name} in {path} has shape {leaf.shape}, but the model expects {like.shape}")
+        if not _same_kind(leaf.dtype, like.dtype):
+            raise UserError(f"{name} in {path} is of type {leaf.dtype}, but the model expects {like.dtype}")
+        leaf = leaf.astype(like.dtype)
+        leaves.append(jax.device_put(leaf, like.sharding) if getattr(like, "committed", False) else leaf)
+    if unknown := sorted(set(found) - set(expected)):
+        raise UserError(f"{path} has {unknown[0]}, which the model does not have")
+    return jax.tree.unflatten(jax.tree.structure(variables), leaves)
+
+
+def _from_run(path: Path, model: nn.Module | None, changes: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    description = artifact.read_description(path)
+    if model is None:
+        model = rebuild(description)
+    elif differs := difference(description, describe(model)):
+        field, theirs, given = differs
+        raise UserError(f"the model in {path} has {field} = {theirs}, but the given model has {field} = {given}")
+    variables = artifact.read_variables(path)
+    config = getattr(model, "config", None)
+    if changes and dataclasses.is_dataclass(config):
+        model = model.clone(config=dataclasses.replace(config, **changes))  # type: ignore[type-var]
+    elif changes:
+        model = model.clone(**changes)
+    if "param_dtype" in changes and "params" in variables:
+        dtype = jnp.dtype(changes["param_dtype"])
+        variables["params"] = jax.tree.map(lambda leaf: leaf.astype(dtype), variables["params"])
+    return model, variables
+
+
+def _state_dict(path: Path) -> Path:
+    """The file itself, or the one in a folder as timm and our runs of ImageNet write it."""
+    if not path.is_dir():
+        return path
+    for name in (huggingface.WEIGHTS, artifact.WEIGHTS):
+        if (path / name).is_file():
+            return path / name
+    raise UserError(f"there are no weights in {path}: give the folder of a run, or a file of weights")
+
+
+def _same_kind(one: Any, other: Any) -> bool:
+    return one == other or all(jnp.issubdtype(dtype, jnp.floating) for dtype in (one, other))

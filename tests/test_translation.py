@@ -10,12 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-<<<<<<< HEAD
-from dlc import convert, language, metrics, plot, tokens, train, translation
+from dlc import metrics, tokens, train, weights
 from dlc.batches import bucketed, padded, random_starts, windows
-=======
-from dlc import language, metrics, plot, sequences, tokens, train, translation, weights
->>>>>>> e04bad63105e76b6ebc81432a3263bb4c6a3a8fe
 from dlc.data import text
 from dlc.errors import UserError
 from dlc.models.bert import BertConfig, BertMaskedLM

@@ -93,13 +93,11 @@ def parse(name: str, summary: str, default: Any, smoke: Any, kind: type[Options]
     elif peek.smoke:
         default = smoke
 
-    def together(experiment: Any, run: Options) -> Parsed:
-        return Parsed(experiment, run)
-
     flat = tyro.conf.OmitArgPrefixes
-    together.__annotations__ = {"experiment": Annotated[type(default), flat], "run": Annotated[kind, flat]}
-    together.__defaults__ = (default, kind())  # type: ignore[assignment]
-    parsed = tyro.cli(together, prog=prog, description=summary, args=argv)
+    fields = [("experiment", Annotated[type(default), flat], default), ("run", Annotated[kind, flat], kind())]
+    both = dataclasses.make_dataclass("both", fields, frozen=True)
+    found = tyro.cli(both, prog=prog, description=summary, args=argv)
+    parsed = Parsed(found.experiment, found.run)
     check(parsed.config)
     check(parsed.options)
     if peek.resume and (changed := differences(default, parsed.config)):

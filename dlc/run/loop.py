@@ -73,14 +73,14 @@ class Loop:
     def __init__(self, run: Run, state: Any, done: int, steps: int, bar: progress.Bar):
         self.state, self.done = state, done
         self._run, self._steps, self._bar = run, steps, bar
-        self._pending: tuple[int, Any, float] | None = None
+        self._pending: tuple[int, Any, int | float] | None = None
         self._last, self._clock, self._saved = done, time.perf_counter(), -float("inf")
 
     def due(self, done: int, every: int) -> bool:
         """Whether to evaluate and save now: every `every` steps, after the last one, and when a signal came."""
         return done % every == 0 or done == self._steps or self._run.signals.stop is not None
 
-    def report(self, done: int, metrics: train.Metrics, examples: float = 0) -> None:
+    def report(self, done: int, metrics: train.Metrics, examples: int | float = 0) -> None:
         """Logs the means of `metrics`, those of the steps since the last report up to number `done`.
 
         Every metric is one number or, with a leading axis, one for each of these steps; a further axis [S] is that of

@@ -1,13 +1,15 @@
-"""A run: one execution of an experiment and the folder that it leaves behind.
+"""A run: one execution of an experiment. It leaves a folder behind:
 
-config.json          the configuration
-log.jsonl            a line for every report and every evaluation
-tensorboard/         the same for TensorBoard
-checkpoints/         the newest states; `--resume` continues from there
-model.json           the model, without its weights, from the first step on
-weights.safetensors  the trained weights with their model; `dlc.weights.load` and `--weights` read them
-figures/             PNG
-result.json          claim, figures, seeds, seconds, examples/s, operations, device, versions, commit, command
+    config.json          the configuration
+    log.jsonl            a line for every report and every evaluation
+    tensorboard/         the same for TensorBoard
+    checkpoints/         the newest states; `--resume` continues from there
+    model.json           the model, written before training
+    weights.safetensors  the model and its weights; `dlc.weights.load` and `--weights` read them
+    figures/             PNG
+    result.json          claim, figures, seeds, seconds, examples/s, operations, device, versions, commit, command
+
+`.lock` is held by the process that writes the folder.
 """
 
 import contextlib
@@ -54,7 +56,7 @@ class Run:
         folder: Path | None = None,
         resume: bool = False,
         console: Console | None = None,
-        save_every: float = 0.0,
+        save_every: int | float = 0.0,
         init_from: Path | None = None,
     ):
         self.folder, self.resume, self.save_every, self.init_from = folder, resume, save_every, init_from

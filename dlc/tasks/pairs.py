@@ -56,9 +56,9 @@ class Recipe:
 
     epochs: int
     batch: int
-    lr: float
-    warmup: float  # the share of the steps in which the rate rises; then it falls to zero
-    smoothing: float
+    lr: int | float
+    warmup: int | float  # the share of the steps in which the rate rises; then it falls to zero
+    smoothing: int | float
     seed: int = 0
 
 
@@ -119,7 +119,7 @@ class Search:
     """How to translate: beam search with `beams` hypotheses and a length penalty `alpha`."""
 
     beams: int = 4
-    alpha: float = 0.6
+    alpha: int | float = 0.6
     sentences: tuple[str, ...] = ()  # to be shown at the end
 
 

@@ -1,0 +1,183 @@
+"""The training loop: states of any kind, killed and resumed; divergence; shapes; what the record says of it."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from runs import KINDS
+
+from dlc import train
+from dlc.run import log
+from dlc.run.fit import Plan, fit, start
+from dlc.run.loop import Diverged, Interrupted, training
+from dlc.run.run import Run
+
+HERE = Path(__file__).parent
+
+
+def assert_same(one, other):
+    one, other = (jax.tree.map(_plain, tree) for tree in (one, other))
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def _plain(leaf):
+    key = jax.dtypes.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if key else leaf)
+
+
+def numbers_of(history):
+    """The log without times and speeds."""
+    times = ("seconds", "examples_per_second", "steps_per_second")
+    return [{name: value for name, value in line.items() if name not in times} for line in history]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_run_of_any_kind_is_resumed_to_the_bit(kind, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
+    words = [sys.executable, str(HERE / "runs.py"), kind, str(tmp_path), "30"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    whole, resumed, said = Run(), Run(tmp_path, resume=True), []
+    resumed.say = said.append
+    expected = KINDS[kind](whole)
+    with contextlib.closing(resumed):
+        assert_same(KINDS[kind](resumed), expected)
+    after = 30 if kind == "replay" else 20  # `fit` evaluates before it saves, and was killed there
+    assert said[0] == f"resuming after step {after}"
+    assert numbers_of(resumed.history) == numbers_of(whole.history)
+    assert numbers_of(log.read(tmp_path)) == numbers_of(whole.history)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_signal_stops_a_run_of_any_kind_after_it_was_saved(kind, tmp_path):
+    run = Run(tmp_path)
+    run.signals.stop = signal.SIGTERM  # it came during the first steps
+    with contextlib.closing(run), pytest.raises(Interrupted, match="SIGTERM"):
+        KINDS[kind](run)
+    (saved,) = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+    assert saved == {"two_networks": 5, "without_data": 4, "replay": 1}[kind]
+
+
+def test_a_run_of_any_kind_counts_its_operations():
+    run = Run()
+    KINDS["two_networks"](run)
+    ((count, steps),) = run.work
+    assert steps == 60
+    assert count() > 100  # of 16 real and 16 made numbers
+
+
+def sgd_state(key):
+    return train.init(jnp.float32(1), optax.sgd(0.1), key)
+
+
+def mean_step():
+    return train.make_step(lambda params, aux, batch, key: ((params * batch).mean(), (aux, {})), optax.sgd(0.1))
+
+
+def test_a_batch_may_be_one_number():
+    run = Run()
+    state = fit(run, sgd_state(jax.random.key(0)), mean_step(), lambda first, count: np.ones(count, "f4"), Plan(10))
+    assert float(state.params) == pytest.approx(0, abs=1e-6)
+    assert run.facts["examples_per_step"] == 1
+
+
+def test_the_state_that_was_given_survives():
+    """Also where two of its leaves are one array, which could not be donated."""
+    state = sgd_state(jax.random.key(0))
+    twice = (state, state)
+    step = mean_step()
+
+    def both(states, batch):
+        (one, metrics), (other, _) = (step(state, batch) for state in states)
+        return (one, other), metrics
+
+    fit(Run(), twice, both, lambda first, count: np.ones((count, 2), "f4"), Plan(3))
+    assert float(state.params) == 1
+
+
+def test_a_loss_that_diverges_late_leaves_the_good_checkpoints(tmp_path):
+    """A loss that is infinite from the seventh step on, in a run that is saved every four."""
+
+    def explode(params, aux, batch, key):
+        return jnp.where(batch[0] < 7, params**2, jnp.inf), (aux, {})
+
+    run = Run(tmp_path)
+    sentence = "the loss became inf at step 7; the checkpoint of step 4 is the last good one"
+    with contextlib.closing(run), pytest.raises(Diverged, match=sentence):
+        fit(
+            run,
+            sgd_state(jax.random.key(0)),
+            train.make_step(explode, optax.sgd(0.1)),
+            lambda first, count: np.arange(first + 1, first + count + 1)[:, None],
+            Plan(12, evaluate_every=4),
+        )
+    assert [int(step.name) for step in (run.folder / "checkpoints").iterdir() if step.is_dir()] == [4]
+
+
+def test_each_loss_and_every_network_is_watched():
+    def step(state, batch):
+        return state, {"critic_loss": jnp.where(batch[0] < 3, 1.0, jnp.nan)}
+
+    with pytest.raises(Diverged, match="the critic loss became nan at step 3: try a lower learning rate"):
+        fit(Run(), (jnp.zeros(()),), step, lambda first, count: np.arange(1, count + 1.0)[:, None], Plan(5))
+
+    def silently(states, batch):
+        one, other = states
+        return (one, other._replace(params=other.params / 0)), {}
+
+    states = (sgd_state(jax.random.key(0)), sgd_state(jax.random.key(1)))
+    with pytest.raises(Diverged, match="a weight is no longer finite after step 2"):
+        fit(Run(), states, silently, None, Plan(2))
+
+
+def test_the_plan_reports_before_each_evaluation():
+    plan = list(Plan(steps=2 * 937 + 5, report_every=100, evaluate_every=937).groups())
+    assert [at for at, _ in plan] == list(np.cumsum([0, *(count for _, count in plan)])[:-1])
+    assert sum(count for _, count in plan) == 2 * 937 + 5
+    assert {count for _, count in plan} == {100, 37, 5}
+    assert {937, 2 * 937} <= {at + count for at, count in plan}
+
+
+def test_batches_that_are_expensive_are_asked_for_their_shapes_only():
+    class Batches:
+        def __init__(self):
+            self.asked = []
+
+        def __call__(self, first, count):
+            self.asked.append((first, count))
+            return np.ones((count, 4), np.float32)
+
+        def like(self, first, count):
+            return jax.ShapeDtypeStruct((count, 4), jnp.float32)
+
+    batches, run = Batches(), Run()
+    state = fit(run, sgd_state(jax.random.key(0)), mean_step(), batches, Plan(10, report_every=4))
+    assert batches.asked == [(0, 4), (4, 4), (8, 2)]  # each group once
+    assert float(state.params) == pytest.approx(0, abs=1e-6)
+    assert run.facts["examples_per_step"] == 4
+
+
+def test_an_evaluation_is_logged_and_its_compiling_is_not_charged_to_it():
+    run = Run()
+    with training(run, {}, steps=1) as loop:
+        program = lambda state: {"error": run.clock.compiled(lambda: jnp.ones(()), donate=False)()}  # noqa: E731
+        assert loop.evaluate(1, program, {}) == {"error": 1}
+    assert run.history[-1]["error"] == 1
+    assert run.clock.seconds["compile"] > 0
+
+
+def test_seeds_start_together_as_each_would_alone():
+    init = lambda key: train.init(jax.random.normal(key), optax.sgd(0.1), key)  # noqa: E731
+    three = start(Run(), init, train.seed_keys(5, 3))
+    for i in range(3):
+        alone = start(Run(), init, train.seed_keys(5 + i))
+        assert_same(jax.tree.map(lambda leaf, i=i: leaf[i], three), alone)

@@ -7,7 +7,7 @@ The tensors are named by their paths, "params/conv1/kernel" and "batch_stats/nor
 metadata in the file's header has, as JSON under the key "dlc", the model's description (`description.py`) and a
 checksum of each tensor.
 
-A run writes `model.json`, the description by itself, when it starts. A run that was killed has this file and its
+A run writes `model.json`, only the description, when it starts. A run that was killed has this file and its
 checkpoints, but no `weights.safetensors`.
 """
 

@@ -53,7 +53,7 @@ def describe(model: Any) -> dict[str, Any]:
 
 
 def rebuild(description: Any) -> Any:
-    """The model of a description. It equals the described one, unless that holds a partial (none equals another).
+    """The model of a description. It equals the original, except that two partials never compare equal.
 
     Raises UserError if the description is damaged, or names a class, field or function that is unknown or not allowed.
     """
@@ -131,7 +131,7 @@ def _path(value: Any, where: str) -> str:
     if home == "__main__":
         home = getattr(sys.modules[home].__spec__, "name", home)  # `python -m package.program`
     for module in (*PUBLIC, home):
-        if vars(sys.modules.get(module, sys)).get(name) is value or module == home:
+        if getattr(sys.modules.get(module), name, None) is value or module == home:
             path = f"{module}.{name}"
             break
     try:

@@ -1,6 +1,6 @@
-"""Our GPT-2, BERT and ViT beside transformers', with the same random weights, written by either.
+"""Our GPT-2, BERT and ViT against transformers', with the same random weights, saved by either.
 
-These need the extra `peers` and transformers: `make peers`.
+Needs the extra `peers` and transformers: `make peers`.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from dlc.models.gpt import GPT, GPTConfig
 from dlc.models.vit import ViT, ViTConfig
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("default")]  # warnings of theirs are not ours to mend
+pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("default")]  # their warnings are not ours to fix
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: make peers")
 if importlib.util.find_spec("transformers") is None:
     pytest.skip("transformers is not installed: make peers", allow_module_level=True)
@@ -36,7 +36,7 @@ GPT2 = {"vocab_size": 50, "n_positions": 20, "n_layer": 3, "n_head": 4, "n_embd"
         "eos_token_id": 1}  # fmt: skip
 OURS = {"layers": 3, "heads": 4, "width": 32, "dropout": 0.0}
 
-# Our model and the two functions, and the class of theirs, its configuration
+# Our model, the functions that load and save it, and the names and sizes of their configuration
 PAIRS = {
     "GPT2LMHeadModel": (
         GPT(GPTConfig(vocab=50, context=20, **OURS)), weights.load_gpt2, weights.save_gpt2, "GPT2Config", GPT2,
@@ -58,7 +58,7 @@ every = pytest.mark.parametrize("name", PAIRS)
 
 
 def published(name, folder, **changes):
-    """A model of theirs in which no weight is zero, one, or the same as another; also as a folder."""
+    """One of their models, in which no weight is zero, one, or equal to another; also saved to a folder."""
     import transformers
 
     *_, config, sizes = PAIRS[name]
@@ -104,7 +104,7 @@ def their_answers(theirs, name):
 
 def assert_close(ours, theirs, name):
     for mine, other in zip(ours, theirs, strict=True):
-        if name.startswith("Bert") and mine.ndim == 3:  # at padding nobody reads what comes out
+        if name.startswith("Bert") and mine.ndim == 3:  # outputs at padding are never read
             mine, other = mine[inputs(name) != 0], other[inputs(name) != 0]
         assert np.abs(other).std() > 0.05
         np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-4)
@@ -153,7 +153,7 @@ def test_bfloat16_is_read_as_their_own_float32(tmp_path):
 
 
 def test_the_encoder_without_its_head(tmp_path):
-    """`GPT2Model` and `BertForPreTraining`, whose names are others."""
+    """`GPT2Model` and `BertForPreTraining`, whose weights have different names."""
     import transformers
 
     head = published("GPT2LMHeadModel", tmp_path / "head")
@@ -181,7 +181,7 @@ def test_greedy_generation_is_theirs_with_and_without_a_cache(tmp_path):
         ).numpy()  # fmt: skip
     apply = jax.jit(model.apply)
 
-    plain = np.zeros((2, 18), start.dtype)  # the rest is not seen by what comes before it
+    plain = np.zeros((2, 18), start.dtype)  # earlier positions do not see the rest
     plain[:, :3] = start
     for i in range(3, 18):
         plain[:, i] = apply(variables, jnp.asarray(plain))[:, i - 1].argmax(-1)

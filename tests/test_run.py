@@ -81,7 +81,7 @@ def test_weights_are_read_without_configuration_or_optimizer(whole, tmp_path):
     saved = newest(whole[0])
     for source in (whole[0], tmp_path, tmp_path / "weights.safetensors"):
         model, variables = weights.load(source)
-        assert model == MLP((), 10)
+        assert model == MLP((), 10, dtype="float32")
         np.testing.assert_array_equal(variables["params"]["dense1"]["kernel"], saved["params/dense1/kernel"])
 
 
@@ -136,7 +136,7 @@ def test_the_weights_of_a_killed_run_are_in_its_checkpoint(tmp_path, here):
     folder = folder_of(tmp_path)
     assert not (folder / "weights.safetensors").exists()
     model, variables = weights.load(folder)
-    assert model == MLP((), 10)
+    assert model == MLP((), 10, dtype="float32")
     np.testing.assert_array_equal(variables["params"]["dense1"]["kernel"], newest(folder)["params/dense1/kernel"][0])
     code, _, stderr = here(MLP_, "--weights", folder, "--out", tmp_path / "shown")
     assert code == 0, stderr

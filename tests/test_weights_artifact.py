@@ -1,6 +1,7 @@
 """What a run leaves is saved and loaded to the bit; one `load` reads all sources; training begins from weights."""
 
 import dataclasses
+import importlib
 import json
 import os
 import subprocess
@@ -36,7 +37,7 @@ def normal(*shape, dtype=np.float32, seed=0):
 
 
 def everything():
-    """Variables with every dtype and shape that can be awkward, as NumPy's arrays."""
+    """Variables with every dtype and shape that can be awkward, as NumPy arrays."""
     bits = np.arange(2**16, dtype=np.uint16)
     return {
         "params": {
@@ -110,27 +111,46 @@ def test_arrays_on_several_devices_are_saved_whole(tmp_path):
     assert_same_bits(weights.load(tmp_path / "mine.safetensors")[1], variables)
 
 
-def test_a_process_that_imported_nothing_else(saved):
-    """It rebuilds the model from `dlc`, and refuses a class that only this process knows."""
-    weights.save(saved.parent / "mine.safetensors", Mine(3), small())
-    code = (
-        "import sys\n"
-        "from dlc import weights\n"
-        "model, variables = weights.load(sys.argv[1])\n"
-        "print(type(model).__module__, model.hidden, variables['params']['dense1']['kernel'].shape)\n"
-        "try: weights.load(sys.argv[2])\n"
-        "except weights.description.UserError as error: print(error)\n"
-    )
-    command = [sys.executable, "-c", code, saved.parent, saved.parent / "mine.safetensors"]
-    root = Path(__file__).parents[1]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(root)}, check=True
-    )
-    said = done.stdout.splitlines()
-    assert said == [
+PROGRAM = """
+import sys
+import flax.linen as nn
+from dlc import weights
+from dlc.errors import UserError
+
+class Net(nn.Module):
+    width: int
+
+if __name__ == "__main__":
+    folder = sys.argv[1]
+    model, variables = weights.load(folder)
+    print(type(model).__module__, model.hidden, variables["params"]["dense1"]["kernel"].shape)
+    try:
+        weights.load(f"{folder}/mine.safetensors")
+    except UserError as error:
+        print(error)
+    weights.save(f"{folder}/theirs.safetensors", Net(5), variables)
+    print(weights.load(f"{folder}/theirs.safetensors")[0] == Net(5))
+"""
+
+
+def test_another_program_with_a_model_of_its_own(saved, tmp_path, monkeypatch):
+    """It has imported no model, refuses a class that it does not know, and its own is `program.Net` everywhere."""
+    weights.save(tmp_path / "mine.safetensors", Mine(3), small())
+    (tmp_path / "program.py").write_text(PROGRAM)
+    path = os.pathsep.join([str(Path(__file__).parents[1]), str(tmp_path)])
+    command, given = [sys.executable, "-m", "program", tmp_path], os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, env=given, check=True)
+    assert done.stdout.splitlines() == [
         "dlc.models.mlp (4,) (6, 4)",
         f"the model needs {__name__}.Mine: import {__name__} first, if you trust it",
+        "True",
     ]
+    with pytest.raises(UserError, match=r"the model needs program\.Net: import program first"):
+        weights.load(tmp_path / "theirs.safetensors")
+    monkeypatch.syspath_prepend(tmp_path)
+    program = importlib.import_module("program")
+    assert weights.load(tmp_path / "theirs.safetensors")[0] == program.Net(5)
+    del sys.modules["program"]
 
 
 class Mine(nn.Module):
@@ -191,6 +211,26 @@ def test_truncated_and_damaged_files(saved):
             weights.load(saved)
 
 
+def described(header, model):
+    """The header with another description, which has the right checksum."""
+    return header | {"model": model, "model_crc32": artifact._text_checksum(model)}
+
+
+def test_no_damage_is_overlooked(saved):
+    """Any byte may change: the file is then refused in a sentence, or what changed is nothing that is read."""
+    whole, rng = saved.read_bytes(), np.random.default_rng(0)
+    for _ in range(400):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        damaged[rng.integers(len(whole), size=rng.integers(1, 4))] = rng.integers(256)
+        saved.write_bytes(damaged.tobytes())
+        try:
+            model, variables = weights.load(saved)
+        except UserError:
+            continue
+        assert model == MODEL
+        assert_same_bits(variables, small())
+
+
 def rewrite(path, change):
     """Writes a file again with a changed header."""
     header = json.loads(files.metadata(path)["dlc"])
@@ -208,8 +248,9 @@ def rewrite(path, change):
             lambda header: json.dumps(header | {"crc32": {}}),
             "is damaged: params/dense1/bias, .* and 1 more is missing or",
         ),
-        (lambda header: json.dumps(header | {"model": {"class": "os.system", "fields": {}}}), "standard library"),
-        (lambda header: json.dumps(header | {"model": {}}), "the description of the model is damaged"),
+        (lambda header: json.dumps(described(header, {"class": "os.system", "fields": {}})), "standard library"),
+        (lambda header: json.dumps(described(header, {})), "the description of the model is damaged"),
+        (lambda header: json.dumps(header).replace("num_classes", "num_clasess"), "the description of .* is damaged"),
     ],
 )
 def test_headers_that_are_damaged(saved, change, sentence):
@@ -219,9 +260,9 @@ def test_headers_that_are_damaged(saved, change, sentence):
     assert "\n" not in str(error.value)
 
 
-def test_names_that_make_no_tree(tmp_path):
+def test_names_that_do_not_form_a_tree(tmp_path):
     arrays = {"params": np.ones(1, np.float32), "params/kernel": np.ones(1, np.float32)}
-    header = {"model": weights.describe(MODEL), "crc32": {name: artifact._checksum(a) for name, a in arrays.items()}}
+    header = described({"crc32": {name: artifact._checksum(a) for name, a in arrays.items()}}, weights.describe(MODEL))
     save_file(arrays, tmp_path / "odd.safetensors", {"dlc": json.dumps(header)})
     with pytest.raises(UserError, match="is damaged: params/kernel is inside another array"):
         weights.load(tmp_path / "odd.safetensors")

@@ -1,14 +1,14 @@
-"""Weights: what runs leave, and what others publish, as a model and its variables.
+"""Weights, of our runs and as others publish them: a model and its variables.
 
     model, variables = weights.load("runs/mine")                     # a run: `artifact.py`
-    model, variables = weights.load("gpt2/")                         # Hugging Face's folder: `huggingface.py`
-    model, variables = weights.load("resnet50.pth", resnet50())      # torchvision's or timm's file: `images.py`
+    model, variables = weights.load("gpt2/")                         # a Hugging Face folder: `huggingface.py`
+    model, variables = weights.load("resnet50.pth", resnet50())      # a torchvision or timm file: `images.py`
     variables = weights.begin(variables, "runs/mine")                # training begins from them
 
-    weights.save("mine.safetensors", model, variables)               # for `load`; for others, see the other `save_`s
+    weights.save("mine.safetensors", model, variables)               # `save_*` write for other libraries
 
-Weights are read from local files. Nothing here uses the network, and no code in a file is run. Whatever is wrong with a
-file is a UserError of one sentence.
+Weights are read from local files. Nothing here uses the network, and no code in a file is run. A damaged or
+foreign file raises a UserError of one sentence.
 """
 
 from dlc.weights.artifact import save, write_model

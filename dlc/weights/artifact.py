@@ -4,8 +4,8 @@
     model, variables = load("runs/mine")    # without the run's configuration or optimizer
 
 The tensors are named by their paths, "params/conv1/kernel" and "batch_stats/norm1/mean", and keep their dtypes. The
-metadata in the file's header has, as JSON under the key "dlc", the model's description (`description.py`) and a
-checksum of each tensor.
+metadata in the file's header has, as JSON under the key "dlc", the model's description (`description.py`), its
+checksum and that of each tensor.
 
 A run writes `model.json`, the description without the weights, when it starts. The weights of a run that was killed
 are read from its newest checkpoint.
@@ -55,7 +55,8 @@ def save(path: str | Path, model: nn.Module, variables: Any) -> None:
             raise UserError(f"{name} is of type {kind}, which a file of weights cannot hold: leave it out")
     arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
     checksums = {name: _checksum(array) for name, array in arrays.items()}
-    files.save_safetensors(path, arrays, header={KEY: json.dumps({"model": description, "crc32": checksums})})
+    header = {"model": description, "model_crc32": _text_checksum(description), "crc32": checksums}
+    files.save_safetensors(path, arrays, header={KEY: json.dumps(header)})
 
 
 def load(path: str | Path) -> tuple[Any, dict[str, Any]]:
@@ -125,15 +126,21 @@ def _header(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} does not describe its model: it was not written by dlc.weights.save")
     try:
         match json.loads(text):
-            case {"model": dict(), "crc32": dict()} as header:
-                return header
+            case {"model": dict(model), "model_crc32": int(crc32), "crc32": dict()} as header:
+                if crc32 == _text_checksum(model):
+                    return header
     except (ValueError, RecursionError):
         pass
     raise UserError(f"the description of the model in {path} is damaged")
 
 
 def _checksum(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    form = f"{array.dtype} {array.shape}".encode()
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, zlib.crc32(form))
+
+
+def _text_checksum(description: Any) -> int:
+    return zlib.crc32(json.dumps(description, sort_keys=True).encode())
 
 
 def _file(path: Path) -> Path:

@@ -36,7 +36,7 @@ from dlc.errors import UserError
 # Where functions and classes of Flax and JAX are looked for. Their own modules are private and move.
 PUBLIC = ("flax.linen", "flax.linen.initializers", "jax.nn", "jax.nn.initializers", "jax.numpy", "jax.lax")
 READERS = {"load", "fromfile"}  # functions of jax.numpy that read files
-PURE = ("dlc.layers", "dlc.models", "dlc.attention", "dlc.pooling")  # whose functions may be put into fields
+PURE = ("dlc.layers", "dlc.models")  # whose functions may be put into fields
 PYTHON = {"builtins.bool": bool, "builtins.int": int, "builtins.float": float, "builtins.complex": complex}
 OTHER_VERSION = "the description was made by another version"
 
@@ -53,7 +53,7 @@ def describe(model: Any) -> dict[str, Any]:
 
 
 def rebuild(description: Any) -> Any:
-    """The model of a description. It equals the described one, unless that holds a partial (none equals another).
+    """The model of a description. It equals the original, except that two partials never compare equal.
 
     Raises UserError if the description is damaged, or names a class, field or function that is unknown or not allowed.
     """
@@ -131,7 +131,7 @@ def _path(value: Any, where: str) -> str:
     if home == "__main__":
         home = getattr(sys.modules[home].__spec__, "name", home)  # `python -m package.program`
     for module in (*PUBLIC, home):
-        if vars(sys.modules.get(module, sys)).get(name) is value or module == home:
+        if getattr(sys.modules.get(module), name, None) is value or module == home:
             path = f"{module}.{name}"
             break
     try:

@@ -49,7 +49,7 @@ def metadata(path: Path) -> dict[str, str]:
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file is a PyTorch pickle, by its first bytes; by its name if these are of neither kind.
+    """Whether a file is a PyTorch pickle, judged by its first bytes, or by its name if they match neither format.
 
     A safetensors file begins with the length of its header, eight bytes, and the header, which is JSON.
     """
@@ -110,8 +110,8 @@ def save_safetensors(
 ) -> None:
     """Writes a file that PyTorch can read too, either completely or not at all.
 
-    The strings of `header` become its metadata. The file gets the permissions of the file `mode_of`, or else those of
-    any new file that everyone may read. Raises OSError if it cannot be written.
+    The strings of `header` become its metadata. The file gets the permissions of the file `mode_of`,
+    or else rw-r--r--. Raises OSError if it cannot be written.
     """
     fresh = path.with_name(f".{path.name}")  # renamed once it is complete
     try:

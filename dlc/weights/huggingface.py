@@ -82,7 +82,7 @@ def vit_classes(path: str | Path) -> int:
 
 
 def published_model(path: Path) -> type[Any] | None:
-    """The class of our model for a folder of Hugging Face's, or a file in it; None if `config.json` does not say.
+    """The class of our model for a Hugging Face folder, or a file in one; None if `config.json` does not say.
 
     Raises UserError if the model is of a type that cannot be read here.
     """

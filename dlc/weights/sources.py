@@ -1,4 +1,4 @@
-"""Weights from wherever they are: one call for runs, Hugging Face's folders, and torchvision's and timm's files."""
+"""One call that loads weights from any source: runs, Hugging Face folders, torchvision and timm files."""
 
 import dataclasses
 from pathlib import Path
@@ -28,9 +28,9 @@ def load(path: str | Path, model: nn.Module | None = None, **changes: Any) -> tu
 
     What the files hold decides how they are read:
     - The folder of a run, or its `weights.safetensors`: the model that was trained. A given `model` must equal it.
-    - A folder of Hugging Face's with a GPT-2, BERT or ViT, or a file in it. A given `model` replaces its `config.json`.
-    - A state dict of torchvision's or timm's, which needs a `model`: load("resnet50.pth", resnet50()). The returned
-      model has as many classes as the file.
+    - A Hugging Face folder with a GPT-2, BERT or ViT, or a file in it. A given `model` replaces its `config.json`.
+    - A torchvision or timm state dict, which needs a `model`: load("resnet50.pth", resnet50()). The returned model
+      has as many classes as the file.
 
     `changes` are fields of the model (or of its configuration) to set differently, such as dtype="bfloat16". With
     `param_dtype` the weights are converted.
@@ -59,13 +59,13 @@ def load(path: str | Path, model: nn.Module | None = None, **changes: Any) -> tu
 
 
 def begin(variables: Any, path: str | Path, model: nn.Module | None = None) -> Any:
-    """The weights in `path` in place of `variables`, to begin training from.
+    """Variables to begin training from: those in `path`, in the form of `variables`.
 
     `variables` are those of the network to be trained, as `model.init` returns them, or their shapes and dtypes as
     `jax.eval_shape` does. The result has the same tree, shapes, dtypes and placement on devices. `path` is anything
     that `load` reads; only a state dict needs the `model`.
 
-    Raises UserError naming the first array that is missing, unknown or of another shape, and whatever `load` raises.
+    Raises UserError that names the first array that is missing, unknown or wrongly shaped, and whatever `load` raises.
     """
     path = Path(path)
     found = files.flat(artifact.read_variables(path) if artifact.is_artifact(path) else load(path, model)[1])

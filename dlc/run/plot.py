@@ -156,8 +156,9 @@ def attention(weights: dict[str, np.ndarray], rows: Sequence[str], columns: Sequ
     return figure
 
 
-def filters(kernel: np.ndarray, columns: int = 8) -> Figure:
+def filters(kernel: Any, columns: int = 8) -> Figure:
     """The filters [H, W, 1, C] of a first layer side by side on one scale: white is 0, blue below it, red above."""
+    kernel = np.asarray(kernel)
     limit = float(np.abs(kernel).max())
     tiles = _mosaic(np.moveaxis(kernel[:, :, 0], -1, 0), columns, fill=np.nan)
     figure = Figure(figsize=(6.4, 6.4 * tiles.shape[0] / tiles.shape[1]), dpi=150)

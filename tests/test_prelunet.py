@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from test_resnet import outputs
 
+from dlc import layers
 from dlc.errors import UserError
-from dlc.models.prelunet import PReLUNet, _PReLU, prelunet_a, pyramid
+from dlc.models.prelunet import PReLUNet, prelunet_a, pyramid
 
 
 def tiny(**changes):
@@ -59,7 +60,7 @@ def test_slopes_are_learnt_one_for_each_channel():
 
 def test_a_slope_is_that_of_the_negative_half():
     x = jnp.array([[-2.0, -2.0], [3.0, 3.0]])
-    y = _PReLU("float32").apply({"params": {"slope": jnp.array([0.25, -1.0])}}, x)
+    y = layers.PReLU("float32").apply({"params": {"slope": jnp.array([0.25, -1.0])}}, x)
     np.testing.assert_array_equal(y, [[-0.5, 2.0], [3.0, 3.0]])
 
 

@@ -22,7 +22,8 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from dlc import layers
-from dlc.layers.pooling import local_response_norm, max_pool
+from dlc.layers.norms import local_response_norm
+from dlc.layers.pooling import max_pool
 
 # Of each convolution: kernel, stride, padding (of the first, the model's own), bias at the beginning. The ones of
 # section 5 let the ReLUs behind them pass something from the first step on.

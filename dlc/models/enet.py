@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int
 
 from dlc import layers
@@ -55,7 +54,7 @@ class ENet(nn.Module):
             x = block(64, name=f"block4_{j}")(x, train=train)
         x = block(16, "up", name="block5_0")(x, outer, train=train)
         x = block(16, name="block5_1")(x, train=train)
-        return _TransposedConv(self.num_classes, 2, **kinds, name="full_conv")(x)
+        return _transposed_conv(self.num_classes, 2, **kinds, name="full_conv")(x)
 
 
 class ENetClassifier(nn.Module):
@@ -139,7 +138,7 @@ class _Block(nn.Module):
         y = conv(thin, size, size, name="projection")(x)
         y = _norm_prelu(y, "projection", train, kinds)
         if self.kind == "up":
-            y = _TransposedConv(thin, 3, **kinds, name="conv")(y)
+            y = _transposed_conv(thin, 3, **kinds, name="conv")(y)
         elif self.middle == "asymmetric":
             y = conv(thin, (1, 5), name="conv2")(conv(thin, (5, 1), name="conv1")(y))
         else:
@@ -156,37 +155,7 @@ class _Block(nn.Module):
         elif places is not None:
             x = conv(self.features, (1, 1), name="main")(x)
             x = max_unpool(layers.BatchNorm(epsilon=1e-3, **kinds, name="main_norm")(x, train=train), places)
-        return _PReLU(self.param_dtype, name="prelu")(x + y)
-
-
-class _PReLU(nn.Module):
-    """max(0, x) + slope min(0, x), with a slope for each channel that begins at 1/4."""
-
-    param_dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        slope = self.param("slope", nn.initializers.constant(0.25), x.shape[-1:], self.param_dtype)
-        return jnp.where(x > 0, x, x * slope.astype(x.dtype).reshape(1, 1, 1, -1))
-
-
-class _TransposedConv(nn.Module):
-    """A convolution of `size` x `size` of an image twice as large, with zeros between the pixels."""
-
-    features: int
-    size: int
-    dtype: Any = None
-    param_dtype: Any = "float32"
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
-        shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", layers.fan_in_uniform(), shape, self.param_dtype)
-        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-        pads = ((1, self.size - 1),) * 2  # so that 2 H x 2 W pixels come out
-        return lax.conv_general_dilated(
-            x, kernel, (1, 1), pads, lhs_dilation=(2, 2), dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        return layers.PReLU(self.param_dtype, name="prelu")(x + y)
 
 
 def max_places(x: Float[Array, "B H W C"]) -> Int[Array, "B h w C"]:
@@ -212,6 +181,13 @@ def _conv(
     return layers.Conv(features, size, strides, pads, use_bias=False, dilation=(dilation, dilation), **rest)
 
 
+def _transposed_conv(features: int, size: int, **rest: Any) -> nn.ConvTranspose:
+    """A `size` x `size` convolution of the image with zeros between its pixels; it doubles height and width."""
+    pads = ((1, size - 1), (1, size - 1))
+    init = layers.fan_in_uniform()
+    return nn.ConvTranspose(features, (size, size), (2, 2), pads, use_bias=False, kernel_init=init, **rest)
+
+
 def _norm_prelu(x: Array, name: str, train: bool, kinds: dict[str, Any]) -> Array:
     x = layers.BatchNorm(epsilon=1e-3, **kinds, name=f"{name}_norm")(x, train=train)
-    return _PReLU(kinds["param_dtype"], name=f"{name}_prelu")(x)
+    return layers.PReLU(kinds["param_dtype"], name=f"{name}_prelu")(x)

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 
 from dlc import layers
 from dlc.layers import pooling
+from dlc.layers.norms import local_response_norm
 
 Form = Literal["paper", "torchvision"]
 
@@ -177,7 +178,7 @@ def _begin(form: Form, bias: float = 0.2) -> dict[str, Any]:
 
 
 def _normalised(x: Array) -> Array:
-    return pooling.local_response_norm(x, size=5, alpha=1e-4 / 5, beta=0.75, k=1)
+    return local_response_norm(x, size=5, alpha=1e-4 / 5, beta=0.75, k=1)
 
 
 def _mean_to(x: Array, n: int) -> Array:

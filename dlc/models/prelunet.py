@@ -52,30 +52,19 @@ class PReLUNet(nn.Module):
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         start = {**kinds, "kernel_init": he_normal_prelu, "bias_init": nn.initializers.zeros}
         x = layers.Conv(96, (7, 7), (2, 2), ((3, 3), (3, 3)), **start, name="conv1")(x)
-        x = _PReLU(self.param_dtype, name="prelu1")(x)
+        x = layers.PReLU(self.param_dtype, name="prelu1")(x)
         for i, width in enumerate(self.widths, 1):
             x = pooling.max_pool(x, (2, 2))
             for j in range(1, self.depth + 1):
                 x = layers.Conv(width, (3, 3), padding=((1, 1), (1, 1)), **start, name=f"stage{i}_conv{j}")(x)
-                x = _PReLU(self.param_dtype, name=f"stage{i}_prelu{j}")(x)
+                x = layers.PReLU(self.param_dtype, name=f"stage{i}_prelu{j}")(x)
         x = pyramid(x)
         for i in (1, 2):
-            x = _PReLU(self.param_dtype, name=f"dense_prelu{i}")(
+            x = layers.PReLU(self.param_dtype, name=f"dense_prelu{i}")(
                 layers.Dense(self.hidden, **start, name=f"dense{i}")(x)
             )
             x = layers.Dropout(self.dropout)(x, train=train)
         return layers.Dense(self.num_classes, **start, name="dense3")(x)
-
-
-class _PReLU(nn.Module):
-    """max(0, x) + slope min(0, x), with a slope for each channel: equation 1 of [1]."""
-
-    param_dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
-        slope = self.param("slope", nn.initializers.constant(SLOPE), x.shape[-1:], self.param_dtype).astype(x.dtype)
-        return jnp.where(x > 0, x, x * slope.reshape((1,) * (x.ndim - 1) + (-1,)))
 
 
 def pyramid(x: Float[Array, "B H W C"], levels: tuple[int, ...] = PYRAMID) -> Float[Array, "B F"]:

@@ -88,7 +88,7 @@ class BPE:
     def __init__(self, tokenizer: Any) -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        # Our vocabularies read "<s>" in a text as three characters. Published ones read their own names, such as [MASK].
+        # Ours read "<s>" in a text as three characters. Published vocabularies read their names, such as [MASK].
         tokenizer.encode_special_tokens = all(tokenizer.token_to_id(name) == i for i, name in enumerate(SPECIAL))
         self.tokenizer = tokenizer
 
@@ -140,8 +140,8 @@ class BPE:
 def train_bpe(texts: Iterable[str], size: int) -> BPE:
     """Learns byte-pair encoding (Sennrich et al. 2016) of bytes (Radford et al. 2019) from `texts`.
 
-    The same texts give the same vocabulary. It has `size` tokens, or fewer if the texts have too few pairs to merge: the
-    special tokens, 256 bytes, and the most frequent merges within words, where a word includes the space before it.
+    The same texts give the same vocabulary. It has `size` tokens, or fewer if the texts have too few pairs to merge:
+    the special tokens, 256 bytes, and the most frequent merges within words. A word includes the space before it.
 
     Raises:
         UserError: `size` leaves no room for a merge.
@@ -181,7 +181,7 @@ def load(folder: str | Path) -> Characters | BPE:
         except Exception as error:  # `tokenizers` raises plain Exception
             raise UserError(f"{' and '.join(map(str, paths))} cannot be read: {error}; fetch it again") from error
     wanted = "; or ".join(" and ".join(names) for names, _ in _FORMATS)
-    raise UserError(f"{folder} has no vocabulary: it should contain {wanted}")
+    raise UserError(f"there is no vocabulary in {folder}: it should have {wanted}")
 
 
 def _load_json(path: Path) -> Characters | BPE:

@@ -57,7 +57,7 @@ def assert_even(counts, ways):
 
 @pytest.mark.parametrize("name", MOVES | JITTER)
 def test_a_function_of_its_key(name):
-    """The same for the same key, another for another; over several keys at once what it is for each alone."""
+    """The same key gives the same result, another key another one; vmap over keys equals each key separately."""
     augmentation, images = (MOVES | JITTER)[name], pictures()
     keys = jax.random.split(KEY)[np.array([0, 1, 0])]
     first, other, again = np.asarray(jax.jit(jax.vmap(augmentation, (0, None)))(keys, images))

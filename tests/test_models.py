@@ -35,6 +35,12 @@ MODELS = {
 every = pytest.mark.parametrize(("model", "image"), MODELS.values(), ids=MODELS)
 
 
+@functools.cache
+def drawn(model, image):
+    """The first variables of a model, drawn by one program for all tests."""
+    return jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *image)))
+
+
 def trained_once(model, variables, x):
     """The outputs of a step of training, in which batch norms normalise by the batch."""
     return jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))(variables, x)[0]
@@ -49,7 +55,7 @@ def test_the_loss_begins_near_that_of_a_guess(model, image):
     if isinstance(model, LeNet5):
         pytest.skip("its penalties begin far from each other: a guess is not where it starts")
     x = jax.random.normal(jax.random.key(1), (64, *image))
-    logits = trained_once(model, model.init(jax.random.key(0), x), x)
+    logits = trained_once(model, drawn(model, image), x)
     label = jnp.arange(64) % 10
     assert logits.shape == (64, 10)
     # Logits of variance v cost about v / 2 above log K; softmax regression begins with v = 1/3 on noise of variance 1.
@@ -59,7 +65,7 @@ def test_the_loss_begins_near_that_of_a_guess(model, image):
 @every
 def test_with_and_without_jit_are_the_same(model, image):
     x = jax.random.normal(jax.random.key(1), (4, *image))
-    variables = model.init(jax.random.key(0), x)
+    variables = drawn(model, image)
     np.testing.assert_allclose(model.apply(variables, x), jax.jit(model.apply)(variables, x), rtol=1e-4, atol=1e-5)
 
 
@@ -67,10 +73,10 @@ def test_with_and_without_jit_are_the_same(model, image):
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights(model, image):
     x = jax.random.normal(jax.random.key(1), (4, *image))
     small = model.clone(dtype="bfloat16")
-    variables = jax.jit(small.init)(jax.random.key(0), x)
+    variables = drawn(small, image)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
-    exact = model.apply(variables, x)
-    np.testing.assert_allclose(small.apply(variables, x), exact, rtol=0.05, atol=0.05 * float(jnp.abs(exact).max()))
+    exact, near = (jax.jit(m.apply)(variables, x) for m in (model, small))
+    np.testing.assert_allclose(near, exact, rtol=0.05, atol=0.05 * float(jnp.abs(exact).max()))
     half = jax.eval_shape(model.clone(param_dtype="bfloat16").init, jax.random.key(0), x)
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(half["params"]))
 
@@ -81,7 +87,7 @@ def test_a_batch_can_be_overfitted(model, image):
     criterion = losses.maximum_a_posteriori if isinstance(model, LeNet5) else losses.cross_entropy
     loss_fn = losses.classify(model, criterion=criterion)
     tx = optax.adam(2e-3)
-    variables = jax.jit(model.init)(jax.random.key(0), batch["image"])
+    variables = dict(drawn(model, image))
     state = train.init(variables.pop("params"), tx, jax.random.key(0), aux=variables or None)
     _, metrics = train.compiled(train.scanned(train.make_step(loss_fn, tx)))(
         state, jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (150, *leaf.shape)), batch)
@@ -146,7 +152,7 @@ def test_the_codes_are_ten_different_pictures():
 def test_lenet5_is_right_when_f6_shows_the_code():
     """Its output is minus the squared distance to each code, so zero exactly for the class that is shown."""
     model = LeNet5()
-    variables = model.init(jax.random.key(0), jnp.zeros((1, *PADDED)))
+    variables = drawn(model, PADDED)
     _, seen = model.apply(variables, jnp.ones((2, *PADDED)), capture_intermediates=True)
     f6 = squash(seen["intermediates"]["F6"]["__call__"][0])
     expected = -((np.asarray(f6)[:, None] - codes()[None]) ** 2).sum(-1)
@@ -161,13 +167,13 @@ def test_lenet5_refuses_images_of_another_size(image):
 
 def test_every_layer_can_be_looked_at_without_code_in_the_model():
     x = jnp.zeros((2, *MNIST))
-    _, seen = Convnet().apply(Convnet().init(jax.random.key(0), x), x, capture_intermediates=True)
+    _, seen = Convnet().apply(drawn(Convnet(), MNIST), x, capture_intermediates=True)
     shapes = {name: layer["__call__"][0].shape for name, layer in seen["intermediates"].items() if name != "__call__"}
     assert shapes == {"conv1": (2, 8, 8, 32), "conv2": (2, 2, 2, 64), "dense1": (2, 200), "dense2": (2, 10)}
 
 
 def test_initial_weights_are_those_of_pytorch_in_distribution():
-    params = Convnet().init(jax.random.key(0), jnp.zeros((1, *MNIST)))["params"]
+    params = drawn(Convnet(), MNIST)["params"]
     for name, fan_in in {"conv1": 25, "conv2": 800, "dense1": 256, "dense2": 200}.items():
         for leaf in params[name].values():
             values = np.asarray(leaf).ravel() * math.sqrt(fan_in)

@@ -24,7 +24,7 @@ def test_a_triangle_rises_to_its_peak_and_falls():
 
 
 def test_muon_keeps_filters_at_their_norm_and_steps_by_orthogonal_ones():
-    """An update's rows [O, KH KW I] are orthogonal up to what three steps leave; its length is the rate's alone."""
+    """The rows [O, KH KW I] of an update are nearly orthogonal, and its length depends only on the rate."""
     kernel, gradient = (jax.random.normal(jax.random.key(i), (3, 3, 8, 16)) for i in (0, 1))
     tx = optim.muon(0.1, newton_schulz_steps=8)
     update = jax.jit(lambda gradient: tx.update({"k": gradient}, tx.init({"k": kernel}), {"k": kernel})[0]["k"])

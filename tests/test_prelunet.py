@@ -70,7 +70,7 @@ def test_equation_15_keeps_the_size_of_the_signal():
     assert float(params["stage2_conv1"]["kernel"].std()) == pytest.approx((2 / 1.0625 / (9 * 64)) ** 0.5, rel=0.02)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(64, 512))
-    for layer in range(10):  # of dense layers alone; half of the variance is lost, or won, in each by another rule
+    for layer in range(10):  # only dense layers; with another rule each would lose or gain half of the variance
         x = x @ rng.normal(0, (2 / 1.0625 / 512) ** 0.5, (512, 512))
         x = np.where(x > 0, x, x / 4) if layer < 9 else x
     assert 0.7 < np.square(x).mean() / (2 / 1.0625) < 1.4

@@ -25,7 +25,7 @@ every = pytest.mark.parametrize("norm_first", [False, True], ids=["post-norm", "
 @functools.cache
 def made(norm_first, dropout=0.0):
     model = Transformer(TransformerConfig(V, 2, 4, D, F, dropout, norm_first))
-    return model, model.init(jax.random.key(0), SOURCE, TARGET)
+    return model, jax.jit(model.init)(jax.random.key(0), SOURCE, TARGET)
 
 
 def count(tree):
@@ -72,7 +72,7 @@ def test_causality(norm_first):
     target = jnp.array([[1, 2, 3, 4, 5]])  # each token once, and none of them in the source
 
     def logit(params):
-        # Through the inputs alone: the weights of the output are the embedding again, and are held still.
+        # Only through the inputs: the output layer shares the embedding, and is held constant.
         out, kept = model.apply({"params": params}, SOURCE[1:], target, capture_intermediates=True)
         del out
         return jnp.square(kept["intermediates"]["decoder_1"]["__call__"][0][0, 2]).sum()

@@ -414,7 +414,7 @@ batch_norm.defvjp(_batch_norm, _batch_norm_backward)
 
 
 def sum_around(x: Float[Array, "B H W C"], before: int, after: int) -> Float[Array, "B H W C"]:
-    """For each channel, the sum over it, `before` channels before it and `after` behind it.
+    """For each channel, the sum of it, `before` channels before it and `after` channels after it.
 
     It is a product with a band matrix, which is faster than adding shifted copies.
     """

@@ -56,7 +56,7 @@ def avg_pool(
 ) -> Float[Array, "B h w C"]:
     """The mean of each window, placed as in `max_pool`.
 
-    The zeros of the padding count as pixels unless `count_padding` is False. The pixels that `ceil` adds behind the
+    The zeros of the padding count as pixels unless `count_padding` is False. The pixels that `ceil` adds after the
     padding never count.
 
     Raises UserError if the window is larger than the padded image.
@@ -107,7 +107,7 @@ def check_size(name: str, size: Sequence[int], image: Sequence[int]) -> None:
 def _whole(
     name: str, x: Array, window: Sequence[int], strides: Sequence[int], padding: Pads, ceil: bool
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The padding, with the pixels that `ceil` adds behind it."""
+    """The padding, with the pixels that `ceil` adds after it."""
     padded = tuple(n + sum(pad) for n, pad in zip(x.shape[1:3], padding, strict=True))
     check_size(name, window, padded)
     pads = []

@@ -1,7 +1,7 @@
-"""What happens to images on their way into a model, inside the compiled step.
+"""Random changes of images in training, inside the compiled step.
 
-The random ones are functions of their key: `on_device(step, arrays, augment)` gives them a key of its own for every
-step. Images are NHWC, uint8 or float, and keep their dtype.
+They are pure functions of a key: `on_device(step, arrays, augment)` passes a new key in every step. Images are NHWC,
+uint8 or float, and keep their dtype.
 
 Glossary: N examples, B batch, H W height and width, C channels, K classes.
 """
@@ -20,19 +20,19 @@ from dlc.train import Batch, Metrics, State, Step
 
 Images = Array | np.ndarray
 
-LUMA = (0.299, 0.587, 0.114)  # what red, green and blue add to grey: ITU-R recommendation BT.601, section 2.5.1
+LUMA = (0.299, 0.587, 0.114)  # the weights of red, green and blue in grey: ITU-R recommendation BT.601, section 2.5.1
 
 
 Augment = Callable[[Any, Any], Any]  # (key, batch) -> batch
 
 
 def of_images(function: Callable[[Any, Any], Any]) -> Augment:
-    """A function of (key, images) as one of (key, batch), which changes `batch["image"]`."""
+    """Turns a function of (key, images) into one of (key, batch) that changes `batch["image"]`."""
     return lambda key, batch: {**batch, "image": function(key, batch["image"])}
 
 
 def chained(*functions: Augment) -> Augment:
-    """One function of (key, batch) after the other, each with a key of its own."""
+    """Applies functions of (key, batch) one after the other, each with its own key."""
 
     def chain(key: Any, batch: Any) -> Any:
         for i, function in enumerate(functions):
@@ -42,33 +42,33 @@ def chained(*functions: Augment) -> Augment:
     return chain
 
 
-# Where the pixels of an image go
+# Moves of the pixels
 
 
 def flip(key: Key[Array, ""], images: Shaped[Images, "B H W C"]) -> Shaped[Array, "B H W C"]:
-    """Each image left to right with probability 1/2."""
+    """Flips each image left to right with probability 1/2."""
     return _flipped(jnp.asarray(images), jax.random.bernoulli(key, shape=images.shape[:1]))
 
 
 def alternating_flip(
     key: Key[Array, ""], images: Shaped[Images, "B H W C"], row: Int[Images, " B"], epoch: Int[Array, ""] | int
 ) -> Shaped[Array, "B H W C"]:
-    """Image `row` of the data set left to right in every other epoch, so that two in a row show both of its sides.
+    """Flips image `row` of the data set left to right in every other epoch, so that two epochs show both orientations.
 
         flipped = first(row) xor (epoch is odd)
 
-    `first` is a fair coin, a function of key and row alone: the same in every epoch, whatever batch the row is in.
+    `first` is a fair coin that depends only on key and row: it is the same in every epoch and in any batch.
 
     Source: Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (arXiv 2404.00498), section 3.6.
     """
-    # Loss and augmentation draw from fold_in(key, step): the coins come from a fold that no step will ever reach.
+    # Loss and augmentation draw from fold_in(key, step). The coins use a fold that no step ever reaches.
     key = jax.random.fold_in(key, 2**32 - 1)
     first = jax.vmap(lambda row: jax.random.bernoulli(jax.random.fold_in(key, row)))(jnp.asarray(row))
     return _flipped(jnp.asarray(images), first ^ (epoch % 2 == 1))
 
 
 def alternating(step: Step, steps_per_epoch: int) -> Step:
-    """A step that flips `batch["image"]` as `alternating_flip` does, given the rows `batch["row"]` that they are.
+    """A step that applies `alternating_flip` to `batch["image"]`, whose rows in the data set are `batch["row"]`.
 
         step = on_device(alternating(step, steps_per_epoch), {**train_set, "row": np.arange(N)})
 
@@ -77,7 +77,7 @@ def alternating(step: Step, steps_per_epoch: int) -> Step:
 
     def alternated(step: Step, state: State, batch: Batch) -> tuple[State, Metrics]:
         if "row" not in batch:
-            raise UserError('alternating flips need to know their images: add "row": np.arange(N) to the arrays')
+            raise UserError('alternating flips need the rows of their images: add "row": np.arange(N) to the arrays')
         image = alternating_flip(state.key, batch["image"], batch["row"], state.step // steps_per_epoch)
         return step(state, {**batch, "image": image})
 
@@ -90,17 +90,17 @@ def translate(
     pixels: int,
     mode: Literal["reflect", "constant"] = "reflect",
 ) -> Shaped[Array, "B H W C"]:
-    """Each image moved by up to `pixels` along either axis, all (2 pixels + 1)^2 moves alike.
+    """Shifts each image by up to `pixels` along either axis; all (2 pixels + 1)^2 shifts are equally likely.
 
-    What comes in at the edges is the image mirrored there (the outermost pixels are not repeated), or zeros with mode
-    "constant". With 4 pixels of zeros it is the crop of He et al. 2015, "Deep residual learning for image recognition",
-    section 4.2.
+    The new pixels at the edges mirror the image (the outermost pixels are not repeated), or are zeros with mode
+    "constant". With 4 pixels of zeros this is the crop of He et al. 2015, "Deep residual learning for image
+    recognition", section 4.2.
 
-    Raises UserError if an image is too small to be moved that far.
+    Raises UserError if an image is too small to be shifted that far.
     """
     B, H, W, _ = images.shape
     if pixels >= min(H, W):
-        raise UserError(f"an image of {H}x{W} cannot be moved by {pixels} pixels: translate by fewer")
+        raise UserError(f"an image of {H}x{W} cannot be shifted by {pixels} pixels: choose fewer")
     moves = jax.random.randint(key, (2, B, 1), -pixels, pixels + 1)
     rows, columns = moves[0] + jnp.arange(H)[None], moves[1] + jnp.arange(W)[None]
     if mode == "constant":
@@ -115,7 +115,7 @@ def translate(
 
 
 def crop(key: Key[Array, ""], images: Shaped[Images, "B H W C"], size: tuple[int, int]) -> Shaped[Array, "B h w C"]:
-    """A window of `size` (height, width) of each image, all places alike.
+    """A window of `size` (height, width) from each image; all positions are equally likely.
 
     Raises UserError if the window is larger than the image.
     """
@@ -128,14 +128,14 @@ def crop(key: Key[Array, ""], images: Shaped[Images, "B H W C"], size: tuple[int
     return _take(jnp.asarray(images), rows, columns)
 
 
-# What is painted over and mixed
+# Changes of the pixels themselves
 
 
 def cutout(key: Key[Array, ""], images: Shaped[Images, "B H W C"], size: int) -> Shaped[Array, "B H W C"]:
-    """A square of zeros in each image, of side `size`, centred on any pixel; what lies outside the image is cut off.
+    """Sets a square of side `size` in each image to zero. It is centred on any pixel and clipped at the edges.
 
     Source: DeVries & Taylor 2017, "Improved regularization of convolutional neural networks with cutout", section 3.2.
-    The paper's images are standardised first, so that zero is the mean.
+    In the paper, images are standardised first, so that zero is the mean.
 
     Raises UserError if the square is larger than the image.
     """
@@ -147,12 +147,12 @@ def cutout(key: Key[Array, ""], images: Shaped[Images, "B H W C"], size: int) ->
 
 
 def mixup(key: Key[Array, ""], batch: dict[str, Any], alpha: float, classes: int) -> dict[str, Any]:
-    """Each image and label mixed with those of another of its batch.
+    """Mixes each image and label with those of another example of the batch.
 
         x' = m x + (1 - m) x[partner],  y' = m y + (1 - m) y[partner],  m from Beta(alpha, alpha)
 
-    One m and one permutation of partners for the whole batch, as in the paper's listing. `label` is int [B] or a
-    distribution [B, K], and becomes a distribution, float32 [B, K]. Whole-numbered images are rounded. With alpha 0
+    As in the paper's listing, the whole batch has one m and one permutation of partners. `label` is int [B] or a
+    distribution [B, K], and becomes a distribution, float32 [B, K]. Images of integers are rounded. With alpha 0
     nothing is mixed.
 
     Source: Zhang, Cisse, Dauphin, Lopez-Paz 2018, "mixup: beyond empirical risk minimization", figure 1.
@@ -169,13 +169,13 @@ def mixup(key: Key[Array, ""], batch: dict[str, Any], alpha: float, classes: int
 
 
 def cutmix(key: Key[Array, ""], batch: dict[str, Any], alpha: float, classes: int) -> dict[str, Any]:
-    """A box of each image filled from another of its batch, and labels mixed by the share of the pixels.
+    """Fills a box in each image from another image of the batch, and mixes labels in proportion to the pixels.
 
         height, width = sqrt(1 - m) (H, W),  m from Beta(alpha, alpha),  centred on any pixel
 
-    One box and one permutation of partners for the whole batch, as in the paper's listing. The share is counted after
-    what lies outside the image is cut off. `label` is int [B] or a distribution [B, K], and becomes a distribution,
-    float32 [B, K]. With alpha 0 nothing is mixed.
+    As in the paper's listing, the whole batch has one box and one permutation of partners. Pixels are counted after the
+    box is clipped at the edges. `label` is int [B] or a distribution [B, K], and becomes a distribution, float32
+    [B, K]. With alpha 0 nothing is mixed.
 
     Source: Yun et al. 2019, "CutMix: regularization strategy to train strong classifiers with localizable features",
     section 3.1 and supplement A.
@@ -200,27 +200,27 @@ def color_jitter(
     contrast: float = 0.0,
     saturation: float = 0.0,
 ) -> Float[Array, "B H W C"]:
-    """Each image brighter or darker, of more or less contrast, of stronger or weaker colour.
+    """Changes the brightness, the contrast and the saturation of each image.
 
-        x <- f x + (1 - f) g,  in turn with g = 0, the image's mean grey, and each pixel's own grey
+        x <- f x + (1 - f) g,  first with g = 0, then with the mean grey of the image, then with the grey of each pixel
 
-    Each factor f is uniform in [1 - strength, 1 + strength]. Images are on a scale that begins at black, and have one
-    channel or red, green and blue; values may leave their scale.
+    Each factor f is uniform in [1 - strength, 1 + strength]. Zero must mean black, and images have one channel or red,
+    green and blue. Values may leave their range.
 
     Source: Howard 2013, "Some improvements on deep convolutional neural network based image classification", section 2.
 
-    Raises UserError for other numbers of channels, and for whole numbers.
+    Raises UserError for other numbers of channels and for integers.
     """
     B, _, _, C = images.shape
     if C not in (1, 3):
-        raise UserError(f"the colours of images with {C} channels cannot be jittered: only grey and RGB can")
+        raise UserError(f"images with {C} channels cannot be colour-jittered: pass grey or RGB images")
 
     if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise UserError(f"the colours of {images.dtype} images cannot be jittered: turn them to float first")
+        raise UserError(f"{images.dtype} images cannot be colour-jittered: convert them to float first")
     strength = jnp.array([brightness, contrast, saturation]).reshape(3, 1, 1, 1, 1)
     f = jax.random.uniform(key, (3, B, 1, 1, 1), minval=1 - strength, maxval=1 + strength)
     x = jnp.asarray(images, jnp.float32)
-    # Grey is linear and changes as x does. Computed anew after each change it took 7 to 10 times as long on a CPU.
+    # Grey is linear, so it changes as x does. Recomputing it after each change took 7 to 10 times as long on a CPU.
     grey = x if C == 1 else sum(share * x[..., c : c + 1] for c, share in enumerate(LUMA))
     x, grey = f[0] * x, f[0] * grey
     mean = grey.mean((1, 2, 3), keepdims=True)
@@ -232,14 +232,14 @@ def color_jitter(
 def color_noise(
     key: Key[Array, ""], images: Float[Images, "B H W 3"], components: Float[Images, "3 3"], strength: float = 0.1
 ) -> Float[Array, "B H W 3"]:
-    """The light of each image changed along the principal components of the set's colours.
+    """Changes the light of each image along the principal components of the data set's colours.
 
-        x <- x + a1 l1 p1 + a2 l2 p2 + a3 l3 p3,  each a from N(0, strength^2), one draw an image
+        x <- x + a1 l1 p1 + a2 l2 p2 + a3 l3 p3,  each a from N(0, strength^2), drawn once for each image
 
-    l p are the `components`: eigenvalue times eigenvector. Images are on the scale 0 to 1, from any origin.
+    The `components` are l p, eigenvalue times eigenvector. Images are on the scale 0 to 1, with any offset.
 
     Source: Krizhevsky, Sutskever, Hinton 2012, "ImageNet classification with deep convolutional neural networks",
-    section 4.1. The scale is not said there; on that of 0 to 255 the eigenvalues would drown every image.
+    section 4.1. The paper does not give the scale; on 0 to 255 the eigenvalues would be larger than any image.
     """
     drawn = strength * jax.random.normal(key, (len(images), 3))
     return jnp.asarray(images) + (drawn @ jnp.asarray(components))[:, None, None].astype(images.dtype)
@@ -252,9 +252,9 @@ def _flipped(images: Array, which: Bool[Array, " B"]) -> Array:
 def _take(images: Array, rows: Int[Array, "B h"], columns: Int[Array, "B w"]) -> Array:
     """out[b, i, j] = images[b, rows[b, i], columns[b, j]].
 
-    One gather of whole pixels, straight from the image: on a CPU nothing padded is written first, and at 2,000 images
-    of 32x32x3 it takes 0.5 to 0.8 times what slices of padded images do, and 0.02 to 0.5 times what a choice among all
-    shifted copies does, which XLA gives up fusing at 9 shifts.
+    This gathers whole pixels directly from the image, so that no padded image is written first. On a CPU, for 2,000
+    images of 32x32x3, it takes 0.5 to 0.8 times as long as slices of padded images, and 0.02 to 0.5 times as long as a
+    choice among all shifted copies, which XLA no longer fuses from 9 shifts on.
     """
     B, H, W, C = images.shape
     at = (jnp.arange(B)[:, None, None] * H + rows[:, :, None]) * W + columns[:, None, :]
@@ -262,7 +262,7 @@ def _take(images: Array, rows: Int[Array, "B h"], columns: Int[Array, "B w"]) ->
 
 
 def _boxes(key: Key[Array, ""], count: int, H: int, W: int, height: Any, width: Any) -> Bool[Array, "count H W 1"]:
-    """Where boxes lie that are centred on any pixel and end at the edges."""
+    """A mask of boxes that are centred on any pixel and clipped at the edges."""
     y, x = (
         jax.random.randint(key, (count, 1), 0, size) for key, size in zip(jax.random.split(key), (H, W), strict=True)
     )

@@ -1,6 +1,8 @@
-"""Sequences of many lengths as arrays of a few shapes, so that a run compiles a handful of programs.
+"""Batches: which rows of a data set, or windows of a text, each step sees, as pure functions of seed and step.
 
-Shapes: N sequences, L length of a bucket, B sequences of a batch.
+Sequences of many lengths become arrays of a few shapes, so that a run compiles only a handful of programs.
+
+Shapes: N examples or sequences, B examples of a batch, S seeds, L length of a bucket.
 """
 
 import functools
@@ -17,12 +19,13 @@ BatchesOf = Callable[[int, int], Any]  # (first, count) -> that many batches, st
 
 
 def minibatches(examples: int, batch: int, shuffle: bool = False, seeds: Sequence[int] = (0,)) -> BatchesOf:
-    """Rows of the batches `first .. first + count` of endless epochs, `[count, B]` int32, as a pure function of both.
+    """A function `(first, count)` that gives the rows of batches `first` to `first + count` of endless epochs.
 
-    Without `shuffle` every epoch goes through the set in its own order; with it, epoch e is the permutation that the
-    seed and e give, and several seeds give `[count, S, B]`. The rest that does not fill a batch is dropped.
+    The rows are int32, `[count, B]`. Without `shuffle`, every epoch goes through the data set in order. With it, the
+    seed and the number of the epoch determine a permutation, and several seeds give `[count, S, B]`. The last examples
+    of an epoch are dropped if they do not fill a batch.
 
-    Raises UserError if not even one batch can be filled.
+    Raises UserError if there are too few examples for one batch.
     """
     steps = steps_per_epoch(examples, batch)
 
@@ -39,11 +42,12 @@ def minibatches(examples: int, batch: int, shuffle: bool = False, seeds: Sequenc
 
 
 def random_starts(tokens: int, length: int, batch: int, seeds: Sequence[int] = (0,)) -> BatchesOf:
-    """Places at which windows of `length` + 1 of `tokens` tokens begin, drawn evenly: `[count, B]` int32.
+    """A function like `minibatches` for a text of `tokens` tokens: the starts of random windows of `length` + 1 tokens.
 
-    As with `minibatches` they are a function of the seed and the step, and several seeds give `[count, S, B]`.
+    The starts are int32, `[count, B]`, drawn uniformly. They are a function of the seed and the step, and several seeds
+    give `[count, S, B]`.
 
-    Raises UserError if there is not even one window.
+    Raises UserError if the text is shorter than one window.
     """
     if tokens <= length:
         raise UserError(f"a text of {tokens} tokens has no window of {length} + 1: take a longer text")
@@ -60,14 +64,14 @@ def random_starts(tokens: int, length: int, batch: int, seeds: Sequence[int] = (
 
 
 def steps_per_epoch(examples: int, batch: int) -> int:
-    """How many whole batches there are. Raises UserError if there is not even one."""
+    """The number of whole batches in an epoch. Raises UserError if there is none."""
     if not 0 < batch <= examples:
         raise UserError(f"a batch of {batch} cannot be drawn from {examples} examples: choose 1 to {examples}")
     return examples // batch
 
 
 def padded(sequences: Sequence[np.ndarray], length: int) -> Int[np.ndarray, "N L"]:
-    """The sequences as rows of int32, filled up with `PAD`. A longer one is cut."""
+    """The sequences as rows of int32, padded with `PAD` or truncated to `length`."""
     rows = np.full((len(sequences), length), PAD, np.int32)
     for row, sequence in zip(rows, sequences, strict=True):
         row[: len(sequence)] = sequence[:length]
@@ -83,18 +87,19 @@ def bucketed(
     group: int,
     seed: int = 0,
 ) -> tuple[BatchesOf, int, int]:
-    """Batches of pairs of about the same length; how many make an epoch, on average; how many pairs are left out.
+    """Batches of pairs of similar length, the average number of batches in an epoch, and the number of pairs left out.
 
-    A pair goes to the first of the `lengths` L that holds its source and what is read, or predicted, of its target (all
-    but one token); its batches are {"source": [B, L], "target": [B, L + 1]} with B = `tokens` / L. `group` batches in a
-    row have one shape, because they become one program; each bucket is shuffled anew whenever it has been gone through,
-    and so is the order of the groups.
+    A pair goes to the bucket of the first length L in `lengths` that holds both its source and all but one token of its
+    target (the decoder reads all tokens but the last and predicts all but the first). Its batches are
+    {"source": [B, L], "target": [B, L + 1]} with B = `tokens` / L. `group` consecutive batches have the same shape,
+    because they become one program. Each bucket is reshuffled after every pass through it, and so is the order of the
+    groups.
 
-    The batches are a function `(first, count)` that stays within a group: `count` divides `group`, or is the rest of
-    it. A bucket without pairs enough for one batch goes into the next longer one; left out are pairs longer than the
-    last length, and the rest if that does not fill a batch either.
+    The batches are a function `(first, count)` that must stay within a group: `count` divides `group` or completes it.
+    A bucket with too few pairs for one batch is merged into the next longer one. Pairs longer than the last length are
+    left out, and so is the last bucket if it does not fill a batch.
 
-    Raises UserError if no bucket has pairs enough for a batch.
+    Raises UserError if no bucket has enough pairs for a batch.
     """
     needs = np.array([max(len(s), len(t) - 1) for s, t in zip(source, target, strict=True)])
     place = np.searchsorted(lengths, needs)
@@ -112,7 +117,7 @@ def bucketed(
         buckets.append((arrays, own, max(1, round(len(rows) / size / group))))
         rows = []
     if not buckets:
-        raise UserError(f"{len(needs)} pairs do not fill a batch of {tokens} tokens: take smaller batches")
+        raise UserError(f"{len(needs)} pairs do not fill a batch of {tokens} tokens: choose smaller batches")
     turns = np.repeat(np.arange(len(buckets)), [groups for _, _, groups in buckets])
 
     @functools.lru_cache(maxsize=2)
@@ -132,10 +137,11 @@ def bucketed(
 
 
 def windows(tokens: Int[np.ndarray, " N"], length: int) -> Int[np.ndarray, "W L"]:
-    """The windows of `length` + 1 tokens that lie side by side; each begins with the last token of the one before it.
+    """Consecutive windows of `length` + 1 tokens, each of which begins with the last token of the previous one.
 
-    So every token but the first is predicted once; what does not fill a window is left out. Raises UserError if that is
-    everything.
+    Every token but the first is therefore predicted once. The tokens at the end that do not fill a window are left out.
+
+    Raises UserError if the text is shorter than one window.
     """
     count = (len(tokens) - 1) // length
     if count < 1:

@@ -1,11 +1,11 @@
-"""What a model costs: its weights, and the operations of one call, counted without running it.
+"""The cost of a model: its weights and the operations of one call, counted without running it.
 
     count = functools.partial(model.apply, variables)
     costs.macs(count, image)     # multiply-accumulates, the unit of the papers' tables
     costs.flops(count, image)    # XLA's own count of the same program, two for each multiply-accumulate
 
-Arguments may be arrays or `jax.ShapeDtypeStruct`s. Both counts are of the plain program, the one for GPU and TPU: a CPU
-may compute the same numbers with fewer or more operations (`dlc/cpu.py`).
+Arguments may be arrays or `jax.ShapeDtypeStruct`s. Both count the plain program, the one for GPU and TPU. A CPU may
+compute the same numbers with fewer or more operations (`dlc/layers/cpu.py`).
 """
 
 import math
@@ -17,24 +17,24 @@ import jax.extend.core
 
 
 def parameters(params: Any) -> int:
-    """How many numbers a tree of arrays, or of their shapes, holds."""
+    """The number of elements in a tree of arrays or of `jax.ShapeDtypeStruct`s."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 def macs(function: Callable[..., Any], *arguments: Any) -> int:
     """Multiply-accumulates of all convolutions and matrix products in one call of `function`.
 
-    As papers count them, a convolution has as many for each output as its kernel has numbers, also where the kernel
-    lies over padding; other arithmetic (norms, activations, pooling) is not counted.
+    They are counted as in papers: for each output, a convolution has one for every element of its kernel, even where
+    the kernel lies over padding. Other arithmetic (norms, activations, pooling) is not counted.
     """
     return _of(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def flops(function: Callable[..., Any], *arguments: Any) -> float:
-    """XLA's count of the floating-point operations of one call, before it optimises: all arithmetic, padding left out.
+    """XLA's count of the floating-point operations of one call, before optimisation: all arithmetic except on padding.
 
-    XLA counts the body of a loop once; here it counts as often as it runs, unless only the running program knows how
-    often that is (`lax.while_loop`). What a kernel of cuDNN does is not counted.
+    XLA counts the body of a loop once. Here it counts as often as it runs, unless that is known only at run time
+    (`lax.while_loop`). The work of cuDNN's fused kernels is not counted.
     """
     return _flops(jax.make_jaxpr(function)(*arguments))
 
@@ -51,7 +51,7 @@ def _flops_once(jaxpr: Any) -> float:
 
 
 def _loops(jaxpr: Any) -> list[tuple[int, Any]]:
-    """(rounds, body) of every loop, but those inside another's body."""
+    """(rounds, body) of every loop that is not inside another loop."""
     found = []
     for equation in jaxpr.eqns:
         if equation.primitive.name == "scan":
@@ -71,7 +71,7 @@ def _of_equation(equation: Any) -> int:
     if name == "conv_general_dilated":
         kernel = equation.invars[1].aval.shape
         features = kernel[params["dimension_numbers"].rhs_spec[0]]
-        # A transposed convolution meets zeros between the inputs: each of those, not each output, has a whole kernel.
+        # A transposed convolution has zeros between its inputs: each input, not each output, meets a whole kernel.
         return out // math.prod(params["lhs_dilation"]) * math.prod(kernel) // features // params["batch_group_count"]
     if name == "dot_general":
         (axes, _), _ = params["dimension_numbers"]
@@ -83,7 +83,7 @@ def _of_equation(equation: Any) -> int:
 
 
 def _inner(equation: Any) -> list[Any]:
-    """The programs inside an equation; of `lax.platform_dependent` the last alone, which is the default."""
+    """The programs inside an equation; for `lax.platform_dependent` only the last one, which is the default."""
     jaxprs = [value for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr) if _is_jaxpr(value)]
     jaxprs = jaxprs[-1:] if equation.params.get("branches_platforms") else jaxprs
     return [getattr(jaxpr, "jaxpr", jaxpr) for jaxpr in jaxprs]

@@ -1,4 +1,4 @@
-"""Text from a model of the next token, one token at a time: by chance, by the best guess, or by beam search.
+"""Generates text from a model of the next token: by sampling, greedily, or by beam search.
 
 Glossary: B batch, P tokens of a prompt, V vocabulary, C capacity of a cache, K beams, L tokens, N = B K.
 """
@@ -31,24 +31,25 @@ def sample(
     top_p: float | None = None,
     emit: Emit | None = None,
 ) -> Int[Array, "B L"]:
-    """The prompt and `length` tokens after it, [B, P + length], each drawn given those before it.
+    """The prompt followed by `length` new tokens, [B, P + length], each drawn given all tokens before it.
 
-    A token is drawn from softmax(logits / temperature) as `filtered` leaves it; at temperature 0 it is the most likely
-    one. Token i is drawn by `fold_in(key, i)`.
+    A token is drawn from softmax(logits / temperature) after `filtered`; at temperature 0 it is the most likely token.
+    Token i uses the key `fold_in(key, i)`.
 
-    A text that outgrows the model's context slides: whenever the cache is full, the last half of a context is read
-    again into it, as if the text began there. Of a prompt longer than the context only its last half context is read,
-    though all of it is returned. So the model always sees between half of its context and all of it.
+    When a text outgrows the model's context, the window slides: whenever the cache is full, the last half context is
+    read again into an empty cache, as if the text began there. Of a prompt longer than the context, only the last half
+    context is read, but all of it is returned. The model therefore always sees between half of its context and all of
+    it.
 
-    `emit(tokens)` is called on the host with the tokens [B] of every place as soon as they are drawn, in order. The
+    `emit(tokens)` is called on the host with the tokens [B] of each position, in order, as soon as they are drawn. The
     last calls may come after `sample` has returned; `jax.effects_barrier()` waits for them.
 
-    All of it is one program, compiled once for the model, the shapes, `length`, `top_k`, `emit` (the same function, not
-    one that looks like it) and whether there is a temperature and a `top_p`. `model` is one such as `GPT`: hashable,
-    with `model.cache(batch, capacity)`, `model.apply({"params": params}, tokens, cache=cache) -> (logits, cache)` and
+    This is one program. It is compiled once for each combination of the model, the shapes, `length`, `top_k`, `emit`
+    (by identity) and the presence of a temperature and a `top_p`. `model` must be hashable, like `GPT`, and have
+    `model.cache(batch, capacity)`, `model.apply({"params": params}, tokens, cache=cache) -> (logits, cache)` and
     `model.config.context`.
 
-    Raises UserError if the prompt is empty or an option is out of its range.
+    Raises UserError if the prompt is empty or an option is out of range.
     """
     for wrong, sentence in (
         (prompt.shape[1] == 0, "a prompt needs at least one token: begin with the token that separates texts"),
@@ -82,7 +83,7 @@ def _sample(
     seen = half if context < P else P
 
     def write(i: Any, text: Array, logits: Array) -> Array:
-        """The text with token i of the answer in it."""
+        """The text with token i of the answer written into it."""
         logits = logits[:, -1].astype(jnp.float32)
         if heat is None:
             token = logits.argmax(-1)
@@ -110,7 +111,7 @@ def _sample(
     def has_room(carry: Any) -> Array:
         return (carry[0] < length) & (carry[2].length < capacity)
 
-    # A `lax.cond` for every token would copy the cache for every token; this one comes once in half a context.
+    # A `lax.cond` in every step would copy the cache in every step; this one runs once in half a context.
     def stretch(carry: Any) -> Any:
         carry = lax.while_loop(has_room, go_on, carry)
         return lax.cond(carry[0] < length, slide, lambda carry: carry, carry)
@@ -127,10 +128,10 @@ def _sample(
 def filtered(
     logits: Float[Array, "*B V"], top_k: int | None = None, top_p: float | Float[Array, ""] | None = None
 ) -> Float[Array, "*B V"]:
-    """The logits, at least float32, of the tokens that may be drawn, and -inf for the others.
+    """The logits of the tokens that may be drawn, in float32 or wider, and -inf for the others.
 
-    `top_k` keeps the k most likely tokens. `top_p` keeps of those, made to sum to one, the nucleus: the smallest set
-    whose probability reaches p, and so at least the most likely one. Of equals the first come first.
+    `top_k` keeps the k most likely tokens. Among those, renormalised, `top_p` keeps the nucleus: the smallest set whose
+    probability reaches p, which has at least one token. Of equal logits the first are kept.
 
     References: Fan, Lewis, Dauphin 2018, "Hierarchical neural story generation", section 5.4 (top-k); Holtzman, Buys,
     Du, Forbes, Choi 2019, "The curious case of neural text degeneration", section 3.1 (the nucleus).
@@ -147,16 +148,16 @@ def filtered(
 
 
 class _Beams(NamedTuple):
-    """What beam search knows after some tokens: the K live hypotheses of each sentence, and its best K finished ones.
+    """The state of beam search: the K live hypotheses of each sentence, and its best K finished ones.
 
-    A place that no hypothesis holds has the score -inf.
+    An unused slot has the score -inf.
     """
 
-    at: Any  # tokens that every live hypothesis has
+    at: Any  # the number of tokens in every live hypothesis
     live: Any  # [B, K, L] tokens
-    live_scores: Any  # [B, K] the sum of their log-probabilities
-    finished: Any  # [B, K, L] tokens, `end` from the last on
-    scores: Any  # [B, K] the same, divided by the length penalty; best first
+    live_scores: Any  # [B, K] the sums of their log-probabilities
+    finished: Any  # [B, K, L] tokens, padded with `end`
+    scores: Any  # [B, K] their sums divided by the length penalty, best first
     cache: Any  # leaves [N, ...]
 
 
@@ -174,21 +175,20 @@ def beam_search(
 ) -> tuple[Int[Array, "B K L"], Float[Array, "B K"]]:
     """The most likely answers of up to `length` tokens that end with `end`: tokens and scores, best first.
 
-    The score of an answer of n tokens, `end` among them, is the sum of their log-probabilities over the length penalty
-    ((5 + n) / 6)^alpha. From its last token on an answer is filled with `end`. Where fewer than K answers were found,
-    the scores are -inf and the tokens all `end`.
+    The score of an answer of n tokens, including `end`, is the sum of their log-probabilities divided by the length
+    penalty ((5 + n) / 6)^alpha. Answers are padded with `end`. If fewer than K answers are found, the remaining scores
+    are -inf and their tokens all `end`.
 
-    Each step, of all ways to go on with the K live hypotheses of a sentence, the K best are kept that do not end; those
-    that do end, and are among the K best of all, are put with the finished ones, which they leave only for better
-    finished ones. At the last place everything ends. A sentence is done once its best finished answer has a score that
-    no live hypothesis can reach any more, and the search once all sentences are; so a sentence's answers do not depend
-    on the others in its batch. One beam with alpha = 0 takes the most likely token until that is `end`.
+    Each step extends the K live hypotheses of a sentence by every token. The K best extensions that do not end stay
+    live. Those that end, and are among the K best of all, join the finished answers, of which only the K best are kept.
+    At the last position every hypothesis ends. A sentence is done when no live hypothesis can still beat its best
+    finished answer, and the search stops when all sentences are done. The answers to a sentence therefore do not depend
+    on the others in its batch. One beam with alpha = 0 is greedy decoding.
 
-    `step(tokens, cache) -> (logits [N, V], cache)` reads one token [N] for each hypothesis, the first time `start`; the
-    hypotheses of one sentence lie side by side, N = B K. The cache is reordered as hypotheses are dropped and doubled:
-    leaves with axes have N as their first one, and those without any stay as they are. What all hypotheses of a
-    sentence share, such as the source, belongs not into the cache but into the closure. With an encoder and decoder
-    such as `Seq2Seq`:
+    `step(tokens, cache) -> (logits [N, V], cache)` reads one token [N] for each hypothesis, `start` in the first step.
+    The hypotheses of a sentence are adjacent, N = B K. The cache is reordered as hypotheses are dropped and copied:
+    its leaves have N as their first axis, except scalars, which stay as they are. Keep what all hypotheses of a
+    sentence share, such as the source, in the closure and not in the cache. For an encoder-decoder such as `Seq2Seq`:
 
         memory, cache = model.apply(variables, source, length, method="start")
         cache = jax.tree.map(lambda leaf: jnp.repeat(leaf, beams, axis=0) if leaf.ndim else leaf, cache)
@@ -196,12 +196,12 @@ def beam_search(
         def step(token, cache):
             return model.apply(variables, token, memory, cache, method="step")
 
-    It is made to be called inside `jax.jit`: the loop is one `lax.while_loop`.
+    Call it inside `jax.jit`: the loop is one `lax.while_loop`.
 
-    Raises UserError if an option is out of its range.
+    Raises UserError if an option is out of range.
 
     References: Wu et al. 2016, "Google's neural machine translation system", section 7 and equation 14, without the
-    coverage penalty; the two kinds of hypotheses are those of Tensor2Tensor (Vaswani et al. 2018).
+    coverage penalty; live and finished hypotheses are kept apart as in Tensor2Tensor (Vaswani et al. 2018).
     """
     for wrong, sentence in (
         (beams < 1, f"beams must be 1 or more, not {beams}"),
@@ -216,7 +216,7 @@ def beam_search(
         return ((5 + n) / 6) ** alpha
 
     def done(b: _Beams) -> Array:
-        """Whether the best finished answer beats what the best live hypothesis has now, at the largest penalty."""
+        """Whether the best finished answer beats the best live hypothesis, scored with the largest penalty."""
         return b.scores[:, 0] >= b.live_scores[:, 0] / penalty(length)
 
     def grow(b: _Beams) -> _Beams:
@@ -224,7 +224,7 @@ def beam_search(
         logits, cache = step(jnp.where(b.at == 0, start, last).reshape(-1), b.cache)
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32)).reshape(batch, beams, vocab)
         total = (b.live_scores - jax.nn.logsumexp(logits, -1))[..., None]
-        # No hypothesis can have more than K + 1 children among the K best that end and the K best that do not.
+        # Of one hypothesis, at most K + 1 children are among the K best that end or the K best that do not.
         values, tokens = lax.top_k(logits, min(beams + 1, vocab))
         children, tokens = _flat(total + values), _flat(tokens)
         ended = total[..., 0] + logits[..., end]  # [B, K]
@@ -257,5 +257,5 @@ def _flat(x: Array) -> Array:
 
 
 def _take(tokens: Array, rows: Array) -> Array:
-    """Of tokens [B, M, L] the rows [B, K] of each sentence."""
+    """The rows [B, K] of each sentence from tokens [B, M, L]."""
     return jnp.take_along_axis(tokens, rows[..., None], axis=1)

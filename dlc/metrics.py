@@ -1,4 +1,4 @@
-"""What is measured: arrays in, numbers out.
+"""Metrics: arrays in, numbers out.
 
 Glossary: N examples, C classes. Leading axes (`*runs`) are kept, so that eight seeds give eight numbers.
 """
@@ -14,34 +14,30 @@ Either = Array | np.ndarray  # labels often come straight from a data set
 
 
 def error(logits: Float[Either, "*runs N C"], label: Int[Either, " N"]) -> Float[Array, "*runs"]:
-    """The share of examples, 0 to 1, whose largest logit is not their label's. Of equal logits the first counts."""
+    """The fraction of examples, 0 to 1, whose largest logit is not that of their label. Of equals the first counts."""
     wrong = jnp.argmax(logits, axis=-1) != jnp.broadcast_to(label, logits.shape[:-1])
     return wrong.mean(axis=-1, dtype=jnp.float32)
 
 
-def top_k_error(logits: Float[Either, "*runs N C"], label: Int[Either, " N"], k: int) -> Float[Array, "*runs"]:
-    """The share of examples whose label is not among the `k` largest logits; of equal ones the first come first.
-
-    With as many answers as classes it is 0.
-    """
-    return (~among_top_k(logits, label, k)).mean(axis=-1, dtype=jnp.float32)
-
-
 def among_top_k(logits: Float[Either, "*runs N C"], label: Int[Either, " N"], k: int) -> Bool[Array, "*runs N"]:
-    """Of each example, whether its label is among the `k` largest logits."""
+    """For each example, whether its label is among the `k` largest logits. Of equal logits the first counts.
+
+    The top-k error is `1 - among_top_k(logits, label, k).mean(-1)`. With k or fewer classes every label is among them.
+    """
     _, best = jax.lax.top_k(jnp.asarray(logits), min(k, logits.shape[-1]))
     return (best == jnp.broadcast_to(label, logits.shape[:-1])[..., None]).any(axis=-1)
 
 
 def confusion(prediction: Int[Either, " N"], label: Int[Either, " N"], classes: int) -> Int[Array, "C C"]:
-    """How often class j (column) was answered where i (row) was right."""
+    """How often class j (column) was predicted where class i (row) was correct."""
     return jnp.zeros((classes, classes), jnp.int32).at[label, prediction].add(1)
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
-    """BLEU in percent, 0 to 100, of translations with one reference each, and sacrebleu's signature of how it counts.
+    """BLEU in percent, 0 to 100, of translations with one reference each, and the signature of sacrebleu's settings.
 
-    The texts are plain, not tokenised: sacrebleu does that its own way ("13a"), so that figures can be compared.
+    Pass plain texts that are not tokenised. sacrebleu applies its own tokenisation ("13a"), which makes results
+    comparable.
 
     References: Papineni et al. 2002, "BLEU"; Post 2018, "A call for clarity in reporting BLEU scores".
     """

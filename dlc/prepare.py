@@ -33,24 +33,25 @@ def channel_mean_and_std(
 
 
 def mean_image(images: UInt8[np.ndarray, "N H W C"]) -> Float[np.ndarray, "H W C"]:
-    """The mean of every pixel over all images on the scale 0 to 1, float32.
+    """The mean of each pixel over all images, on the scale 0 to 1, float32.
 
     Source: Krizhevsky, Sutskever, Hinton 2012, "ImageNet classification with deep convolutional neural networks",
-    section 2, and He et al. 2015, "Deep residual learning for image recognition", section 4.2, subtract it.
+    section 2, and He et al. 2015, "Deep residual learning for image recognition", section 4.2, which subtract it.
     """
     return (images.sum(0, dtype=np.int64) / (255 * len(images))).astype(np.float32)
 
 
 def standardise(mean: float | np.ndarray, std: float | np.ndarray = 1.0) -> Callable[[Any], Any]:
-    """uint8 images [B, H, W, C] to float32 ones of mean 0 and standard deviation 1, given those on the scale 0 to 1.
+    """A function from uint8 images [B, H, W, C] to float32 images of mean 0 and standard deviation 1.
 
-    Either is one number, one for each channel [C], or one for each place of an image [H, W, C].
+    `mean` and `std` are on the scale 0 to 1. Each is one number, one for each channel [C], or one for each pixel
+    [H, W, C].
     """
 
     def spread(value: float | np.ndarray) -> Any:
         return np.asarray(value, np.float32).reshape((1,) * (4 - np.ndim(value)) + np.shape(value))
 
-    # Numbers stay numbers: they compile to what they always did.
+    # Numbers are not turned into arrays, so that the compiled program stays the same.
     shift, scale = (spread(value) if np.ndim(value) else value for value in (mean, std))
 
     def prepare(images: UInt8[Images, "B H W C"]) -> Float[Array, "B H W C"]:
@@ -60,19 +61,19 @@ def standardise(mean: float | np.ndarray, std: float | np.ndarray = 1.0) -> Call
 
 
 def color_components(pixels: UInt8[np.ndarray, "N 3"]) -> Float[np.ndarray, "3 3"]:
-    """The principal components of red, green and blue on the scale 0 to 1, float32: a row each, largest first.
+    """The principal components of red, green and blue on the scale 0 to 1, float32, one in each row, largest first.
 
-    Each is an eigenvector of the pixels' covariance times its eigenvalue: what `color_noise` adds multiples of.
+    Each is an eigenvector of the pixels' covariance times its eigenvalue. `augment.color_noise` adds multiples of them.
     """
     values, vectors = np.linalg.eigh(np.cov(pixels.T.astype(np.float64) / 255))
     return (values[::-1, None] * vectors.T[::-1]).astype(np.float32)
 
 
 def _sums(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The sum of each channel, and that of its squares: whole numbers, and exact."""
+    """The sum of each channel and of its squares: whole numbers, without rounding."""
     C = images.shape[-1]
     total = squares = np.zeros(C)
-    for part in np.array_split(images.reshape(-1, C), max(1, images.size // 2**20)):  # pieces that stay in the cache
+    for part in np.array_split(images.reshape(-1, C), max(1, images.size // 2**20)):  # pieces that fit into the cache
         values = part.astype(np.float64)
         total = total + np.ones(len(values)) @ values
         squares = squares + np.diag(values.T @ values)

@@ -1,13 +1,14 @@
-"""Meshes, and where each leaf of a state lies on them: training on several devices without another step.
+"""Meshes, and the placement of each leaf of a state on them: training on several devices with an unchanged step.
 
     devices = mesh("data=4")
     init = lambda key: kept(train.init(...), devices)      # the state, the same on every device
     step = on_mesh(make_step(loss_fn, tx), devices)        # keeps it there
-    batch = jax.device_put(batch, split(devices))          # a quarter of the examples each
+    batch = jax.device_put(batch, split(devices))          # a quarter of the examples on each device
 
-Nothing else changes: the step says what is computed, the placement where, and XLA adds the sums between devices. A
-batch norm under `jit` therefore has the statistics of the whole batch, whatever the number of devices, where programs
-with a process a device (PyTorch's DistributedDataParallel, Goyal et al. 2017) take those of each device's own share.
+Nothing else changes. The step defines what is computed, the placement defines where, and XLA inserts the sums between
+devices. Batch normalisation under `jit` therefore uses the statistics of the whole batch, whatever the number of
+devices. Programs with one process for each device (PyTorch's DistributedDataParallel, Goyal et al. 2017) use those of
+each device's own part.
 """
 
 import math
@@ -24,9 +25,9 @@ from dlc.train import Batch, Metrics, State, Step
 
 
 def mesh(text: str) -> Mesh:
-    """The mesh that a text such as "data=4" names: so many devices, the first there are, along the axis "data".
+    """The mesh for a text such as "data=4": that many devices, the first available, along the axis "data".
 
-    Raises UserError for another text, and if there are not so many devices.
+    Raises UserError if the text has another form or there are too few devices.
     """
     found = re.fullmatch(r"data=([1-9]\d*)", text)
     if not found:
@@ -34,20 +35,20 @@ def mesh(text: str) -> Mesh:
     count, devices = int(found[1]), jax.devices()
     if count > len(devices):
         there = f"is one {devices[0].platform}" if len(devices) == 1 else f"are {len(devices)} of {devices[0].platform}"
-        raise UserError(f"a mesh of {count} devices needs more than there are: here {there}")
+        raise UserError(f"a mesh of {count} devices needs more than are available: there {there}")
     return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices[:count])
 
 
 def split(devices: Mesh, axis: int = 0) -> NamedSharding:
-    """Where a batch lies: its examples, along `axis` of every leaf, in equal parts on the devices."""
+    """The placement of a batch: its examples, along `axis` of every leaf, in equal parts on the devices."""
     return NamedSharding(devices, PartitionSpec(*(None,) * axis, "data"))
 
 
 def layout(state: Any, devices: Mesh, fully: bool = False) -> Any:
-    """Where each leaf of a state lies, a tree of shardings: whole on every device, or `fully` sharded.
+    """The placement of each leaf of a state, as a tree of shardings: whole on every device, or `fully` sharded.
 
-    Fully sharded, each device keeps one part of every leaf, cut along its longest axis that the number of devices
-    divides, and XLA gathers a layer's weights when it needs them; a leaf without such an axis stays whole.
+    If fully sharded, each leaf is cut along its longest axis that the number of devices divides, each device keeps one
+    part, and XLA gathers the weights of a layer when it needs them. A leaf without such an axis stays whole.
 
     References: Rajbhandari, Rasley, Ruwase, He 2020, "ZeRO: memory optimizations toward training trillion parameter
     models", stage 3.
@@ -63,7 +64,7 @@ def layout(state: Any, devices: Mesh, fully: bool = False) -> Any:
 
 
 def kept(state: Any, devices: Mesh, fully: bool = False) -> Any:
-    """The same state, in its `layout`. Under `jit` a constraint on what XLA may choose; outside of it a copy."""
+    """The same state in its `layout`: a sharding constraint under `jit`, a copy outside of it."""
     places = layout(state, devices, fully)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state)):
         return jax.lax.with_sharding_constraint(state, places)
@@ -71,7 +72,7 @@ def kept(state: Any, devices: Mesh, fully: bool = False) -> Any:
 
 
 def on_mesh(step: Step, devices: Mesh, fully: bool = False) -> Step:
-    """A step whose state leaves as it came in, in its `layout`, so that nothing is moved or compiled a second time."""
+    """A step that returns its state in the `layout` it came in, so that nothing is moved or compiled again."""
 
     def placed(step: Step, state: State, batch: Batch) -> tuple[State, Metrics]:
         state, metrics = step(state, batch)
@@ -81,7 +82,7 @@ def on_mesh(step: Step, devices: Mesh, fully: bool = False) -> Step:
 
 
 def fits(batch: int, devices: Mesh) -> None:
-    """Raises UserError unless a batch can be cut into equal parts."""
+    """Raises UserError unless the devices can share a batch equally."""
     if batch % devices.size:
         share = math.ceil(batch / devices.size) * devices.size
-        raise UserError(f"a batch of {batch} cannot be shared by {devices.size} devices: choose {share}, for example")
+        raise UserError(f"{devices.size} devices cannot share a batch of {batch} equally: choose {share}, for example")

@@ -1,10 +1,10 @@
-"""Text <-> token ids: single characters, or byte-pair encoding; and vocabularies published beside GPT-2 and BERT.
+"""Text <-> token ids: single characters, byte-pair encoding, and the vocabularies published with GPT-2 and BERT.
 
     tokenizer = Characters.of(corpus.train)
     ids = tokenizer.encode("To be")  # int32 [5]
     tokenizer.decode(ids)            # "To be"
 
-Both kinds are saved to a folder and loaded from it, so this is a module of the effects floor.
+Vocabularies are saved to a folder and loaded from it, so this module belongs to the effects floor.
 """
 
 import json
@@ -29,17 +29,17 @@ Ids = Sequence[int] | np.ndarray | Array
 
 @dataclass(frozen=True)
 class Characters:
-    """A token for each character.
+    """One token for each character.
 
     Attributes:
-        characters: the vocabulary, sorted and without repetition; a character's id is its place.
+        characters: the vocabulary, sorted and without duplicates; the id of a character is its index.
     """
 
     characters: str
 
     @classmethod
     def of(cls, text: str) -> "Characters":
-        """The vocabulary of all characters of `text`."""
+        """The vocabulary of all characters in `text`."""
         return cls("".join(sorted(set(text))))
 
     @property
@@ -53,7 +53,9 @@ class Characters:
             UserError: some of its characters are not in the vocabulary.
         """
         known, codes = _codes(self.characters), _codes(text)
-        id_of = np.full(int(known.max(initial=0)) + 2, -1, np.int32)  # by code point; the last is for all beyond
+        id_of = np.full(
+            int(known.max(initial=0)) + 2, -1, np.int32
+        )  # by code point; the last entry is for all larger ones
         id_of[known] = np.arange(self.size)
         ids = id_of[np.minimum(codes, len(id_of) - 1)]
         if (ids < 0).any():
@@ -67,26 +69,26 @@ class Characters:
         return _codes(self.characters)[np.asarray(ids, np.int32)].tobytes().decode("utf-32-le", "surrogatepass")
 
     def pieces(self, ids: Ids) -> list[str]:
-        """What to write at an axis for each id: the character, or the two of its escape."""
+        """A printable label for each id, for the axes of figures: the character, or its escape sequence."""
         return [_shown(character) for character in self.decode(ids)]
 
     def save(self, folder: Path) -> None:
-        """Writes `tokenizer.json` into `folder`, whole or not at all."""
+        """Writes `tokenizer.json` into `folder`, atomically."""
         write_whole(folder / FILE, json.dumps({"characters": self.characters}) + "\n")
 
 
 class BPE:
-    """Byte-pair encoding, and other vocabularies of word pieces: a `tokenizers.Tokenizer` that gives arrays.
+    """Byte-pair encoding and other vocabularies of word pieces: a `tokenizers.Tokenizer` that returns arrays.
 
-    Neither START and END nor what a published model wants in their place is added by encoding: that is the batch's
-    business. With vocabularies of `train_bpe` nothing is unknown, and `decode(encode(text)) == text` for every text
-    that UTF-8 can write, one that spells a special token included.
+    Encoding does not add START and END, nor their equivalents in a published model; whoever makes the batch adds them.
+    With vocabularies of `train_bpe` no text is unknown: `decode(encode(text)) == text` for every text that can be
+    encoded as UTF-8, even one that spells out a special token.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        # In a text, "<s>" is three characters of ours. A published vocabulary reads its own names, such as [MASK].
+        # Ours read "<s>" in a text as three characters. Published vocabularies read their names, such as [MASK].
         tokenizer.encode_special_tokens = all(tokenizer.token_to_id(name) == i for i, name in enumerate(SPECIAL))
         self.tokenizer = tokenizer
 
@@ -95,7 +97,7 @@ class BPE:
         return self.tokenizer.get_vocab_size()
 
     def id(self, name: str) -> int:
-        """The id of a special token or of any other, such as "<mask>", BERT's "[MASK]" or GPT-2's "<|endoftext|>".
+        """The id of a token by its name, such as "<mask>", BERT's "[MASK]" or GPT-2's "<|endoftext|>".
 
         Raises:
             UserError: the vocabulary has no such token.
@@ -110,7 +112,7 @@ class BPE:
         return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """The ids of each text, int32 [T] of various T, on all cores."""
+        """The ids of each text, int32 [T] with its own T, computed on all cores."""
         encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
@@ -119,7 +121,7 @@ class BPE:
         return self.tokenizer.decode(np.asarray(ids, np.int32).tolist(), skip_special_tokens=True)
 
     def pieces(self, ids: Ids) -> list[str]:
-        """What to write at an axis for each id: " word" with its space, "##ing", "<s>"; � for a part of a letter."""
+        """A printable label for each id: " word" with its space, "##ing", "<s>"; � for part of a character."""
         from tokenizers import decoders
 
         each = np.asarray(ids, np.int32).tolist()
@@ -130,16 +132,16 @@ class BPE:
         return [_shown(piece) for piece in shown]
 
     def save(self, folder: Path) -> None:
-        """Writes `tokenizer.json` into `folder`, whole or not at all, in Hugging Face's format."""
-        plain = json.loads(self.tokenizer.to_str())  # and out again in ASCII, whatever the locale would write
+        """Writes `tokenizer.json` into `folder` in Hugging Face's format, atomically."""
+        plain = json.loads(self.tokenizer.to_str())  # json writes ASCII, whatever the locale
         write_whole(folder / FILE, json.dumps(plain) + "\n")
 
 
 def train_bpe(texts: Iterable[str], size: int) -> BPE:
     """Learns byte-pair encoding (Sennrich et al. 2016) of bytes (Radford et al. 2019) from `texts`.
 
-    The same texts give the same vocabulary. It has `size` tokens, or fewer where the texts have no more pairs to merge:
-    the special ones, 256 bytes, and the most frequent merges within words, a word with the space before it.
+    The same texts give the same vocabulary. It has `size` tokens, or fewer if the texts have too few pairs to merge:
+    the special tokens, 256 bytes, and the most frequent merges within words. A word includes the space before it.
 
     Raises:
         UserError: `size` leaves no room for a merge.
@@ -161,13 +163,13 @@ def train_bpe(texts: Iterable[str], size: int) -> BPE:
 
 
 def load(folder: str | Path) -> Characters | BPE:
-    """What `save` wrote to `folder`, or what Hugging Face publishes there.
+    """The vocabulary in `folder`, written by `save` or published on Hugging Face.
 
-    That is tokenizer.json; or vocab.json and merges.txt, as beside GPT-2; or vocab.txt, as beside BERT, whose texts are
-    put into lower case unless the vocabulary itself has capitals.
+    It is read from tokenizer.json; or from vocab.json and merges.txt, as published with GPT-2; or from vocab.txt, as
+    published with BERT, where texts are lowercased unless the vocabulary contains capitals.
 
     Raises:
-        UserError: there is none of these, or it is damaged.
+        UserError: the folder has none of these files, or they are damaged.
     """
     folder = Path(folder)
     for names, read in _FORMATS:
@@ -176,7 +178,7 @@ def load(folder: str | Path) -> Characters | BPE:
             continue
         try:
             return read(*paths)
-        except Exception as error:  # `tokenizers` raises just that
+        except Exception as error:  # `tokenizers` raises plain Exception
             raise UserError(f"{' and '.join(map(str, paths))} cannot be read: {error}; fetch it again") from error
     wanted = "; or ".join(" and ".join(names) for names, _ in _FORMATS)
     raise UserError(f"there is no vocabulary in {folder}: it should have {wanted}")
@@ -222,7 +224,7 @@ _FORMATS: tuple[tuple[tuple[str, ...], Callable[..., Characters | BPE]], ...] = 
 
 
 def _shown(piece: str) -> str:
-    """The piece with what no pen can write as its escape."""
+    """The piece with its unprintable characters escaped."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in piece)
 
 

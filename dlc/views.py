@@ -1,4 +1,4 @@
-"""Test-time views: the mean of a model's outputs over small changes of its image that change no answer.
+"""Test-time views: the mean of a model's outputs over small changes of its image that do not change the class.
 
     predict = functools.partial(views, forward, level=2)            # CIFAR-10
     predict = functools.partial(over_crops, forward, size=224)      # ImageNet: ten crops
@@ -27,9 +27,9 @@ def mirrored(forward: Forward) -> Forward:
 
 
 def translated(forward: Forward) -> Forward:
-    """The mean of `forward` on an image seen from one pixel up and left of it, and from one pixel down and right.
+    """The mean of `forward` on an image shifted by one pixel down and right, and by one pixel up and left.
 
-    The pixels that come in are the image mirrored at its edge.
+    The image is mirrored at its edges to fill the new pixels.
     """
 
     def both(images: Shaped[Array | np.ndarray, "B H W C"]) -> Any:
@@ -40,7 +40,7 @@ def translated(forward: Forward) -> Forward:
 
 
 def views(forward: Forward, images: Shaped[Array | np.ndarray, "B H W C"], level: int = 2) -> Any:
-    """Outputs [B, ...] for images of any dtype: one forward pass at level 0, two at 1, six at 2.
+    """Outputs [B, ...] for images of any dtype, from one forward pass at level 0, two at level 1 and six at level 2.
 
         0   f(x)
         1   m(x) = (f(x) + f(mirror x)) / 2
@@ -49,7 +49,7 @@ def views(forward: Forward, images: Shaped[Array | np.ndarray, "B H W C"], level
     Raises UserError for other levels.
     """
     if level not in (0, 1, 2):
-        raise UserError(f"test-time views have the levels 0, 1 and 2, not {level}")
+        raise UserError(f"the level of test-time views must be 0, 1 or 2, not {level}")
     if level == 0:
         return forward(images)
     mirror = mirrored(forward)
@@ -57,14 +57,14 @@ def views(forward: Forward, images: Shaped[Array | np.ndarray, "B H W C"], level
 
 
 def centre(images: Shaped[Array | np.ndarray, "B H W C"], size: int) -> Shaped[Array, "B size size C"]:
-    """The square of side `size` in the middle of each image. Raises UserError if an image is smaller."""
+    """The central square of side `size` of each image. Raises UserError if an image is smaller."""
     H, W = _larger(images, size)
     top, left = round((H - size) / 2), round((W - size) / 2)
     return jnp.asarray(images[:, top : top + size, left : left + size])
 
 
 def ten_crops(images: Shaped[Array | np.ndarray, "B H W C"], size: int) -> Shaped[Array, "10 B size size C"]:
-    """The squares of side `size` in the four corners of each image and in its middle, then their mirror images.
+    """The squares of side `size` in the four corners and the centre of each image, then their mirror images.
 
     Raises UserError if an image is smaller.
     """
@@ -77,9 +77,9 @@ def ten_crops(images: Shaped[Array | np.ndarray, "B H W C"], size: int) -> Shape
 def over_crops(
     forward: Forward, images: Shaped[Array | np.ndarray, "B H W C"], size: int, crops: Literal[1, 10] = 10
 ) -> Float[Array, "B K"]:
-    """The logits of the square in the middle, or the logarithm of the mean probability over ten crops.
+    """The logits of the central square, or the logarithm of the mean probability over ten crops.
 
-    `forward` maps images [B, size, size, C] to logits [B, K], and is applied to one crop after another.
+    `forward` maps images [B, size, size, C] to logits [B, K]. It is applied to one crop after another.
     """
     if crops == 1:
         return forward(centre(images, size))

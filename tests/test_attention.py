@@ -365,9 +365,9 @@ def test_todays_gpt_has_groups_that_divide_its_heads(heads):
 
 
 def test_odd_widths_are_said():
-    with pytest.raises(UserError, match=r"need an even width, not 33$"):
+    with pytest.raises(UserError, match=r"need an even width, a sine and a cosine for every rate, not 33$"):
         sinusoidal(jnp.arange(3), 33)
-    with pytest.raises(UserError, match=r"a head of width 9 is not even$"):
+    with pytest.raises(UserError, match=r"the width of a head must be even, not 9$"):
         rotary(jnp.zeros((1, 2, 1, 9)), jnp.arange(2))
 
 

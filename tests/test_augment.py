@@ -57,7 +57,7 @@ def assert_even(counts, ways):
 
 @pytest.mark.parametrize("name", MOVES | JITTER)
 def test_a_function_of_its_key(name):
-    """The same for the same key, another for another; over several keys at once what it is for each alone."""
+    """The same key gives the same result, another key another one; vmap over keys equals each key separately."""
     augmentation, images = (MOVES | JITTER)[name], pictures()
     keys = jax.random.split(KEY)[np.array([0, 1, 0])]
     first, other, again = np.asarray(jax.jit(jax.vmap(augmentation, (0, None)))(keys, images))
@@ -397,15 +397,15 @@ MISTAKES = {
     "a crop of 40x40 is larger than its image of 32x32": lambda x: augment.crop(KEY, x, (40, 40)),
     "a crop of 8x33 is larger than its image of 32x32": lambda x: augment.crop(KEY, x, (8, 33)),
     "a square of 33x33 is larger than its image of 32x32": lambda x: augment.cutout(KEY, x, 33),
-    "an image of 32x32 cannot be moved by 32 pixels: translate by fewer": lambda x: augment.translate(KEY, x, 32),
-    "the colours of images with 4 channels cannot be jittered: only grey and RGB can": lambda x: augment.color_jitter(
+    "an image of 32x32 cannot be shifted by 32 pixels: choose fewer": lambda x: augment.translate(KEY, x, 32),
+    "images with 4 channels cannot be colour-jittered: pass grey or RGB images": lambda x: augment.color_jitter(
         KEY, jnp.concatenate([x, x[..., :1]], -1)
     ),
-    'alternating flips need to know their images: add "row": np.arange(N) to the arrays': lambda x: augment.alternating(
-        lambda state, batch: (state, {}), 1
-    )(train.State(0, None, None, None, KEY), {"image": x}),
+    'alternating flips need the rows of their images: add "row": np.arange(N) to the arrays': lambda x: (
+        augment.alternating(lambda state, batch: (state, {}), 1)(train.State(0, None, None, None, KEY), {"image": x})
+    ),
     "a patch of 33x33 is larger than its image of 32x32": lambda x: whitening(x, 33),
-    "test-time views have the levels 0, 1 and 2, not 3": lambda x: views.views(forward, x, 3),
+    "the level of test-time views must be 0, 1 or 2, not 3": lambda x: views.views(forward, x, 3),
 }
 
 

@@ -11,7 +11,7 @@ from test_resnet import outputs
 
 from dlc.errors import UserError
 from dlc.layers import pooling
-from dlc.models.enet import _Block, _TransposedConv, enet, enet_classifier, max_places, max_unpool
+from dlc.models.enet import _Block, _transposed_conv, enet, enet_classifier, max_places, max_unpool
 
 
 def test_sizes_of_table_1():
@@ -70,7 +70,7 @@ def test_unpooling_puts_pixels_where_the_maxima_were():
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_a_transposed_convolution_is_the_gradient_of_one_that_halves(size):
-    layer = _TransposedConv(5, size)
+    layer = _transposed_conv(5, size)
     y = jax.random.normal(jax.random.key(1), (1, 4, 6, 7))
     variables = layer.init(jax.random.key(0), y)
     kernel = variables["params"]["kernel"][::-1, ::-1].swapaxes(2, 3)

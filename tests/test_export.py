@@ -55,9 +55,9 @@ def test_what_is_no_exported_model_is_named(tmp_path):
     (tmp_path / "short.jax").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.jax").write_text("no model")
     for name in ("short", "text"):
-        with pytest.raises(UserError, match=rf"{name}\.jax is no exported model, or is cut short: export it again"):
+        with pytest.raises(UserError, match=rf"{name}\.jax is not an exported model or is cut short: export it again"):
             export.load(tmp_path / f"{name}.jax")
     with pytest.raises(UserError, match=r"missing\.jax cannot be read: No such file"):
         export.load(tmp_path / "missing.jax")
-    with pytest.raises(UserError, match=r"there is no folder .*nowhere: make it first"):
+    with pytest.raises(UserError, match=r"the folder .*nowhere does not exist: make it first"):
         export.save(tmp_path / "nowhere" / "model.jax", model, variables, images)

@@ -1,4 +1,4 @@
-"""Schedules, averages of the weights, and Muon, against their definitions written out."""
+"""Schedules, momentum and Muon against their definitions, written out."""
 
 import jax
 import jax.numpy as jnp
@@ -8,18 +8,6 @@ import pytest
 
 from dlc import optim
 from dlc.errors import UserError
-
-
-def descend(tx, steps=12):
-    """Weights after each step of plain descent on |w|^2 / 2 from [1, -2], through `tx`; and the last state."""
-    params = {"w": jnp.array([1.0, -2.0])}
-    state, history = tx.init(params), []
-    update = jax.jit(tx.update)
-    for _ in range(steps):
-        updates, state = update(params, state, params)  # the gradient of |w|^2 / 2 is w
-        params = optax.apply_updates(params, updates)
-        history.append(np.asarray(params["w"]))
-    return np.stack(history), state
 
 
 def test_by_epoch_holds_each_factor_from_its_epoch_on():
@@ -35,47 +23,8 @@ def test_a_triangle_rises_to_its_peak_and_falls():
     assert (np.diff(rates[25:]) < 0).all()
 
 
-def test_the_average_of_the_weights_is_its_recurrence_and_changes_nothing():
-    plain, _ = descend(optax.sgd(0.1))
-    seen, state = descend(optax.chain(optax.sgd(0.1), optim.weight_average(0.5)))
-    np.testing.assert_array_equal(seen, plain)
-    average = np.array([1.0, -2.0])
-    for t, weights in enumerate(plain, 1):
-        decay = min(0.5, t / (t + 9))
-        average = decay * average + (1 - decay) * weights
-    np.testing.assert_allclose(optim.averaged(state)["w"], average, rtol=1e-5)
-
-
-def test_an_average_that_was_not_kept_is_named():
-    with pytest.raises(UserError, match="no weight_average"):
-        optim.averaged(optax.sgd(0.1).init({"w": jnp.ones(2)}))
-
-
-@pytest.mark.parametrize("keep", [0.5, lambda count: 0.9 * (count / 12) ** 3], ids=["constant", "schedule"])
-def test_lookahead_is_its_algorithm(keep):
-    seen, _ = descend(optax.chain(optax.sgd(0.1), optim.lookahead(every=5, keep=keep)))
-    fast = slow = np.array([1.0, -2.0])
-    for t, weights in enumerate(seen, 1):
-        fast = fast - 0.1 * fast
-        if t % 5 == 0:
-            share = keep(t) if callable(keep) else keep
-            fast = slow = share * slow + (1 - share) * fast
-        np.testing.assert_allclose(weights, fast, rtol=1e-5)
-
-
-def test_lookahead_agrees_with_optax():
-    ours, _ = descend(optax.chain(optax.sgd(0.1), optim.lookahead(every=5, keep=0.5)))
-    tx = optax.lookahead(optax.sgd(0.1), sync_period=5, slow_step_size=0.5)
-    params = optax.LookaheadParams.init_synced({"w": jnp.array([1.0, -2.0])})
-    state = tx.init(params)
-    for weights in ours:
-        updates, state = tx.update(params.fast, state, params)
-        params = optax.apply_updates(params, updates)
-        np.testing.assert_allclose(params.fast["w"], weights, rtol=1e-5)
-
-
 def test_muon_keeps_filters_at_their_norm_and_steps_by_orthogonal_ones():
-    """An update's rows [O, KH KW I] are orthogonal up to what three steps leave; its length is the rate's alone."""
+    """The rows [O, KH KW I] of an update are nearly orthogonal, and its length depends only on the rate."""
     kernel, gradient = (jax.random.normal(jax.random.key(i), (3, 3, 8, 16)) for i in (0, 1))
     tx = optim.muon(0.1, newton_schulz_steps=8)
     update = jax.jit(lambda gradient: tx.update({"k": gradient}, tx.init({"k": kernel}), {"k": kernel})[0]["k"])
@@ -111,7 +60,7 @@ def test_the_rate_rises_once_and_is_divided_at_equal_distances():
         [plain(i) for i in (0, 21, 24, 46, 68, 89)], [0.1, 0.1, 0.01, 1e-3, 1e-4, 1e-4], rtol=1e-5
     )
     np.testing.assert_allclose(optim.drops(0.1, 90, 0)(89), 0.1)
-    with pytest.raises(UserError, match=r"^a warm-up of 30 steps leaves none before the rate falls at 30$"):
+    with pytest.raises(UserError, match=r"^a warm-up of 30 steps must end before the rate falls at step 30$"):
         optim.drops(0.1, 90, 2, rise=30)
 
 

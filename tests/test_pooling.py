@@ -9,6 +9,7 @@ import pytest
 
 from dlc import layers
 from dlc.layers import pooling
+from dlc.layers.norms import local_response_norm
 
 # window, strides, padding, ceil, an image's height and width
 CASES = {
@@ -87,9 +88,9 @@ def test_local_response_norm_is_equation_3_3():
     for i in range(9):
         around = x[..., max(0, i - 2) : i + 3]
         expected[..., i] = x[..., i] / (2 + 0.1 * (around**2).sum(-1)) ** 0.75
-    ours = pooling.local_response_norm(jnp.asarray(x), 5, 0.1, 0.75, 2)
+    ours = local_response_norm(jnp.asarray(x), 5, 0.1, 0.75, 2)
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
-    even = pooling.local_response_norm(jnp.asarray(x), 2, 0.1, 0.75, 2)  # the one before, as PyTorch has it
+    even = local_response_norm(jnp.asarray(x), 2, 0.1, 0.75, 2)  # the one before, as PyTorch has it
     np.testing.assert_allclose(even[..., 1], x[..., 1] / (2 + 0.1 * (x[..., :2] ** 2).sum(-1)) ** 0.75, rtol=1e-5)
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from test_resnet import outputs
 
+from dlc import layers
 from dlc.errors import UserError
-from dlc.models.prelunet import PReLUNet, _PReLU, prelunet_a, pyramid
+from dlc.models.prelunet import PReLUNet, prelunet_a, pyramid
 
 
 def tiny(**changes):
@@ -59,7 +60,7 @@ def test_slopes_are_learnt_one_for_each_channel():
 
 def test_a_slope_is_that_of_the_negative_half():
     x = jnp.array([[-2.0, -2.0], [3.0, 3.0]])
-    y = _PReLU("float32").apply({"params": {"slope": jnp.array([0.25, -1.0])}}, x)
+    y = layers.PReLU("float32").apply({"params": {"slope": jnp.array([0.25, -1.0])}}, x)
     np.testing.assert_array_equal(y, [[-0.5, 2.0], [3.0, 3.0]])
 
 
@@ -69,7 +70,7 @@ def test_equation_15_keeps_the_size_of_the_signal():
     assert float(params["stage2_conv1"]["kernel"].std()) == pytest.approx((2 / 1.0625 / (9 * 64)) ** 0.5, rel=0.02)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(64, 512))
-    for layer in range(10):  # of dense layers alone; half of the variance is lost, or won, in each by another rule
+    for layer in range(10):  # only dense layers; with another rule each would lose or gain half of the variance
         x = x @ rng.normal(0, (2 / 1.0625 / 512) ** 0.5, (512, 512))
         x = np.where(x > 0, x, x / 4) if layer < 9 else x
     assert 0.7 < np.square(x).mean() / (2 / 1.0625) < 1.4

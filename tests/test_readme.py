@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dlc import tokens, weights
+from dlc.models import table
 from dlc.models.gpt import GPT, GPTConfig
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +51,11 @@ def test_every_file_that_is_linked_exists():
     assert links
     for link in links:
         assert (ROOT / link).exists(), link
+
+
+def test_the_models_are_those_of_the_table():
+    shown = README.split("<!-- models: dlc/models/table.py; tests/test_readme.py compares them -->\n")[1]
+    assert shown.split("<!-- end of models -->")[0] == table.markdown()  # to mend it, paste what this is
 
 
 def test_the_tree_is_the_tree():

@@ -94,10 +94,10 @@ def test_another_text_is_no_mesh(text):
 
 
 def test_more_devices_than_there_are():
-    with pytest.raises(UserError, match=r"^a mesh of 9 devices needs more than there are: here are 8 of cpu$"):
+    with pytest.raises(UserError, match=r"^a mesh of 9 devices needs more than are available: there are 8 of cpu$"):
         sharding.mesh("data=9")
 
 
 def test_a_batch_that_does_not_divide():
-    with pytest.raises(UserError, match=r"^a batch of 10 cannot be shared by 4 devices: choose 12, for example$"):
+    with pytest.raises(UserError, match=r"^4 devices cannot share a batch of 10 equally: choose 12, for example$"):
         sharding.fits(10, sharding.mesh("data=4"))

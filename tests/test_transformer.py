@@ -1,7 +1,6 @@
 """The encoder-decoder transformer: exact counts, one step at a time, padding, causality, and what the paper says."""
 
 import functools
-import inspect
 import math
 
 import jax
@@ -15,10 +14,6 @@ from dlc.errors import UserError
 from dlc.models import transformer
 from dlc.models.transformer import Transformer, TransformerConfig
 
-NAMED = {
-    transformer.transformer_base: 63_082_496,
-    transformer.transformer_big: 214_245_376,
-}  # 65 M and 213 M in table 3
 V, D, F = 20, 16, 32
 ATTENTION, NORM, DENSE = 4 * (D * D + D), 2 * D, 2 * D * F + F + D
 SOURCE = jnp.array([[3, 4, 5, 6, 0, 0], [7, 8, 9, 10, 11, 12]])
@@ -30,7 +25,7 @@ every = pytest.mark.parametrize("norm_first", [False, True], ids=["post-norm", "
 @functools.cache
 def made(norm_first, dropout=0.0):
     model = Transformer(TransformerConfig(V, 2, 4, D, F, dropout, norm_first))
-    return model, model.init(jax.random.key(0), SOURCE, TARGET)
+    return model, jax.jit(model.init)(jax.random.key(0), SOURCE, TARGET)
 
 
 def count(tree):
@@ -42,18 +37,6 @@ def test_parameters(norm_first):
     _, variables = made(norm_first)
     layers = 2 * (ATTENTION + DENSE + 2 * NORM) + 2 * (2 * ATTENTION + DENSE + 3 * NORM)
     assert count(variables) == V * D + layers + 2 * NORM * norm_first
-
-
-@pytest.mark.parametrize(("size", "parameters"), NAMED.items())
-def test_named_sizes(size, parameters):
-    assert count(jax.eval_shape(size().init, jax.random.key(0), SOURCE, TARGET)) == parameters
-
-
-def test_no_size_is_missing():
-    functions = {
-        f for _, f in inspect.getmembers(transformer, inspect.isfunction) if f.__module__ == transformer.__name__
-    }
-    assert {f for f in functions if not f.__name__.startswith("_")} == set(NAMED)
 
 
 @every
@@ -89,7 +72,7 @@ def test_causality(norm_first):
     target = jnp.array([[1, 2, 3, 4, 5]])  # each token once, and none of them in the source
 
     def logit(params):
-        # Through the inputs alone: the weights of the output are the embedding again, and are held still.
+        # Only through the inputs: the output layer shares the embedding, and is held constant.
         out, kept = model.apply({"params": params}, SOURCE[1:], target, capture_intermediates=True)
         del out
         return jnp.square(kept["intermediates"]["decoder_1"]["__call__"][0][0, 2]).sum()

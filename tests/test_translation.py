@@ -72,7 +72,7 @@ def test_a_bucket_with_too_few_goes_into_the_next():
 
 
 def test_no_bucket_has_enough():
-    with pytest.raises(UserError, match=r"^3 pairs do not fill a batch of 60 tokens: take smaller batches$"):
+    with pytest.raises(UserError, match=r"^3 pairs do not fill a batch of 60 tokens: choose smaller batches$"):
         bucketed(*pairs_of([3, 3, 3]), lengths=(6,), tokens=60, group=1)
 
 

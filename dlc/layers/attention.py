@@ -1,4 +1,4 @@
-"""Attention over query, key and value, and the positions that it does not know of by itself.
+"""Attention over query, key and value, its cache, and positions, which attention alone cannot see.
 
 Shapes: B batch, T queries, S keys and values, N heads of queries, K heads of keys and values (N unless grouped),
 H width of a head, D width of the model, C capacity of a cache.
@@ -16,25 +16,25 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from dlc import layers
 from dlc.errors import UserError
-from dlc.layers import cpu
+from dlc.layers import basic, cpu
 
 Mask = Bool[Array, "#B #N #T S"]
 
-# Tokens from which on halves pay on a CPU: 128 took 0.92 of the time of the whole training step on one core, 64 1.01.
+# From this number of tokens on, halves pay off on a CPU: with 128, a whole training step on one core took 0.92 of the
+# time, with 64 it took 1.01.
 _LONG = 128
 
 
 class KeyValue(NamedTuple):
-    """The keys and the values of a sequence, [B, S, K, H] each; as a cache [B, C, K, H], of which the rest is empty."""
+    """The keys and the values of a sequence, [B, S, K, H] each; in a cache [B, C, K, H], whose unused part is empty."""
 
     key: Shaped[Array, "B S K H"]
     value: Shaped[Array, "B S K H"]
 
 
 class Cache(NamedTuple):
-    """What a model has read so far: the keys and values of every layer, and how many positions of them are filled."""
+    """What a model has read so far: the keys and values of every layer, and the number of positions that are filled."""
 
     layers: tuple[KeyValue, ...]
     length: Int[Array, ""]
@@ -43,7 +43,7 @@ class Cache(NamedTuple):
 def empty_cache(
     batch: int, capacity: int, *, layers: int, heads: int, head_width: int, dtype: DTypeLike = jnp.float32
 ) -> Cache:
-    """A cache of `capacity` positions, none of them filled, for `layers` layers of `heads` heads of keys and values."""
+    """An empty cache of `capacity` positions for `layers` layers, each with `heads` heads of keys and values."""
     shape = (batch, capacity, heads, head_width)
     return Cache(tuple(KeyValue(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(layers)), jnp.int32(0))
 
@@ -56,27 +56,27 @@ def attention(
     causal: bool = False,
     mask: Mask | None = None,
 ) -> Float[Array, "B T N H"]:
-    """softmax(query key^T / sqrt(H)) value, each head by itself.
+    """softmax(query key^T / sqrt(H)) value, separately for each head.
 
-    A query attends to the keys where `mask` is True, and if it is `causal` only to those up to its own place. A query
-    that may attend to nothing attends to everything alike. With K < N heads each serves N / K heads of queries that lie
-    side by side. Softmax is float32.
+    A query attends to the keys where `mask` is True and, if `causal`, only to those up to its own position. A query
+    that may attend to no key attends to all of them equally. With K < N heads, each head of keys and values serves
+    N / K neighbouring heads of queries. The softmax is computed in float32.
 
-    On a GPU, in half precision, it is cuDNN's fused kernel where that knows the sizes, which never writes the weights
-    to memory; elsewhere
-    `plain_attention`, on a CPU of two halves of a long causal text, which spares a quarter of the work.
+    On a GPU in half precision this is cuDNN's fused kernel, which never writes the weights to memory, wherever cuDNN
+    supports the sizes. Elsewhere it is `plain_attention`; on a CPU, a long causal text is split into two halves, which
+    saves a quarter of the work.
 
     References: Vaswani et al. 2017, "Attention is all you need", equation 1; grouped queries are Ainslie et al. 2023.
     """
     if _is_fused(query, key, mask):
         return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal, implementation="cudnn")
     if causal and mask is None and cpu.is_default() and query.shape[1] == key.shape[1] >= _LONG:
-        return _in_halves(query, key, value)
+        return cpu.causal_in_halves(plain_attention, query, key, value)
     return plain_attention(query, key, value, causal=causal, mask=mask)
 
 
 def _is_fused(query: Array, key: Array, mask: Array | None) -> bool:
-    """Whether cuDNN's kernel is there and takes these sizes, as JAX checks them; Hopper alone takes wider heads."""
+    """Whether cuDNN's kernel is available and takes these sizes, as JAX checks them; only Hopper takes wider heads."""
     T, S, H = query.shape[1], key.shape[1], query.shape[3]
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     return jax.default_backend() == "gpu" and half and H % 8 == 0 and H <= 128 and (mask is None or T % 2 == S % 2 == 0)
@@ -90,22 +90,14 @@ def plain_attention(
     causal: bool = False,
     mask: Mask | None = None,
 ) -> Float[Array, "B T N H"]:
-    """`attention` as the equation says it."""
+    """`attention`, written as the equation."""
     return weighted(attention_weights(query, key, causal=causal, mask=mask), value)
-
-
-def _in_halves(query: Array, key: Array, value: Array) -> Array:
-    """Causal `plain_attention` of a text to itself, whose first half does not even multiply with the second."""
-    T, half = query.shape[1], query.shape[1] // 2
-    first = plain_attention(query[:, :half], key[:, :half], value[:, :half], causal=True)
-    earlier = (jnp.arange(T)[None] <= jnp.arange(half, T)[:, None])[None, None]
-    return jnp.concatenate([first, plain_attention(query[:, half:], key, value, mask=earlier)], axis=1)
 
 
 def attention_weights(
     query: Float[Array, "B T N H"], key: Float[Array, "B S K H"], *, causal: bool = False, mask: Mask | None = None
 ) -> Float[Array, "B N T S"]:
-    """softmax(query key^T / sqrt(H)), in the dtype of the query: how much of each value a query takes."""
+    """softmax(query key^T / sqrt(H)), in the dtype of the query: the weight of each value for a query."""
     (B, T, N, H), (_, S, K, _) = query.shape, key.shape
     grouped = query.reshape(B, T, K, N // K, H) / jnp.asarray(math.sqrt(H), query.dtype)
     scores = jnp.einsum("btkgh,bskh->bkgts", grouped, key).reshape(B, N, T, S)
@@ -126,18 +118,19 @@ def weighted(weights: Float[Array, "B N T S"], value: Float[Array, "B S K H"]) -
 
 
 class Attention(nn.Module):
-    """Multi-head attention: project, attend in every head, put the heads side by side and project again.
+    """Multi-head attention: project, attend in every head, concatenate the heads and project again.
 
-    x attends to itself, or with `cross` to a memory. The weights of all heads lie in one kernel, [D, (N + 2 K) H] for
-    query, key and value in this order, and begin as one; with `cross` in two. (PyTorch begins them so, too.)
+    x attends to itself, or with `cross` to a memory. One kernel, [D, (N + 2 K) H], holds the weights of all heads for
+    query, key and value, in this order, and is initialised as a whole; with `cross` there are two. (PyTorch does so,
+    too.)
 
-    The attention weights, [B, N, T, S], are sown as "weights" for whoever asks for them with
+    The attention weights, [B, N, T, S], are sown as "weights". Get them with
     `model.apply(variables, ..., mutable=["intermediates"])`.
 
     Attributes:
-        theta: the base of rotary positions, or None to go without.
+        theta: the base of rotary positions, or None for no positions.
         qk_norm: whether queries and keys are normalised (RMS) in each head.
-        dropout: the share of attention weights that is dropped in training.
+        dropout: the fraction of attention weights that is dropped in training.
 
     References: Vaswani et al. 2017, section 3.2.2.
     """
@@ -163,7 +156,7 @@ class Attention(nn.Module):
             raise UserError(f"{K} heads of keys and values do not divide {self.heads} heads of queries")
         both = 2 * K * (self.width // self.heads)
         dense = functools.partial(
-            layers.Dense,
+            basic.Dense,
             use_bias=self.use_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
@@ -172,20 +165,20 @@ class Attention(nn.Module):
         )
         if self.cross and self.theta is not None:
             raise UserError(
-                "rotary positions say how far places of one text are apart: cross-attention has no use for them"
+                "rotary positions encode distances within one text, and cross-attention joins two: leave out `theta`"
             )
         if self.cross:
             self.query, self.key_value = dense(self.width), dense(both)
         else:
             self.query_key_value = dense(self.width + both)
         self.out = dense(self.width, kernel_init=self.out_init or self.kernel_init)
-        self.drop = layers.Dropout(self.dropout)
+        self.drop = basic.Dropout(self.dropout)
         if self.qk_norm:
             norm = functools.partial(nn.RMSNorm, dtype=self.dtype, param_dtype=self.param_dtype)
             self.query_norm, self.key_norm = norm(), norm()
 
     def read(self, memory: Float[Array, "B S E"]) -> KeyValue:
-        """The keys and values of a memory, to be read once and attended to often (with `cross`)."""
+        """The keys and values of a memory (with `cross`): computed once, attended to many times."""
         return KeyValue(*self._split(self.key_value(memory), 2))
 
     def __call__(
@@ -199,10 +192,12 @@ class Attention(nn.Module):
         at: Int[Array, ""] | int = 0,
         train: bool = False,
     ) -> Any:
-        """y [B, T, D]; with a `cache` (y, cache), where x stands at the places `at`, `at` + 1, ... and is put into it.
+        """y [B, T, D]; with a `cache`, (y, cache), where the tokens x have the positions `at`, `at` + 1, ...
 
-        With a cache it is causal in any case, and `at` + T must not go beyond the capacity, which nothing here can see.
-        With `cross`, `memory` is what `read` has made of it, and there is no cache.
+        The keys and values of x are written into the cache. Attention with a cache is always causal. `at` + T must not
+        exceed the capacity; this is not checked, because `at` is known only at run time.
+
+        With `cross`, `memory` is the result of `read`, and there is no cache.
         """
         if self.cross:
             assert memory is not None
@@ -230,41 +225,47 @@ class Attention(nn.Module):
         return y if cache is None else (y, cache)
 
     def _split(self, x: Array, parts: int) -> list[Array]:
-        """[B, T, ...] to query [B, T, N, H], key and value [B, T, K, H], or those of them that there are."""
+        """[B, T, ...] to query [B, T, N, H], key and value [B, T, K, H], or to only one or two of them."""
         H = self.width // self.heads
         ends = {1: [], 2: [x.shape[-1] // 2], 3: [self.width, (self.width + x.shape[-1]) // 2]}[parts]
         return [part.reshape(*part.shape[:2], -1, H) for part in jnp.split(x, ends, axis=-1)]
 
 
 def padding_mask(tokens: Int[Array, "B S"], pad: int = 0) -> Bool[Array, "B 1 1 S"]:
-    """Where there is something to attend to: True but for the token `pad`."""
+    """True for every token except `pad`: where there is something to attend to."""
     return (tokens != pad)[:, None, None, :]
 
 
 def sinusoidal(places: Int[Array, " T"], width: int) -> Float[Array, "T D"]:
-    """Places as sines (the first half of the features) and cosines, of wavelengths from 2 pi to 10000 2 pi.
+    """Positions as sines (the first half of the features) and cosines, with wavelengths from 2 pi to 10000 2 pi.
 
-    The paper takes sine and cosine in turn, which is the same up to the order of the features.
+    The paper alternates sines and cosines, which differs only in the order of the features.
+
+    Raises UserError if the width is odd.
 
     References: Vaswani et al. 2017, section 3.5.
     """
     if width % 2:
-        raise UserError(f"a sine and a cosine for every rate need an even width, not {width}")
+        raise UserError(f"sinusoidal positions need an even width, a sine and a cosine for every rate, not {width}")
     rates = jnp.exp(-math.log(10_000) * jnp.arange(width // 2) / (width // 2))
     angles = places[:, None] * rates[None]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
 
 
 def rotary(x: Float[Array, "B T N H"], places: Int[Array, " T"], theta: float = 10_000.0) -> Float[Array, "B T N H"]:
-    """Turns the pair of features (i, i + H/2) by the angle place / theta^(2 i / H).
+    """Rotates the pair of features (i, i + H/2) by the angle place / theta^(2 i / H).
 
-    The product of a query and a key then depends on how far they are apart, and not on where they are.
+    The product of a query and a key then depends on the distance between them and not on where they are.
 
-    References: Su et al. 2021, "RoFormer", section 3.2.2, with the features paired as GPT-NeoX and Llama do.
+    References: Su et al. 2021, "RoFormer", section 3.2.2, with the features paired as in GPT-NeoX and Llama.
+
+    Raises UserError if the width of a head is odd.
     """
     half = x.shape[-1] // 2
     if x.shape[-1] % 2:
-        raise UserError(f"rotary positions turn pairs of features: a head of width {x.shape[-1]} is not even")
+        raise UserError(
+            f"rotary positions rotate pairs of features: the width of a head must be even, not {x.shape[-1]}"
+        )
     rates = theta ** (-jnp.arange(half) / half)
     angles = (places[:, None] * rates[None])[None, :, None, :]
     cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)

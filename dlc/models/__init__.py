@@ -1,1 +1,1 @@
-"""Pure Flax models, one family a file. A module is a frozen dataclass without arrays; its weights are a tree apart."""
+"""Pure Flax models, one family in each file. A model is a frozen dataclass without arrays; its weights are a pytree."""

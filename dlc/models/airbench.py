@@ -5,7 +5,7 @@ Glossary: B batch, H W height and width, C channels, K classes.
 References:
     [1] Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498, sections 2 and 3.
     [2] The programs of cifar10-airbench: airbench94_muon.py, airbench95.py and airbench96_faster.py. The last two scale
-        logits by 1/9 and normalise with another memory.
+        logits by 1/9 and normalise with another momentum.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ class Airbench(nn.Module):
     """A frozen whitening layer, three groups of convolutions, a dense layer: 1,971,640 weights, 288 of them frozen.
 
     32 x 32 x 3 -> 2x2 whitening: 31 x 31 x 24 -> groups: 15 x 15 x 64, 7 x 7 x 256, 3 x 3 x 256 -> pool 3: 256 -> 10.
-    The whitening kernel, [2, 2, C, 8 C], is no parameter: it is in the collection "whitening", zero until it is set to
-    what `whitening` makes of the images; its bias is learnt. Logits are divided by the width.
+    The whitening kernel, [2, 2, C, 8 C], is not a parameter. It is in the collection "whitening" and zero until it is
+    set to the result of `whitening(images)`; its bias is learnt. Logits are divided by the width.
 
     Raises UserError if the images are smaller than 25 x 25.
     """
@@ -55,14 +55,14 @@ def airbench94(num_classes: int = 10, dtype: Any = None) -> Airbench:
 
 
 def airbench95(num_classes: int = 10, dtype: Any = None) -> Airbench:
-    """The network of airbench95, 4,604,728 weights, normalised as airbench94_muon's is."""
+    """The network of airbench95, with the normalisation of airbench94_muon: 4,604,728 weights."""
     return Airbench((128, 384, 384), 2, num_classes, dtype)
 
 
 def airbench96(num_classes: int = 10, dtype: Any = None) -> Airbench:
-    """The network of airbench96_faster, normalised as airbench94_muon's is: 9,915,704 weights.
+    """The network of airbench96_faster, with the normalisation of airbench94_muon: 9,915,704 weights.
 
-    It is wider, and each group has a third convolution, with a shortcut around its last two.
+    It is wider, and each group has a third convolution and a shortcut around its last two.
     """
     return Airbench((128, 384, 512), 3, num_classes, dtype)
 
@@ -74,9 +74,9 @@ def whitening(
 
         P'P / count = V diag(l) V',  filters = V / sqrt(l + eps), then their negatives
 
-    P has a row for each patch; it is not centred. A filter's responses have the mean square l / (l + eps): about 1
-    unless there is less in its direction than `eps`, which keeps noise from being blown up. The strongest direction
-    comes first, and a ReLU or GELU after the negatives loses nothing.
+    P has one row for each patch and is not centred. The responses of a filter have the mean square l / (l + eps). This
+    is about 1 unless the variance in its direction is below `eps`, which keeps noise from being amplified. The
+    strongest direction comes first. With the negatives, a ReLU or GELU loses no information.
 
     Source: Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (arXiv 2404.00498), section 3.2, after Page
     2019, "How to train your ResNet 8: bag of tricks".
@@ -90,7 +90,7 @@ def whitening(
     images = jnp.asarray(images, jnp.float32)
     shifts = [images[:, y : y + h, x : x + w] for y in range(size) for x in range(size)]
     patches = jnp.concatenate(shifts, axis=-1).reshape(-1, size * size * C)
-    # Ten bits of a product, as GPUs and TPUs have it unless told, are too few for the small eigenvalues.
+    # The ten bits of a product that GPUs and TPUs use by default are too few for the small eigenvalues.
     covariance = jnp.matmul(patches.T, patches, precision="highest") / len(patches)
     values, vectors = jnp.linalg.eigh(covariance)
     filters = (vectors / jnp.sqrt(jnp.maximum(values, 0) + eps)[None, :])[:, ::-1]
@@ -98,7 +98,7 @@ def whitening(
 
 
 class _Whitening(nn.Module):
-    """A 2x2 convolution whose kernel is not learnt, and a bias which is."""
+    """A 2x2 convolution with a fixed kernel and a learnt bias."""
 
     dtype: Any
     param_dtype: Any
@@ -115,7 +115,7 @@ class _Whitening(nn.Module):
 
 
 class _Group(nn.Module):
-    """conv, pool, norm, GELU, then conv, norm, GELU once, or twice with a shortcut from the first GELU to the last."""
+    """conv, pool, norm, GELU, then conv, norm, GELU; with depth 3 the last three twice, with a shortcut."""
 
     width: int
     depth: int
@@ -132,7 +132,7 @@ class _Group(nn.Module):
             )
 
         def norm(name: str) -> layers.BatchNorm:
-            # Nearly no epsilon, and a memory of 0.6: a run has a few hundred steps.
+            # Almost no epsilon, and a momentum of only 0.6, because a run has a few hundred steps.
             return layers.BatchNorm(0.6, 1e-12, use_scale=False, **kinds, name=name)
 
         x = pooling.max_pool(conv("conv1")(x), (2, 2))
@@ -148,7 +148,7 @@ def _gelu(x: Array) -> Array:
 
 
 def partial_identity(key: Any, shape: Sequence[int], dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
-    """The first I of the O filters pass their input on, channel by channel (Dirac); the rest begin as PyTorch's do."""
+    """An initialiser: the first I of the O filters pass each channel on (Dirac); the others begin as PyTorch's do."""
     kernel = layers.fan_in_uniform()(key, shape, dtype)
     kh, kw, inputs, outputs = shape
     same = min(inputs, outputs)

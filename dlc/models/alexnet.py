@@ -1,9 +1,9 @@
-"""AlexNet: five convolutions and three dense layers, in the four forms that go by the name.
+"""AlexNet: five convolutions and three dense layers, in the four versions that are called AlexNet.
 
     alexnet()             the network of 2012, whose second, fourth and fifth convolutions see half of the channels [1]
-    alexnet_ungrouped()   the same, and every convolution sees all channels
+    alexnet_ungrouped()   the same, but every convolution sees all channels
     alexnet_2014()        one narrower tower without normalisation [2], whose weights torchvision publishes
-    alexnet_bn()          that tower with batch normalisation, from a program [3]
+    alexnet_bn()          the tower with batch normalisation, from a program [3]
 
 Glossary: B batch, H W height and width, C channels, K classes.
 
@@ -11,9 +11,9 @@ References:
     [1] Krizhevsky, Sutskever, Hinton 2012, "ImageNet classification with deep convolutional neural networks",
         section 3 and figure 2; initial weights are in section 5.
     [2] Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks", footnote 1.
-    [3] https://github.com/soumith/imagenet-multiGPU.torch, models/alexnetowtbn_cudnn.lua; no paper has it. It is the
-        "BN-AlexNet" of the chart in Canziani, Paszke, Culurciello 2016, "An analysis of deep neural network models for
-        practical applications", as far as we know.
+    [3] https://github.com/soumith/imagenet-multiGPU.torch, models/alexnetowtbn_cudnn.lua; not in any paper. To our
+        knowledge it is the "BN-AlexNet" of the chart in Canziani, Paszke, Culurciello 2016, "An analysis of deep neural
+        network models for practical applications".
 """
 
 from typing import Any, Literal
@@ -22,23 +22,24 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from dlc import layers
-from dlc.layers.pooling import local_response_norm, max_pool
+from dlc.layers.norms import local_response_norm
+from dlc.layers.pooling import max_pool
 
-# Of each convolution: kernel, stride, padding (of the first, the model's own), bias at the beginning. The ones of
-# section 5 let the ReLUs behind them pass something from the first step on.
+# For each convolution: kernel, stride, padding (for the first, the model's field is used), initial bias. Section 5
+# sets some biases to one so that their ReLUs are active from the first step on.
 _CONVOLUTIONS = [(11, 4, 0, 0.0), (5, 1, 2, 1.0), (3, 1, 1, 0.0), (3, 1, 1, 1.0), (3, 1, 1, 1.0)]
 
 
 class AlexNet(nn.Module):
-    """Convolutions of 11x11, 5x5 and three of 3x3, overlapping max-pooling behind the first, second and fifth; dense.
+    """Convolutions of 11x11, 5x5 and three of 3x3, overlapping max-pooling after the first, second and fifth; dense.
 
-    Takes images [B, 227, 227, 3], returns logits [B, K]. (The paper says 224, but its first layer leaves 55 x 55 of
-    227. The forms of one tower pad by two and take 224.) In training it draws dropout from the key "dropout"; the batch
-    statistics, if there are any, are in the collection "batch_stats".
+    Takes images [B, 227, 227, 3], returns logits [B, K]. (The paper says 224, but the 55 x 55 outputs of its first
+    layer need 227. The versions with one tower pad by two and take 224.) In training, dropout uses the random stream
+    "dropout"; batch statistics, if any, are in the collection "batch_stats".
 
-    `norm` says what normalises: "response" the neighbouring channels behind the first two layers (section 3.3; here
-    over all channels, while it is not known whether each of the paper's two GPUs kept to its own), "batch" every hidden
-    layer before its ReLU, "none" nothing.
+    `norm` is "response" for normalisation over neighbouring channels after the first two layers (section 3.3; here over
+    all channels, because it is not known whether each of the paper's two GPUs used only its own), "batch" for batch
+    normalisation of every hidden layer before its ReLU, or "none".
     """
 
     num_classes: int = 1000
@@ -47,7 +48,7 @@ class AlexNet(nn.Module):
     padding: int = 0  # of the first layer
     norm: Literal["response", "batch", "none"] = "response"
     hidden: int = 4096
-    dropout: tuple[float, float, float] = (0.0, 0.5, 0.5)  # in front of each dense layer
+    dropout: tuple[float, float, float] = (0.0, 0.5, 0.5)  # before each dense layer
     dtype: Any = None
     param_dtype: Any = "float32"
 
@@ -77,7 +78,7 @@ class AlexNet(nn.Module):
                 x = local_response_norm(x, 5, 1e-4, 0.75, 2.0)
             if i in (1, 2, 5):
                 x = max_pool(x, (3, 3), (2, 2))
-        x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)  # in the order of published weights
+        x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)  # channels first, the order of published weights
         for i in (1, 2):
             x = layers.Dropout(self.dropout[i - 1])(x, train=train)
             x = activate(layers.Dense(self.hidden, **init(1.0), **kinds, name=f"dense{i}")(x), f"dense_norm{i}")
@@ -86,28 +87,28 @@ class AlexNet(nn.Module):
 
 
 def alexnet(**changes: Any) -> AlexNet:
-    """The network of [1], for images of 227x227: 60,965,224 parameters."""
+    """The network of [1], for images of 227x227: 60,965,224 parameters. `changes` are fields of `AlexNet`."""
     return AlexNet(**changes)
 
 
 def alexnet_ungrouped(**changes: Any) -> AlexNet:
-    """The same with every convolution over all channels, as on one GPU: 62,378,344 parameters."""
+    """The network of [1] with every convolution over all channels, as on one GPU: 62,378,344 parameters."""
     return AlexNet(**{"groups": (1, 1, 1, 1, 1), **changes})
 
 
 def alexnet_2014(**changes: Any) -> AlexNet:
     """The single tower of [2], for images of 224x224: 61,100,840 parameters.
 
-    Dropout lies in front of the first two dense layers, as in the form that torchvision publishes; [2] tells neither
-    that nor the initial weights, which are those of [1] here.
+    Dropout comes before the first two dense layers, as in the version that torchvision publishes. [2] does not specify
+    this, nor the initial weights, which are those of [1] here.
     """
     return AlexNet(**{**_TOWER, "norm": "none", **changes})
 
 
 def alexnet_bn(**changes: Any) -> AlexNet:
-    """`alexnet_2014` with batch normalisation in front of each hidden ReLU [3]: 61,119,528 parameters.
+    """`alexnet_2014` with batch normalisation before each hidden ReLU [3]: 61,119,528 parameters.
 
-    The biases in front of the norms, dropout and Torch's default initial weights are the program's.
+    As in the program, layers keep their biases before the norms, and weights begin as Torch's defaults.
     """
     return AlexNet(**{**_TOWER, "norm": "batch", **changes})
 

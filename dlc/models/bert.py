@@ -1,4 +1,4 @@
-"""BERT: an encoder that reads a text in both directions, trained to say which words were masked.
+"""BERT: an encoder that reads a text in both directions, trained to predict masked words.
 
 Glossary: B batch, T tokens, V vocabulary, D width.
 
@@ -19,12 +19,12 @@ from dlc import layers
 from dlc.errors import UserError
 from dlc.layers.attention import Attention, padding_mask
 
-PAD = 0  # the token that fills up short texts, and that nothing attends to
+PAD = 0  # the token that pads short texts, and to which nothing attends
 
 
 @dataclass(frozen=True)
 class BertConfig:
-    """What a BERT is made of. The defaults are BERT-base (uncased)."""
+    """The sizes of a BERT. The defaults are BERT-base (uncased)."""
 
     vocab: int = 30_522
     context: int = 512
@@ -39,11 +39,11 @@ class BertConfig:
 
 
 class Bert(nn.Module):
-    """The encoder: from tokens to a vector at every place, and one for the whole text read from the first place.
+    """The encoder: from tokens to a vector at every position, and one for the whole text, read at the first position.
 
-    Returns (sequence [B, T, D], pooled [B, D]), where pooled = tanh(dense(sequence at the first place)).
+    Returns (sequence [B, T, D], pooled [B, D]), where pooled = tanh(dense(sequence at the first position)).
 
-    Raises UserError if there are more tokens than the context has places, or the heads do not divide the width.
+    Raises UserError if there are more tokens than the context allows, or the heads do not divide the width.
     """
 
     config: BertConfig = BertConfig()
@@ -57,18 +57,18 @@ class Bert(nn.Module):
         mask: Bool[Array, "B T"] | None = None,
         train: bool = False,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B D"]]:
-        """`segments` says which of two texts a token is of (0), `mask` what may be attended to (what is not PAD)."""
+        """`segments`: which of two texts each token belongs to (0); `mask`: the tokens to attend to (all but PAD)."""
         x, _ = _encode(self.config, tokens, segments, mask, train)
         return x, nn.tanh(_dense(self.config)(self.config.width, name="pooler")(x[:, 0]))
 
 
 class BertMaskedLM(nn.Module):
-    """The encoder without its pooler, and a head that says at every place which token stands there.
+    """The encoder without its pooler, and a head that predicts the token at every position.
 
-    The head is dense, GELU, norm and the embedding again with a bias of its own. All other weights have the names that
-    they have in `Bert`, so that what was learnt here can be handed over.
+    The head is a dense layer, GELU, a norm and the transposed embedding with a bias of its own. All other weights have
+    the same names as in `Bert`, so that they can be transferred.
 
-    Raises what `Bert` does.
+    Raises UserError as `Bert` does.
     """
 
     config: BertConfig = BertConfig()
@@ -82,7 +82,7 @@ class BertMaskedLM(nn.Module):
         mask: Bool[Array, "B T"] | None = None,
         train: bool = False,
     ) -> Float[Array, "B T V"]:
-        """Logits; for the arguments see `Bert`."""
+        """Logits. See `Bert` for the arguments."""
         c = self.config
         x, embed = _encode(c, tokens, segments, mask, train)
         x = _norm(c, "head_norm")(nn.gelu(_dense(c)(c.width, name="head")(x), approximate=False))

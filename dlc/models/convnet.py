@@ -16,7 +16,8 @@ class Convnet(nn.Module):
 
     28 x 28 x 1 -> conv 24 x 24 x 32 -> pool 3: 8 x 8 x 32 -> conv 4 x 4 x 64 -> pool 2: 2 x 2 x 64 -> 200 -> 10 logits.
 
-    The initial weights are drawn as PyTorch draws them, uniform in +-1/sqrt(fan-in), which is part of the program.
+    Initial weights are drawn as in PyTorch, uniform in +-1/sqrt(fan-in), which is part of the lecture's program.
+
     Raises UserError if the images are too small for the filters.
 
     References: the lecture's MNIST program.

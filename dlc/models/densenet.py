@@ -1,8 +1,8 @@
-"""DenseNet: every layer of a block reads what all layers before it have written.
+"""DenseNet: every layer of a block reads the outputs of all layers before it.
 
     densenet121()  densenet169()  densenet201()  densenet161()
 
-Glossary: B batch, H W height and width, C channels, K classes, G growth: the channels that a layer adds.
+Glossary: B batch, H W height and width, C channels, K classes, G growth: the number of channels that a layer adds.
 
 References:
     [1] Huang, Liu, van der Maaten, Weinberger 2016, "Densely connected convolutional networks", section 3 and table 1.
@@ -21,13 +21,13 @@ he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # section
 
 
 class DenseNet(nn.Module):
-    """A 7x7 convolution, pooling, dense blocks with a transition between any two, global average pooling, dense.
+    """A 7x7 convolution, pooling, dense blocks with transitions between them, global average pooling, a dense layer.
 
     Block i has `blocks[i]` layers: norm, ReLU, a 1x1 convolution to 4 G channels, norm, ReLU, a 3x3 convolution to G.
-    A transition is norm, ReLU, a 1x1 convolution to half of the channels, and average pooling: DenseNet-BC of [1].
+    A transition is norm, ReLU, a 1x1 convolution to half the channels, and average pooling. This is DenseNet-BC of [1].
 
-    Takes images [B, H, W, 3], in the paper of 224x224; returns logits [B, K]. The batch statistics are in the
-    collection "batch_stats".
+    Takes images [B, H, W, 3], 224x224 in the paper; returns logits [B, K]. Batch statistics are in the collection
+    "batch_stats".
     """
 
     blocks: tuple[int, ...]
@@ -50,14 +50,14 @@ class DenseNet(nn.Module):
                 x = pooling.avg_pool(y, (2, 2))
             for j in range(1, count + 1):
                 layer = _Layer(self.growth, **kinds, name=f"block{i}_layer{j}")
-                # Of two arrays each time, so that the gradient of what is read is one array, too, and no sum of slices.
+                # Concatenate two arrays at a time: the gradient of the input is then one array, not a sum of slices.
                 x = jnp.concatenate([x, layer(x, train=train)], axis=-1)
         x = nn.relu(layers.BatchNorm(**kinds, name="norm2")(x, train=train))
         return layers.Dense(self.num_classes, bias_init=nn.initializers.zeros, **kinds, name="dense")(x.mean((1, 2)))
 
 
 class _Layer(nn.Module):
-    """G new channels from all the old ones."""
+    """G new channels from all existing ones."""
 
     growth: int
     dtype: Any
@@ -93,5 +93,5 @@ def densenet201(**changes: Any) -> DenseNet:
 
 
 def densenet161(**changes: Any) -> DenseNet:
-    """28,681,000 parameters; 161 layers with a growth of 48: figure 3 of [1], right, in the form that is published."""
+    """28,681,000 parameters; 161 layers with a growth of 48: figure 3 of [1], right, in the published version."""
     return DenseNet(**{"blocks": (6, 12, 36, 24), "growth": 48, "stem": 96, **changes})

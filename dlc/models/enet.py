@@ -1,4 +1,4 @@
-"""ENet: a small network that names every pixel of a street, and its encoder as a classifier of images.
+"""ENet: a small network that segments street scenes, and its encoder as an image classifier.
 
     enet()             encoder and decoder: a class for each pixel
     enet_classifier()  the encoder alone: a class for each image
@@ -8,9 +8,10 @@ Glossary: B batch, H W height and width, h w the same after the layer, C channel
 References:
     [1] Paszke, Chaurasia, Kim, Culurciello 2016, "ENet: a deep neural network architecture for real-time semantic
         segmentation", section 3, table 1, figure 2.
-    [2] The authors' program: https://github.com/e-lab/ENet-training, train/models. What [1] leaves open is from there:
-        the epsilon of the norms, where norms stand in the first block and behind asymmetric convolutions, and the last
-        layer's 2x2. Where the two differ this is [1]: no bias at all, PReLU and dropout in the decoder, too.
+    [2] The authors' program: https://github.com/e-lab/ENet-training, train/models. It fills what [1] leaves open: the
+        epsilon of the norms, the position of the norms in the first block and after asymmetric convolutions, and the
+        2x2 kernel of the last layer. Where the two differ, this follows [1]: no biases, and PReLU and dropout in the
+        decoder, too.
     [3] Canziani, Paszke, Culurciello 2016, "An analysis of deep neural network models for practical applications".
 """
 
@@ -19,14 +20,13 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int
 
 from dlc import layers
 from dlc.errors import UserError
 from dlc.layers import pooling
 
-# What the convolution between the projections of a block is: dilated so much, or of 5x1 and 1x5 pixels
+# The convolution between the projections of a block: its dilation, or "asymmetric" for 5x1 followed by 1x5
 Middle = int | Literal["asymmetric"]
 SECTION: tuple[Middle, ...] = (1, 2, "asymmetric", 4, 1, 8, "asymmetric", 16)  # table 1, bottleneck2.1 to 2.8
 
@@ -34,9 +34,9 @@ SECTION: tuple[Middle, ...] = (1, 2, "asymmetric", 4, 1, 8, "asymmetric", 16)  #
 class ENet(nn.Module):
     """From images to a class for each pixel: [B, H, W, 3] to logits [B, H, W, K].
 
-    The encoder makes the image eight times smaller, the decoder as much larger: it puts pixels back where the maxima
-    of the encoder's pooling were. In training it draws dropout from the key "dropout", whole channels at once; the
-    batch statistics are in the collection "batch_stats".
+    The encoder makes the image eight times smaller, and the decoder restores its size: it places pixels where the
+    encoder's max-pooling found the maxima. In training, dropout of whole channels uses the random stream "dropout".
+    Batch statistics are in the collection "batch_stats".
 
     Raises UserError unless 8 divides height and width.
     """
@@ -55,14 +55,14 @@ class ENet(nn.Module):
             x = block(64, name=f"block4_{j}")(x, train=train)
         x = block(16, "up", name="block5_0")(x, outer, train=train)
         x = block(16, name="block5_1")(x, train=train)
-        return _TransposedConv(self.num_classes, 2, **kinds, name="full_conv")(x)
+        return _transposed_conv(self.num_classes, 2, **kinds, name="full_conv")(x)
 
 
 class ENetClassifier(nn.Module):
     """The encoder of `ENet`, global average pooling, a dense layer: images [B, H, W, 3] to logits [B, K].
 
-    The chart of [3] has an ENet that was trained on ImageNet; the head that it had is not published. This one is ours.
-    The names of the encoder's weights are those in `ENet`.
+    The chart of [3] has an ENet that was trained on ImageNet, but its head is not published; this one is ours. The
+    weights of the encoder have the same names as in `ENet`.
 
     Raises UserError unless 8 divides height and width.
     """
@@ -79,7 +79,7 @@ class ENetClassifier(nn.Module):
 
 
 def enet(**changes: Any) -> ENet:
-    """363,999 parameters (table 3 of [1] has 0.37 M); 19 classes of Cityscapes and one for all else."""
+    """363,999 parameters (table 3 of [1] has 0.37 M); 19 classes of Cityscapes and one for everything else."""
     return ENet(**changes)
 
 
@@ -89,12 +89,12 @@ def enet_classifier(**changes: Any) -> ENetClassifier:
 
 
 def _encode(x: Array, train: bool, kinds: dict[str, Any]) -> tuple[Array, Array, Array]:
-    """What the encoder makes of an image, and the places of the maxima of its two inner poolings.
+    """The encoded image, and the positions of the maxima of its two inner poolings.
 
-    A function, so that its blocks are those of the module that calls it.
+    This is a function, so that its blocks belong to the module that calls it.
     """
     if x.shape[1] % 8 or x.shape[2] % 8:
-        raise UserError(f"ENet halves its image three times, and 8 does not divide {x.shape[1]}x{x.shape[2]}")
+        raise UserError(f"ENet halves its image three times, but 8 does not divide {x.shape[1]}x{x.shape[2]}")
     y = _conv(13, (3, 3), (2, 2), **kinds, name="initial")(x)
     x = jnp.concatenate([y, pooling.max_pool(x, (2, 2)).astype(y.dtype)], axis=-1)
     x = _norm_prelu(x, "initial", train, kinds)
@@ -117,8 +117,9 @@ def _encode(x: Array, train: bool, kinds: dict[str, Any]) -> tuple[Array, Array,
 class _Block(nn.Module):
     """PReLU(main branch + dropout(expansion(convolution(projection(x))))): figure 2b of [1].
 
-    "down" halves the image: its projection has 2x2 pixels, its main branch max-pooling, and channels of zeros. "up"
-    doubles it: its convolution is transposed, its main branch a 1x1 convolution and unpooling to `places`.
+    "down" halves the image: its projection has a 2x2 kernel, and its main branch is max-pooling with added channels of
+    zeros. "up" doubles it: its convolution is transposed, and its main branch is a 1x1 convolution and unpooling to
+    `places`.
     """
 
     features: int
@@ -139,7 +140,7 @@ class _Block(nn.Module):
         y = conv(thin, size, size, name="projection")(x)
         y = _norm_prelu(y, "projection", train, kinds)
         if self.kind == "up":
-            y = _TransposedConv(thin, 3, **kinds, name="conv")(y)
+            y = _transposed_conv(thin, 3, **kinds, name="conv")(y)
         elif self.middle == "asymmetric":
             y = conv(thin, (1, 5), name="conv2")(conv(thin, (5, 1), name="conv1")(y))
         else:
@@ -147,7 +148,7 @@ class _Block(nn.Module):
         y = _norm_prelu(y, "conv", train, kinds)
         y = conv(self.features, (1, 1), name="expansion")(y)
         y = layers.BatchNorm(epsilon=1e-3, **kinds, name="expansion_norm")(y, train=train)
-        # Dropout of whole channels ("spatial"): of numbers that are one for each.
+        # Dropout of whole channels ("spatial"): it is applied to one number for each channel.
         y = y * layers.Dropout(self.dropout)(jnp.ones((len(y), 1, 1, self.features), y.dtype), train=train)
 
         if self.kind == "down":
@@ -156,48 +157,18 @@ class _Block(nn.Module):
         elif places is not None:
             x = conv(self.features, (1, 1), name="main")(x)
             x = max_unpool(layers.BatchNorm(epsilon=1e-3, **kinds, name="main_norm")(x, train=train), places)
-        return _PReLU(self.param_dtype, name="prelu")(x + y)
-
-
-class _PReLU(nn.Module):
-    """max(0, x) + slope min(0, x), with a slope for each channel that begins at 1/4."""
-
-    param_dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        slope = self.param("slope", nn.initializers.constant(0.25), x.shape[-1:], self.param_dtype)
-        return jnp.where(x > 0, x, x * slope.astype(x.dtype).reshape(1, 1, 1, -1))
-
-
-class _TransposedConv(nn.Module):
-    """A convolution of `size` x `size` of an image twice as large, with zeros between the pixels."""
-
-    features: int
-    size: int
-    dtype: Any = None
-    param_dtype: Any = "float32"
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
-        shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", layers.fan_in_uniform(), shape, self.param_dtype)
-        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-        pads = ((1, self.size - 1),) * 2  # so that 2 H x 2 W pixels come out
-        return lax.conv_general_dilated(
-            x, kernel, (1, 1), pads, lhs_dilation=(2, 2), dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        return layers.PReLU(self.param_dtype, name="prelu")(x + y)
 
 
 def max_places(x: Float[Array, "B H W C"]) -> Int[Array, "B h w C"]:
-    """Where in its window of 2x2 each maximum lies: 0 and 1 above, 2 and 3 below; the first of equal ones."""
+    """The position of each maximum in its 2x2 window: 0 and 1 above, 2 and 3 below; of equal ones the first."""
     B, H, W, C = x.shape
     windows = x.reshape(B, H // 2, 2, W // 2, 2, C).transpose(0, 1, 3, 5, 2, 4)
     return windows.reshape(B, H // 2, W // 2, C, 4).argmax(-1)
 
 
 def max_unpool(x: Float[Array, "B h w C"], places: Int[Array, "B h w C"]) -> Float[Array, "B H W C"]:
-    """An image twice as large, zero but at `places`, where it has the pixels of `x`: the way back of max-pooling."""
+    """The inverse of max-pooling: an image of twice the size with the pixels of `x` at `places` and zeros elsewhere."""
     B, h, w, C = x.shape
     here = places[:, :, None, :, None] == jnp.arange(4).reshape(1, 1, 2, 1, 2, 1)
     return jnp.where(here, x[:, :, None, :, None], 0).reshape(B, 2 * h, 2 * w, C)
@@ -206,12 +177,19 @@ def max_unpool(x: Float[Array, "B h w C"], places: Int[Array, "B h w C"]) -> Flo
 def _conv(
     features: int, size: tuple[int, int], strides: tuple[int, int] = (1, 1), dilation: int = 1, **rest: Any
 ) -> layers.Conv:
-    # Even kernels, which halve the image, need no padding.
+    # Even kernels halve the image and need no padding.
     rows, columns = ((n - 1) // 2 * dilation for n in size)
     pads = ((rows, rows), (columns, columns))
     return layers.Conv(features, size, strides, pads, use_bias=False, dilation=(dilation, dilation), **rest)
 
 
+def _transposed_conv(features: int, size: int, **rest: Any) -> nn.ConvTranspose:
+    """A `size` x `size` convolution of the image with zeros between its pixels; it doubles height and width."""
+    pads = ((1, size - 1), (1, size - 1))
+    init = layers.fan_in_uniform()
+    return nn.ConvTranspose(features, (size, size), (2, 2), pads, use_bias=False, kernel_init=init, **rest)
+
+
 def _norm_prelu(x: Array, name: str, train: bool, kinds: dict[str, Any]) -> Array:
     x = layers.BatchNorm(epsilon=1e-3, **kinds, name=f"{name}_norm")(x, train=train)
-    return _PReLU(kinds["param_dtype"], name=f"{name}_prelu")(x)
+    return layers.PReLU(kinds["param_dtype"], name=f"{name}_prelu")(x)

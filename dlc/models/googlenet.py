@@ -1,13 +1,13 @@
-"""GoogLeNet, the first Inception network: branches of several kernel sizes side by side, and heads half-way.
+"""GoogLeNet, the first Inception network: parallel branches of several kernel sizes, and auxiliary heads.
 
     googlenet()       the paper's: biases, local response normalisation, 5x5 kernels
-    googlenet_bn()    the one that torchvision publishes weights for: batch norm, and 3x3 kernels for the 5x5
+    googlenet_bn()    the one for which torchvision publishes weights: batch norm, and 3x3 kernels instead of 5x5
 
 Glossary: B batch, H W height and width, C D channels, K classes.
 
 References:
     [1] Szegedy, Liu, Jia, Sermanet, Reed, Anguelov, Erhan, Vanhoucke, Rabinovich 2014, "Going deeper with
-        convolutions": table 1 and figure 3; the auxiliary heads are at the end of section 5, how to train in 6.
+        convolutions": table 1 and figure 3; the auxiliary heads are at the end of section 5, training is in section 6.
     [2] Krizhevsky, Sutskever, Hinton 2012, "ImageNet classification with deep convolutional neural networks",
         section 3.3: the local response normalisation.
 """
@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 
 from dlc import layers
 from dlc.layers import pooling
+from dlc.layers.norms import local_response_norm
 
 Form = Literal["paper", "torchvision"]
 
@@ -42,18 +43,19 @@ TABLE = {
 class GoogLeNet(nn.Module):
     """Three convolutions, nine Inception modules, global average pooling, dropout and a dense layer.
 
-    With `aux` two more heads read modules 4a and 4d while training. Their losses, times 0.3, are added to the loss:
-    `losses.auxiliary`. Takes images [B, H, W, 3], of 224 x 224 in the paper, and returns logits [B, K]; with
-    `train=True` and `aux` a tuple of the logits, those of 4a and those of 4d.
+    With `aux`, two more heads read modules 4a and 4d during training. Their losses, times 0.3, are added to the loss:
+    `losses.auxiliary`. Takes images [B, H, W, 3], 224 x 224 in the paper, and returns logits [B, K]; with `train=True`
+    and `aux` a tuple of the logits, those of 4a and those of 4d.
 
-    [1] gives neither the constants of the normalisation nor initial weights. Here they are those of Caffe's
-    BVLC GoogLeNet: alpha 1e-4 for the *mean* of five squares, and uniform weights of variance 1 / fan-in with biases of
-    0.2. The form with batch norm begins at a truncated normal distribution of deviation 0.01, as in torchvision.
+    [1] specifies neither the constants of the normalisation nor the initial weights. They are those of Caffe's BVLC
+    GoogLeNet here: alpha 1e-4 for the *mean* of five squares, and uniform weights of variance 1 / fan-in with biases of
+    0.2. In the version with batch norm, weights begin as a truncated normal distribution of standard deviation 0.01, as
+    in torchvision.
 
-    Weights from torchvision expect images scaled to [-1, 1], as (image - 0.5) / 0.5: its own loader undoes the usual
-    normalisation by the images' mean and deviation inside the model (`transform_input`). Here the caller prepares.
+    Weights from torchvision expect images scaled to [-1, 1], as (image - 0.5) / 0.5. torchvision's own model converts
+    from the usual normalisation internally (`transform_input`); here the caller prepares the images.
 
-    Raises UserError if the image is too small: with the heads 79 x 79 is the least for the paper's form.
+    Raises UserError if the image is too small: with the heads, the paper's version needs 79 x 79.
     """
 
     num_classes: int = 1000
@@ -93,21 +95,22 @@ class GoogLeNet(nn.Module):
 
 
 def googlenet(**changes: Any) -> GoogLeNet:
-    """Table 1 of [1]: 13,378,280 parameters, of which 6,998,552 without the auxiliary heads."""
+    """Table 1 of [1]: 13,378,280 parameters, 6,998,552 without the auxiliary heads. `changes` are its fields."""
     return GoogLeNet(**changes)
 
 
 def googlenet_bn(**changes: Any) -> GoogLeNet:
-    """torchvision's: 13,004,888 parameters, of which 6,624,904 without the auxiliary heads.
+    """torchvision's version: 13,004,888 parameters, 6,624,904 without the auxiliary heads.
 
-    Beside batch norm it differs from [1] in its 3x3 kernels in place of 5x5 (a slip, kept because the published weights
-    have it), a last maximum over 2x2 instead of 3x3, heads that average adaptively to 4 x 4, and less dropout.
+    Apart from batch norm it differs from [1] in its 3x3 kernels instead of 5x5 (a mistake, kept because the published
+    weights have it), a last max-pooling over 2x2 instead of 3x3, heads that average adaptively to 4 x 4, and less
+    dropout.
     """
     return GoogLeNet(**{"form": "torchvision", "dropout": 0.2, **changes})
 
 
 class _Inception(nn.Module):
-    """Figure 2b of [1]: four branches over one input, their channels side by side."""
+    """Figure 2b of [1]: four branches over one input, whose channels are concatenated."""
 
     widths: tuple[int, int, int, int, int, int]
     form: Form
@@ -143,14 +146,14 @@ class _Head(nn.Module):
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = pooling.avg_pool(x, (5, 5), (3, 3)) if self.form == "paper" else _mean_to(x, 4)
         x = _Conv(128, 1, form=self.form, **kinds, name="conv")(x, train=train)
-        x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)  # PyTorch's order, that of published weights
+        x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)  # channels first, the order of published weights
         x = nn.relu(layers.Dense(1024, **kinds, **_begin(self.form), name="dense1")(x))
         x = layers.Dropout(self.dropout)(x, train=train)
         return layers.Dense(self.num_classes, **kinds, **_begin(self.form, 0.0), name="dense2")(x)
 
 
 class _Conv(nn.Module):
-    """A convolution that keeps the image's size (but for its stride), batch norm in torchvision's form, and ReLU."""
+    """A convolution padded to keep the image's size (before the stride), batch norm if torchvision's, and ReLU."""
 
     features: int
     size: int
@@ -170,18 +173,18 @@ class _Conv(nn.Module):
 
 
 def _begin(form: Form, bias: float = 0.2) -> dict[str, Any]:
-    """Initial weights; those of the last layers begin with a bias of zero."""
+    """Initialisers; the last layers begin with a bias of zero."""
     if form == "paper":
         return {"kernel_init": nn.initializers.lecun_uniform(), "bias_init": nn.initializers.constant(bias)}
     return {"kernel_init": nn.initializers.truncated_normal(0.01)}
 
 
 def _normalised(x: Array) -> Array:
-    return pooling.local_response_norm(x, size=5, alpha=1e-4 / 5, beta=0.75, k=1)
+    return local_response_norm(x, size=5, alpha=1e-4 / 5, beta=0.75, k=1)
 
 
 def _mean_to(x: Array, n: int) -> Array:
-    """Means over n x n windows of an image of any size, which overlap where n does not divide it: PyTorch's way."""
+    """Means over n x n windows of an image of any size; they overlap if n does not divide it, as in PyTorch."""
     for axis in (1, 2):
         size = x.shape[axis]
         spans = [(i * size // n, -(-(i + 1) * size // n)) for i in range(n)]

@@ -1,10 +1,10 @@
-"""GPT: a decoder-only transformer that predicts the next token, as GPT-2 has it and as it is built today.
+"""GPT: a decoder-only transformer that predicts the next token, as in GPT-2 and as it is built today.
 
 Glossary: B batch, T tokens, V vocabulary, D width, C context.
 
 References:
     [1] Radford, Wu, Child, Luan, Amodei, Sutskever 2019, "Language models are unsupervised multitask learners",
-        section 2.3 and table 2. Its "small" has 124,439,808 weights, not the 117 M that the table says.
+        section 2.3 and table 2. Its "small" model has 124,439,808 weights, not the 117 M of the table.
     [2] Today's parts: rotary positions (Su et al. 2021), RMSNorm (Zhang, Sennrich 2019), norms of queries and keys
         (Henry et al. 2020), SwiGLU (Shazeer 2020), squared ReLU (So et al. 2021), grouped queries (Ainslie et al.
         2023).
@@ -25,14 +25,16 @@ from dlc.layers.attention import Attention, Cache, KeyValue, empty_cache
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """What a GPT is made of. The defaults are GPT-2 small; see `modern` for the others."""
+    """The sizes and parts of a GPT. The defaults are GPT-2 small; `modern` uses the other parts."""
 
     vocab: int = 50_257
     context: int = 1024
     layers: int = 12
     heads: int = 12
     width: int = 768
-    hidden: int | None = None  # of the feed-forward part: 4 width, or for SwiGLU 8/3 width, which weigh as much
+    hidden: int | None = (
+        None  # of the feed-forward part; the default is 4 width, or 8/3 width for SwiGLU, with as many weights
+    )
     kv_heads: int | None = None  # grouped queries: fewer heads of keys and values
     dropout: float = 0.0
     use_bias: bool = True
@@ -45,11 +47,11 @@ class GPTConfig:
 
 
 class GPT(nn.Module):
-    """From tokens to the logits of the next token at every place: embed, `layers` blocks, norm, the embedding again.
+    """From tokens to logits of the next token at every position: embedding, blocks, norm, transposed embedding.
 
-    Weights begin as N(0, 0.02), those that end a branch as N(0, 0.02 / sqrt(2 layers)).
+    Weights begin as N(0, 0.02), those at the end of a branch as N(0, 0.02 / sqrt(2 layers)).
 
-    Raises UserError if there are more tokens than the context has places, or the heads do not divide the width.
+    Raises UserError if there are more tokens than the context allows, or the heads do not divide the width.
     """
 
     config: GPTConfig = GPTConfig()
@@ -64,7 +66,7 @@ class GPT(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Int[Array, "B T"], *, cache: Cache | None = None, train: bool = False) -> Any:
-        """Logits [B, T, V]; given a cache (logits, cache), where the tokens go on after those that are in it."""
+        """Logits [B, T, V]; with a cache (logits, cache), where the tokens continue those already in the cache."""
         c = self.config
         length = tokens.shape[1] if cache is None else cache.layers[0].key.shape[1]
         if length > c.context:
@@ -90,7 +92,7 @@ class GPT(nn.Module):
 
 
 def gpt2(**changes: Any) -> GPT:
-    """124,439,808 weights, the smallest of table 2 [1]."""
+    """124,439,808 weights, the smallest model of table 2 [1]. `changes` are fields of `GPTConfig`."""
     return GPT(GPTConfig(**changes))
 
 
@@ -110,10 +112,12 @@ def gpt2_xl(**changes: Any) -> GPT:
 
 
 def modern(**changes: Any) -> GPT:
-    """The size of GPT-2 small as it would be built today [2]."""
+    """A model of the size of GPT-2 small as it would be built today [2]."""
     today = {"positions": "rotary", "norm": "rms", "qk_norm": True, "activation": "swiglu", "use_bias": False}
     heads = changes.get("heads", 12)
-    third = max(k for k in range(1, max(heads // 3, 1) + 1) if heads % k == 0)  # or the next fewer that divides
+    third = max(
+        k for k in range(1, max(heads // 3, 1) + 1) if heads % k == 0
+    )  # a third of the heads, or the next smaller number that divides them
     return GPT(GPTConfig(**{**today, "kv_heads": third, **changes}))
 
 

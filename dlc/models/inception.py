@@ -1,11 +1,10 @@
-"""Inception networks with batch norm, written as their papers' tables.
+"""Inception networks with batch norm, written like the tables of their papers.
 
-    bn_inception()    two 3x3 kernels in place of each 5x5, for images of 224 x 224 [1]
-    inception_v3()    1x7 and 7x1 kernels in place of 7x7, for images of 299 x 299 [2]
+    bn_inception()    two 3x3 kernels instead of each 5x5, for images of 224 x 224 [1]
+    inception_v3()    1x7 and 7x1 kernels instead of 7x7, for images of 299 x 299 [2]
 
-A module is a tuple of branches over one input, whose channels are put side by side; a branch is a tuple of layers, one
-after the other: a convolution (with batch norm and ReLU), a function that pools, or a tuple of convolutions, over one
-input again.
+A module is a tuple of branches over one input, whose channels are concatenated. A branch is a sequence of layers, each
+a convolution (with batch norm and ReLU), a pooling function, or a tuple of convolutions that are again over one input.
 
 Glossary: B batch, H W height and width, C D channels, K classes.
 
@@ -13,8 +12,8 @@ References:
     [1] Ioffe, Szegedy 2015, "Batch normalization: accelerating deep network training by reducing internal covariate
         shift", section 4.2 and figure 5, in the appendix.
     [2] Szegedy, Vanhoucke, Ioffe, Shlens, Wojna 2015, "Rethinking the Inception architecture for computer vision",
-        figures 5 to 8 and table 1, which differs from the authors' program; the program, here as torchvision has it,
-        is what weights are published for.
+        figures 5 to 8 and table 1. The authors' program differs from them; published weights fit the program, which is
+        implemented here as in torchvision.
 """
 
 import functools
@@ -62,17 +61,17 @@ def _halve_same(x: Array) -> Array:
 
 
 def mixed(branches: Branches, begin: Any, **settings: Any) -> nn.Module:
-    """The module of these branches; `begin` draws its kernels."""
+    """The module of these branches, whose kernels are drawn by the initialiser `begin`."""
     return _Mixed(branches, begin, **settings)
 
 
 class BNInception(nn.Module):
     """GoogLeNet with batch norm, two 3x3 convolutions for one 5x5, and strides of 2 in modules instead of pooling.
 
-    With `separable` the first convolution is, as in the paper, a separable one: eight 7x7 filters for each colour, and
-    then 1x1; most programs have a plain one. In 4c and 4d the projection has 96 channels, as in the authors' program:
-    the 128 in the paper's table do not fit the sums beside them. Padding is TensorFlow's "SAME". There is no dropout
-    (section 4.2.1), and [1] says nothing about initial weights: here they are He's.
+    With `separable`, the first convolution is separable as in the paper: eight 7x7 filters for each colour, then 1x1;
+    most programs have an ordinary one. In 4c and 4d the projection has 96 channels, as in the authors' program, because
+    the 128 in the paper's table do not fit the sums in the same table. Padding is TensorFlow's "SAME". There is no
+    dropout (section 4.2.1). [1] does not specify initial weights; here they are He's.
 
     Takes images [B, H, W, 3], returns logits [B, K].
     """
@@ -102,7 +101,7 @@ class BNInception(nn.Module):
 def _bn_module(
     one: int, reduce3: int, three: int, reduce_double: int, double: int, pool: Any, project: int
 ) -> Branches:
-    """A row of figure 5 of [1]; without 1x1 (and without projection) it halves the image."""
+    """A row of figure 5 of [1]. A module without the 1x1 branch (and without projection) halves the image."""
     stride = 1 if one else 2
     branches: Branches = (
         (conv(reduce3, 1), conv(three, 3, stride=stride)),
@@ -133,16 +132,16 @@ def bn_inception(**changes: Any) -> BNInception:
 class InceptionV3(nn.Module):
     """A stem of five convolutions, eleven modules, global average pooling, dropout and a dense layer.
 
-    With `aux` a second head reads the last module of 17 x 17 while training (section 4 of [2]); its loss, times 0.3 in
+    With `aux`, a second head reads the last 17 x 17 module during training (section 4 of [2]). Its loss, times 0.3 in
     the authors' program, is added to the loss: `losses.auxiliary`. Takes images [B, H, W, 3], returns logits [B, K];
     with `train=True` and `aux` a tuple of the logits and those of the second head.
 
-    Averages over 3x3 count the padding, as in torchvision (TensorFlow's do not). Dropout and initial weights, normal
-    distributions cut off at two deviations, are those of the authors' program; torchvision drops one half. Weights from
-    torchvision expect images scaled to [-1, 1], as (image - 0.5) / 0.5: its own loader undoes the usual normalisation
-    by the images' mean and deviation inside the model (`transform_input`). Here the caller prepares.
+    Averages over 3x3 count the padding, as in torchvision (in TensorFlow they do not). Dropout and initial weights,
+    normal distributions truncated at two standard deviations, are those of the authors' program; torchvision's dropout
+    rate is 0.5. Weights from torchvision expect images scaled to [-1, 1], as (image - 0.5) / 0.5. torchvision's own
+    model converts from the usual normalisation internally (`transform_input`); here the caller prepares the images.
 
-    Raises UserError if the image is too small: 75 x 75 is the least, with the second head 299 x 299.
+    Raises UserError if the image is too small: it needs 75 x 75, and 299 x 299 with the second head.
     """
 
     num_classes: int = 1000
@@ -204,7 +203,7 @@ V3_MODULES: dict[str, Branches] = {  # table 1 of [2]; names are those of the au
 
 
 def inception_v3(**changes: Any) -> InceptionV3:
-    """27,161,264 parameters, of which 23,834,568 without the auxiliary head."""
+    """27,161,264 parameters, 23,834,568 without the auxiliary head. `changes` are fields of `InceptionV3`."""
     return InceptionV3(**changes)
 
 
@@ -225,9 +224,9 @@ class _SecondHead(nn.Module):
 
 
 class _Mixed(nn.Module):
-    """The channels of all branches side by side.
+    """The concatenated channels of all branches.
 
-    Convolution j of branch i is named branch{i}_{j}; of a fork they are branch{i}_{j}a and branch{i}_{j}b.
+    Convolution j of branch i is named branch{i}_{j}; those of a fork are branch{i}_{j}a and branch{i}_{j}b.
     """
 
     branches: Branches

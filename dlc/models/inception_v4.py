@@ -1,6 +1,6 @@
-"""Inception-v4: more modules than Inception-v3, and the same ones throughout a stage.
+"""Inception-v4: more modules than Inception-v3, identical throughout a stage.
 
-Glossary: B batch, H W height and width, K classes. How modules are written is said in `dlc/models/inception.py`.
+Glossary: B batch, H W height and width, K classes. `dlc/models/inception.py` explains how modules are written.
 
 References:
     [1] Szegedy, Ioffe, Vanhoucke, Alemi 2016, "Inception-v4, Inception-ResNet and the impact of residual connections
@@ -17,7 +17,7 @@ from dlc.models.inception import Branches, conv, fork, halve, mean, mixed, narro
 
 
 class InceptionV4(nn.Module):
-    """A branching stem, 4 + 7 + 3 modules with two that halve between them, averaging, dropout and a dense layer.
+    """A branching stem, 4 + 7 + 3 modules, two reductions between them, average pooling, dropout, a dense layer.
 
     Figure 9 of [1]. Averages over 3x3 do not count the padding. Initial weights are He's, as in the authors' program.
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from dlc import layers
 from dlc.errors import UserError
 
-# Which of S2's six maps each of C3's sixteen maps sees: table I of [1].
+# The maps of S2 (of six) that each of the sixteen maps of C3 sees: table I of [1].
 C3_TABLE = (
     *((i, (i + 1) % 6, (i + 2) % 6) for i in range(6)),
     *((i, (i + 1) % 6, (i + 2) % 6, (i + 3) % 6) for i in range(6)),
@@ -25,8 +25,8 @@ C3_TABLE = (
     (0, 1, 2, 3, 4, 5),
 )  # fmt: skip
 
-# The target code of each digit: a stylised picture of it, 7 wide and 12 high, +1 where ink is. Figure 3 of [1] shows
-# the pictures that were used; these are drawn anew in their manner.
+# The target code of each digit: a stylised picture of it, 7 wide and 12 high, with +1 for ink. Figure 3 of [1] shows
+# the original pictures; these are redrawn in the same style.
 GLYPHS = """
 .#####.  ...#...  .#####.  #######  ....##.  #######  ..####.  #######  .#####.  .#####.
 ##...##  ..##...  ##...##  .....##  ...###.  ##.....  .##....  #....##  ##...##  ##...##
@@ -50,17 +50,17 @@ def codes() -> Float[np.ndarray, "K 84"]:
 
 
 def squash(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """1.7159 tanh(2x/3): f(+-1) = +-1, with the greatest curvature there (appendix A of [1])."""
+    """1.7159 tanh(2x/3): f(+-1) = +-1, where its curvature is greatest (appendix A of [1])."""
     return 1.7159 * jnp.tanh(2 / 3 * x)
 
 
 def _uniform(fan_in: int) -> nn.initializers.Initializer:
-    """Uniform in +-2.4 / fan-in (section II-B of [1]: F_i is the number of inputs of the unit)."""
+    """Uniform in +-2.4 / fan-in (section II-B of [1], where F_i is the number of inputs of the unit)."""
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -2.4 / fan_in, 2.4 / fan_in)
 
 
 class Subsample(nn.Module):
-    """The sum of each 2 x 2 square times a trainable coefficient, plus a trainable bias, one of each a map (S2, S4)."""
+    """The sum of each 2 x 2 square times a trainable coefficient, plus a bias; both are one for each map (S2, S4)."""
 
     dtype: Any = None
     param_dtype: Any = "float32"
@@ -77,7 +77,7 @@ class Subsample(nn.Module):
 class PartialConv(nn.Module):
     """A 5 x 5 convolution in which each output map sees only the input maps that `table` names (C3).
 
-    Only weights that exist are parameters: `kernel` is [5, 5, connections].
+    Only the existing connections have weights: `kernel` is [5, 5, connections].
     """
 
     table: tuple[tuple[int, ...], ...] = C3_TABLE
@@ -106,9 +106,9 @@ class PartialConv(nn.Module):
 class LeNet5(nn.Module):
     """LeNet-5 of 1998: partial C3, trainable subsampling, scaled tanh, radial basis functions: 60,000 parameters.
 
-    Takes images 32 x 32 x 1 whose background is about -0.1 and whose ink is about 1.175 (section II-B of [1]). Returns
-    the negative penalties [B, 10], minus the squared distance of F6 to the code of each class: the paper's y_i with the
-    sign turned, so that the largest is the answer. The codes are fixed, and therefore no parameters.
+    Takes images 32 x 32 x 1 with a background of about -0.1 and ink of about 1.175 (section II-B of [1]). Returns the
+    negative penalties [B, 10], minus the squared distances of F6 to the code of each class. These are the paper's y_i
+    with the opposite sign, so that the largest is the prediction. The codes are fixed and therefore not parameters.
 
     Raises UserError for images of another size.
     """

@@ -12,12 +12,12 @@ from dlc import layers
 
 
 class MLP(nn.Module):
-    """Dense layers with ReLU between them. Without `hidden` sizes it is softmax regression.
+    """Dense layers with ReLU between them. With no `hidden` layers this is softmax regression.
 
     Takes inputs of any shape [B, ...] and returns logits [B, K]. Weights begin uniform in +-1/sqrt(fan-in).
 
     References: the sizes 300, 1000, 300-100 and 500-150 are those of LeCun et al. 1998, "Gradient-based learning
-    applied to document recognition", section III-C; its units were scaled tanh.
+    applied to document recognition", section III-C, whose units were scaled tanh.
     """
 
     hidden: tuple[int, ...] = ()

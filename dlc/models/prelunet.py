@@ -1,4 +1,4 @@
-"""PReLU-net: the network whose rectifiers learn the slope of their negative half.
+"""PReLU-net: a network whose rectifiers learn the slope of their negative half.
 
     prelunet_a()  19 layers; prelunet_b() 22; prelunet_c() 22 wider ones
 
@@ -21,22 +21,23 @@ from dlc import layers
 from dlc.errors import UserError
 from dlc.layers import pooling
 
-SLOPE = 0.25  # of the negative half, at the beginning
+SLOPE = 0.25  # the initial slope of the negative half, as in `layers.PReLU`
 PYRAMID = 7, 3, 2, 1  # 63 bins
 
-# Equation 15: variance 2 / ((1 + slope^2) n), n being the inputs that an output sums over. It keeps the size of the
-# signal from layer to layer, and is that of a ReLU where the slope is zero.
+# Equation 15: variance 2 / ((1 + slope^2) n), where n is the number of inputs that an output sums over. It preserves
+# the size of the signal from layer to layer. With a slope of zero it is the rule for ReLU.
 he_normal_prelu = nn.initializers.variance_scaling(2 / (1 + SLOPE**2), "fan_in", "normal")
 
 
 class PReLUNet(nn.Module):
-    """A 7x7 convolution, three stages of 3x3 convolutions, a pyramid of pools, three dense layers; PReLU behind all.
+    """A 7x7 convolution, three stages of 3x3 convolutions, pyramid pooling, three dense layers, with PReLU after each.
 
-    Each stage has `depth` convolutions of `widths[i]` channels, and max-pooling before it; no batch norm. As in [1]
-    half of what enters the second and the third dense layer is dropped in training (key "dropout").
+    Each stage begins with max-pooling and has `depth` convolutions of `widths[i]` channels, without batch norm. As in
+    [1], dropout of one half comes before the second and the third dense layer (random stream "dropout").
 
-    Takes images [B, H, W, 3], in the paper of 224x224; returns logits [B, K]. Raises UserError for sizes that the
-    pyramid does not part into its bins.
+    Takes images [B, H, W, 3], 224x224 in the paper; returns logits [B, K].
+
+    Raises UserError if the image's size does not divide into the bins of the pyramid.
     """
 
     depth: int = 5
@@ -52,47 +53,38 @@ class PReLUNet(nn.Module):
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         start = {**kinds, "kernel_init": he_normal_prelu, "bias_init": nn.initializers.zeros}
         x = layers.Conv(96, (7, 7), (2, 2), ((3, 3), (3, 3)), **start, name="conv1")(x)
-        x = _PReLU(self.param_dtype, name="prelu1")(x)
+        x = layers.PReLU(self.param_dtype, name="prelu1")(x)
         for i, width in enumerate(self.widths, 1):
             x = pooling.max_pool(x, (2, 2))
             for j in range(1, self.depth + 1):
                 x = layers.Conv(width, (3, 3), padding=((1, 1), (1, 1)), **start, name=f"stage{i}_conv{j}")(x)
-                x = _PReLU(self.param_dtype, name=f"stage{i}_prelu{j}")(x)
+                x = layers.PReLU(self.param_dtype, name=f"stage{i}_prelu{j}")(x)
         x = pyramid(x)
         for i in (1, 2):
-            x = _PReLU(self.param_dtype, name=f"dense_prelu{i}")(
+            x = layers.PReLU(self.param_dtype, name=f"dense_prelu{i}")(
                 layers.Dense(self.hidden, **start, name=f"dense{i}")(x)
             )
             x = layers.Dropout(self.dropout)(x, train=train)
         return layers.Dense(self.num_classes, **start, name="dense3")(x)
 
 
-class _PReLU(nn.Module):
-    """max(0, x) + slope min(0, x), with a slope for each channel: equation 1 of [1]."""
-
-    param_dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
-        slope = self.param("slope", nn.initializers.constant(SLOPE), x.shape[-1:], self.param_dtype).astype(x.dtype)
-        return jnp.where(x > 0, x, x * slope.reshape((1,) * (x.ndim - 1) + (-1,)))
-
-
 def pyramid(x: Float[Array, "B H W C"], levels: tuple[int, ...] = PYRAMID) -> Float[Array, "B F"]:
     """Spatial pyramid pooling: the maxima of n x n bins for each n in `levels`, F = C (n1^2 + n2^2 + ...) numbers.
 
-    Of a pixels, bins are windows of ceil(a / n) that begin every floor(a / n): the rule of [2] for training with images
-    of one size. (At 14 pixels the windows of n = 3 leave out the last row and column. For images of many sizes [2]
-    has another rule.)
+    Along a pixels, the bins are windows of ceil(a / n) at a stride of floor(a / n): the rule of [2] for training with
+    images of one size. (With 14 pixels, the windows of n = 3 leave out the last row and column. For images of several
+    sizes [2] has another rule.)
 
-    Raises UserError if that makes more bins than n.
+    Raises UserError if this gives more bins than n.
     """
     bins = []
     for n in levels:
         size = x.shape[1:3]
         window, strides = tuple(-(-a // n) for a in size), tuple(a // n for a in size)
         if 0 in strides or pooling.count(size, window, strides) != (n, n):
-            raise UserError(f"windows do not part {size[0]}x{size[1]} pixels into {n}x{n} bins: take images of 224x224")
+            raise UserError(
+                f"windows do not divide {size[0]}x{size[1]} pixels into {n}x{n} bins: take images of 224x224"
+            )
         y = pooling.max_pool(x, (window[0], window[1]), (strides[0], strides[1]))
         bins.append(y.transpose(0, 3, 1, 2).reshape(len(x), -1))
     return jnp.concatenate(bins, axis=1)

@@ -1,4 +1,4 @@
-"""Residual networks for ImageNet: table 1 of [1], and the plain networks that they are compared with.
+"""Residual networks for ImageNet, and the plain networks they are compared with.
 
     resnet18()  resnet34()                 blocks of two 3x3 convolutions
     resnet50()  resnet101()  resnet152()   blocks of 1x1, 3x3 and 1x1
@@ -25,27 +25,27 @@ from dlc.layers import pooling
 
 Shortcut = Literal["A", "B", "C", "none"]
 
-# [1] says "as in [3]", where counting a kernel's inputs (equation 10) or its outputs (14) is as good. The programs that
-# weights were published with count its outputs.
+# [1] says "as in [3]", where the fan is the number of a kernel's inputs (equation 10) or, equally well, of its outputs
+# (14). The programs behind the published weights use the outputs.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class ResNet(nn.Module):
     """A 7x7 convolution, pooling, four stages of residual blocks, global average pooling, a dense layer.
 
-    Stage i has `blocks[i]` blocks of 64 2^i channels (four times as many behind a `bottleneck`); from the second stage
-    on its first block halves the image. What the paper leaves open or compares is a field:
+    Stage i has `blocks[i]` blocks of 64 2^i channels (four times as many after a `bottleneck`). From the second stage
+    on, its first block halves the image. The fields are what the paper leaves open or compares:
 
     `shortcut`, section 4.1: where a block changes the shape, its shortcut adds channels of zeros ("A") or is a
     projection, a 1x1 convolution ("B", in all published weights); "C" has projections everywhere, "none" no shortcuts.
     `stride_at`: the convolution of a bottleneck that halves the image. In [1] it is the first, "1x1" (section 3.4 and
-    the authors' models); in the weights that torchvision and timm publish it is the "3x3", known as V1.5, with 6 % more
-    operations in 50 layers. That is the default here, so that such weights fit.
+    the authors' models). In the weights of torchvision and timm it is the "3x3", known as V1.5, with 6 % more
+    operations in 50 layers; this is the default, so that such weights fit.
     `zero_norm`: the last batch norm of each block begins with a scale of zero [2], so that each block begins as its
-    shortcut; in [1] all begin with one.
+    shortcut; in [1] all scales begin at one.
 
-    Takes images [B, H, W, 3], in the paper of 224x224; returns logits [B, K]. The batch statistics are in the
-    collection "batch_stats".
+    Takes images [B, H, W, 3], 224x224 in the paper; returns logits [B, K]. Batch statistics are in the collection
+    "batch_stats".
     """
 
     blocks: tuple[int, ...]
@@ -73,7 +73,7 @@ class ResNet(nn.Module):
 
 
 class _Block(nn.Module):
-    """relu(shortcut(x) + f(x)), f being two or three convolutions, each with its norm, and a ReLU between them."""
+    """relu(shortcut(x) + f(x)), where f is two or three convolutions with norms, and ReLU between them."""
 
     width: int
     stride: int
@@ -114,7 +114,7 @@ class _Block(nn.Module):
 
 
 def _conv(features: int, size: int, stride: int, **kinds: Any) -> layers.Conv:
-    # "SAME" would pad a stride of 2 on the right alone; the papers' programs pad alike on every side.
+    # "SAME" would pad a stride of 2 only on the right; the papers' programs pad equally on all sides.
     pads = ((size // 2, size // 2),) * 2
     return layers.Conv(
         features, (size, size), (stride, stride), pads, use_bias=False, kernel_init=he_normal, **kinds
@@ -132,7 +132,7 @@ def resnet34(**changes: Any) -> ResNet:
 
 
 def resnet50(**changes: Any) -> ResNet:
-    """25,557,032 parameters; 50 layers in table 1 of [1], whose strides `stride_at="1x1"` has."""
+    """25,557,032 parameters; 50 layers in table 1 of [1], which has `stride_at="1x1"`."""
     return ResNet(**{"blocks": (3, 4, 6, 3), "bottleneck": True, **changes})
 
 

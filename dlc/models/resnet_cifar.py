@@ -1,12 +1,12 @@
-"""Residual networks for images of 32 x 32: the family of section 4.2 of [1], and what grew from it.
+"""Residual networks for images of 32 x 32: basic, plain, pre-activation and wide.
 
-    cifar_resnet(depth=20)          6n + 2 layers, identity shortcuts (option A)
+    cifar_resnet(depth=20)          6n + 2 layers, identity shortcuts (option A), section 4.2 of [1]
     cifar_plain(depth=20)           the same layers without shortcuts
     cifar_preact(depth=110)         pre-activation blocks [2]
     wide_resnet(depth=28, factor=10)  few and wide pre-activation blocks [3]
     cifar_resnet18()                the ImageNet network of 18 layers with a first layer for small images
 
-Glossary: B batch, H W height and width, C channels, K classes, n blocks in a stage.
+Glossary: B batch, H W height and width, C channels, K classes, n number of blocks in a stage.
 
 References:
     [1] He, Zhang, Ren, Sun 2015, "Deep residual learning for image recognition", section 4.2 and table 6.
@@ -31,12 +31,12 @@ he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # [1] fol
 class CifarResNet(nn.Module):
     """A 3x3 convolution, stages of residual blocks of two 3x3 convolutions, global average pooling, a dense layer.
 
-    Stage i has `blocks[i]` blocks of `widths[i]` channels; from the second stage on its first block halves the image.
+    Stage i has `blocks[i]` blocks of `widths[i]` channels. From the second stage on, its first block halves the image.
     Where a block changes the shape, its shortcut takes every second pixel and adds channels of zeros (option A of [1])
-    or is a 1x1 convolution (B); elsewhere it is the identity. "none" has no shortcuts at all. With `preact` batch
-    normalisation and ReLU come before each convolution instead of behind it, and once more at the end.
+    or is a 1x1 convolution (B); elsewhere it is the identity. "none" has no shortcuts. With `preact`, batch
+    normalisation and ReLU come before each convolution instead of after it, and once more at the end.
 
-    Takes images [B, H, W, C], returns logits [B, K]; the batch statistics are in the collection "batch_stats".
+    Takes images [B, H, W, C], returns logits [B, K]. Batch statistics are in the collection "batch_stats".
     """
 
     blocks: tuple[int, ...]
@@ -91,7 +91,7 @@ class _Block(nn.Module):
 class _PreActBlock(nn.Module):
     """shortcut(x) + conv(relu(norm(conv(relu(norm(x))))))
 
-    A convolution as shortcut sees relu(norm(x)), as in [3] and in the appendix of [2].
+    A convolutional shortcut reads relu(norm(x)), as in [3] and in the appendix of [2].
     """
 
     width: int
@@ -115,7 +115,7 @@ class _PreActBlock(nn.Module):
 
 
 def _conv3x3(width: int, stride: int, **kinds: Any) -> layers.Conv:
-    # "SAME" would pad a stride of 2 on the right alone; the papers' programs pad by one on every side.
+    # "SAME" would pad a stride of 2 only on the right; the papers' programs pad by one on all sides.
     pads = ((1, 1), (1, 1))
     return layers.Conv(width, (3, 3), (stride, stride), pads, use_bias=False, kernel_init=he_normal, **kinds)
 
@@ -130,15 +130,15 @@ def _zero_padded(x: Array, width: int, stride: int) -> Array:
 
 
 def cifar_resnet(depth: int = 20, shortcut: Shortcut = "A", num_classes: int = 10, dtype: Any = None) -> CifarResNet:
-    """The network of 6n + 2 layers of section 4.2 of [1]; 269,722 parameters at depth 20, 1,727,962 at 110.
+    """The network of 6n + 2 layers in section 4.2 of [1]: 269,722 parameters at depth 20, 1,727,962 at 110.
 
-    Raises UserError for another depth.
+    Raises UserError unless the depth is 6n + 2.
     """
     return CifarResNet((_blocks(depth, 2),) * 3, shortcut=shortcut, num_classes=num_classes, dtype=dtype)
 
 
 def cifar_plain(depth: int = 20, num_classes: int = 10, dtype: Any = None) -> CifarResNet:
-    """The layers of `cifar_resnet` without shortcuts, which get worse as they get deeper: figure 6, left, of [1]."""
+    """`cifar_resnet` without shortcuts, which gets worse with depth: figure 6, left, of [1]."""
     return cifar_resnet(depth, "none", num_classes, dtype)
 
 
@@ -161,8 +161,8 @@ def wide_resnet(depth: int = 28, factor: int = 10, num_classes: int = 10, dtype:
 def cifar_resnet18(num_classes: int = 10, dtype: Any = None) -> CifarResNet:
     """ResNet-18 of table 1 of [1] for small images, the usual baseline on CIFAR-10: 11,173,962 parameters.
 
-    Its first layer is a 3x3 convolution of stride 1 instead of the 7x7 of stride 2 and the pooling behind it. The form
-    is not the paper's; it came from programs that people shared.
+    Its first layer is a 3x3 convolution of stride 1 instead of a 7x7 of stride 2 and pooling. This variant is not in
+    the paper; it comes from widely shared programs.
     """
     return CifarResNet((2,) * 4, (64, 128, 256, 512), stem=64, shortcut="B", num_classes=num_classes, dtype=dtype)
 

@@ -4,8 +4,8 @@ Glossary: B batch, S source tokens, T target tokens, V vocabulary, m embedding, 
 
 References:
     [1] Bahdanau, Cho, Bengio 2014, "Neural machine translation by jointly learning to align and translate", appendices
-        A and B.1. It omits the biases "to increase readability"; here every sum that meets a nonlinearity has one. Its
-        two vocabularies are one here, with an embedding for each side as in the paper.
+        A and B.1. It omits the biases "to increase readability"; here every sum before a nonlinearity has one. Instead
+        of its two vocabularies there is one, with an embedding for each side as in the paper.
 """
 
 from collections.abc import Callable
@@ -24,19 +24,19 @@ from dlc import layers
 
 @dataclass(frozen=True)
 class Seq2SeqConfig:
-    """What the model is made of. The defaults are RNNsearch's, but for the vocabularies of 30,000 words each."""
+    """The sizes of the model. The defaults are RNNsearch's, except that one vocabulary replaces two of 30,000 words."""
 
     vocab: int = 30_000
     embedding: int = 620
-    width: int = 1000  # of each direction of the encoder, of the decoder, and of the alignment's hidden layer
+    width: int = 1000  # of each direction of the encoder, the decoder, and the alignment's hidden layer
     maxout: int = 500
-    dropout: float = 0.0  # of embeddings and of the maxout layer; the paper has none
+    dropout: float = 0.0  # after embeddings and the maxout layer; the paper has none
     dtype: Any = None
     param_dtype: Any = "float32"
 
 
 class Memory(NamedTuple):
-    """What the decoder knows of the source: each annotation h_j, already multiplied by all that it will meet."""
+    """The source as the decoder reads it: each annotation h_j, already multiplied by all the matrices it will meet."""
 
     keys: Float[Array, "B S n"]  # U_a h_j, for the alignment
     values: Float[Array, "B S E"]  # [C h_j, C_o h_j], E = 3 n + 2 l, for the decoder's state and its output
@@ -45,14 +45,14 @@ class Memory(NamedTuple):
 
 
 class Seq2Seq(nn.Module):
-    """From source and target tokens to logits of the next target token at every place. Token 0 is padding.
+    """From source and target tokens to logits of the next target token at every position. Token 0 is padding.
 
-    What depends on no state of the decoder is one product over all places: the embeddings', the annotations' (C c_i is
-    the sum of alpha_ij C h_j), the output layer's. In the recurrence remain three products with the state, one of them
-    for the alignment and both gates together, and the attention.
+    Products that do not depend on the decoder's state are computed for all positions at once: those of the embeddings,
+    of the annotations (C c_i is the sum of alpha_ij C h_j) and of the output layer. The recurrence contains only the
+    attention and three products with the state, one of which is for the alignment and both gates together.
 
-    The alignment alpha, [B, T, S], is sown as "weights" for whoever asks for it with `model.apply(variables, ...,
-    mutable=["intermediates"])`.
+    The alignment alpha, [B, T, S], is sown as "weights". Get it with
+    `model.apply(variables, ..., mutable=["intermediates"])`.
     """
 
     config: Seq2SeqConfig = Seq2SeqConfig()
@@ -87,11 +87,11 @@ class Seq2Seq(nn.Module):
     def __call__(
         self, source: Int[Array, "B S"], target: Int[Array, "B T"], *, train: bool = False
     ) -> Float[Array, "B T V"]:
-        """Logits of the token behind each of `target`, which begins with the start token."""
+        """Logits of the token after each token of `target`, which begins with the start token."""
         return self.decode(target, self.encode(source, train=train), train=train)
 
     def encode(self, source: Int[Array, "B S"], *, train: bool = False) -> Memory:
-        """Reads the source in both directions; padding behind it changes no state (A.2.1)."""
+        """Reads the source in both directions; padding at its end does not change the state (A.2.1)."""
         mask = source != 0
         x = self.source_in(self.drop(self.source_embed(source.T), train=train))
         (ahead, back), steps = jnp.split(x, 2, axis=-1), mask.T[..., None]
@@ -102,7 +102,7 @@ class Seq2Seq(nn.Module):
         return Memory(self.align_memory(h), values, mask, jnp.tanh(self.initial(backward[0])))
 
     def decode(self, target: Int[Array, "B T"], memory: Memory, *, train: bool = False) -> Float[Array, "B T V"]:
-        """Logits [B, T, V] of the tokens behind `target`, each given those before it (A.2.2)."""
+        """Logits [B, T, V] of the token after each token of `target`, given those up to it (A.2.2)."""
         y = self.drop(self.target_embed(target), train=train)
         weights = self._weights()
 
@@ -117,9 +117,9 @@ class Seq2Seq(nn.Module):
         return self._logits(before, y, context, train=train)
 
     def start(self, source: Int[Array, "B S"], length: int | None = None) -> tuple[Memory, Float[Array, "B n"]]:
-        """What `step` needs to write the first token: the source, read once, and the decoder's state, its "cache".
+        """The arguments of the first `step`: the encoded source, and the decoder's state as its "cache".
 
-        `length` is there because other models ask for it. This one has room for any.
+        `length` exists for other models, whose caches have a capacity. It has no effect here.
         """
         memory = self.encode(source)
         return memory, memory.first
@@ -127,16 +127,17 @@ class Seq2Seq(nn.Module):
     def step(
         self, token: Int[Array, " N"], memory: Memory, cache: Float[Array, "N n"]
     ) -> tuple[Float[Array, "N V"], Float[Array, "N n"]]:
-        """Logits of the token behind `token`, and the next state.
+        """Logits of the token after `token`, and the next state.
 
-        N may be K times the B sentences of the memory, the K of one sentence side by side: they share its memory.
+        N may be K times the number B of sentences in the memory. The K hypotheses of a sentence are adjacent and share
+        its memory.
         """
         y = self.target_embed(token)
         new, _, context = _write(self._weights(), memory, cache, self.target_in(y))
         return self._logits(cache, y, context[..., 3 * self.config.width :]), new
 
     def _logits(self, before: Array, y: Array, context: Array, *, train: bool = False) -> Array:
-        """W_o t_i, t_i the larger of each pair in U_o s_{i-1} + V_o E y_{i-1} + C_o c_i."""
+        """W_o t_i, where t_i is the larger of each pair in U_o s_{i-1} + V_o E y_{i-1} + C_o c_i."""
         t = self.state_out(before) + self.target_out(y) + context
         t = jnp.maximum(t[..., 0::2], t[..., 1::2])
         return self.out(self.drop(t, train=train))
@@ -152,7 +153,7 @@ class Seq2Seq(nn.Module):
 def _read(
     x: Float[Array, "S B F"], mask: Bool[Array, "S B 1"], gates: Array, candidate: Array, *, reverse: bool = False
 ) -> Float[Array, "S B n"]:
-    """The states of a gated recurrent unit from zero, where `x` is W x + b for its gates z and r and its candidate."""
+    """The states of a gated recurrent unit that begins at zero; `x` is W x + b for its gates z, r and its candidate."""
 
     def step(state: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
         x, real = at
@@ -180,9 +181,9 @@ def _write(weights: Any, memory: Memory, state: Array, x: Array) -> tuple[Array,
     return new, alignment.reshape(*state.shape[:-1], -1), context
 
 
-@jax.checkpoint  # [B, S, n] tanhs for every token are computed again rather than kept for the gradient
+@jax.checkpoint  # recomputes the [B, S, n] tanhs of every token for the gradient instead of keeping them
 def _align(query: Array, keys: Array, mask: Array, v: Array) -> Array:
-    """softmax_j of v^T tanh(W s + U h_j) over the tokens that are real, in float32."""
+    """softmax_j of v^T tanh(W s + U h_j) over the tokens that are not padding, in float32."""
     energy = jnp.tanh(query[:, :, None] + keys[:, None]) @ v
     energy = energy.astype(jnp.promote_types(energy.dtype, jnp.float32))
     energy = jnp.where(mask[:, None], energy, jnp.finfo(energy.dtype).min)
@@ -190,7 +191,7 @@ def _align(query: Array, keys: Array, mask: Array, v: Array) -> Array:
 
 
 def _beside(init: Callable, count: int) -> Callable:
-    """`count` square matrices side by side, each with an initial value of its own."""
+    """An initialiser for `count` square matrices side by side, each drawn separately."""
 
     def made(key: Array, shape: tuple[int, int], dtype: Any) -> Array:
         square = (shape[0], shape[0])

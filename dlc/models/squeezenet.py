@@ -1,4 +1,4 @@
-"""SqueezeNet: AlexNet's accuracy with a fiftieth of its weights.
+"""SqueezeNet: the accuracy of AlexNet with a fiftieth of its weights.
 
 Glossary: B batch, H W height and width, C channels, K classes.
 
@@ -17,20 +17,21 @@ from jaxtyping import Array, Float
 from dlc import layers
 from dlc.layers.pooling import max_pool
 
-# Of the modules fire2 to fire9 the channels between and, twice, those of the output: table 1.
+# For the modules fire2 to fire9: the squeezed channels, and half of the output channels (table 1).
 FIRES = {2: (16, 64), 3: (16, 64), 4: (32, 128), 5: (32, 128), 6: (48, 192), 7: (48, 192), 8: (64, 256), 9: (64, 256)}
 
-POOLED = {"1.0": (1, 4, 8), "1.1": (1, 3, 5)}  # behind which of the modules, 1 being the first convolution
+POOLED = {"1.0": (1, 4, 8), "1.1": (1, 3, 5)}  # after which modules to pool; 1 is the first convolution
 
 
 class SqueezeNet(nn.Module):
-    """A convolution, eight fire modules, and a 1x1 convolution that gives each class a map, whose mean is its logit.
+    """A convolution, eight fire modules, and a 1x1 convolution with one map for each class, whose mean is the logit.
 
-    Version 1.1 has a smaller first layer and pools earlier, for 2.4 times less computation.
+    Version 1.1 has a smaller first layer and pools earlier, which takes 2.4 times less computation.
 
-    Takes images [B, 224, 224, 3] or of another size, returns logits [B, K], which a last ReLU keeps from being
-    negative. (The sizes in table 1 are those of 227x227.) In training it draws dropout from the key "dropout". Pooling
-    rounds up, as in the paper's program; that also pads the last layer's 1x1 kernel, which this and PyTorch's do not.
+    Takes images [B, 224, 224, 3] or of another size, returns logits [B, K], which the last ReLU keeps from being
+    negative. (The sizes in table 1 are for 227x227.) In training, dropout uses the random stream "dropout". Pooling
+    rounds up, as in the paper's program. That program also pads the 1x1 kernel of the last layer; this one and
+    PyTorch's do not.
     """
 
     version: Literal["1.0", "1.1"] = "1.0"
@@ -56,7 +57,7 @@ class SqueezeNet(nn.Module):
 
 
 class _Fire(nn.Module):
-    """relu(1x1 convolution), and of that relu(1x1) and relu(3x3) side by side: figure 1."""
+    """relu of a 1x1 convolution, then relu of a 1x1 and of a 3x3 convolution of it, concatenated: figure 1."""
 
     between: int
     width: int
@@ -78,7 +79,7 @@ def _conv(width: int, side: int, **settings: Any) -> layers.Conv:
 
 
 def squeezenet1_0(**changes: Any) -> SqueezeNet:
-    """The network of table 1: 1,248,424 parameters."""
+    """The network of table 1: 1,248,424 parameters. `changes` are fields of `SqueezeNet`."""
     return SqueezeNet("1.0", **changes)
 
 

@@ -4,7 +4,7 @@ Glossary: B batch, S source tokens, T target tokens, V vocabulary, D width, F wi
 
 References:
     [1] Vaswani, Shazeer, Parmar, Uszkoreit, Jones, Gomez, Kaiser, Polosukhin 2017, "Attention is all you need",
-        section 3, table 3; its norm comes behind each branch ("post-norm").
+        section 3, table 3; its norm comes after each branch ("post-norm").
     [2] Norm before each branch, which trains without a long warm-up: Xiong et al. 2020, "On layer normalization in the
         transformer architecture".
 """
@@ -23,10 +23,10 @@ from dlc.layers.attention import Attention, Cache, KeyValue, empty_cache, paddin
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """What a transformer is made of. The defaults are the base model of table 3, with one vocabulary for both sides."""
+    """The sizes of a transformer. The defaults are the base model of table 3, with one vocabulary for both sides."""
 
     vocab: int = 37_000
-    layers: int = 6  # of the encoder, and as many of the decoder
+    layers: int = 6  # of the encoder, and the same number of the decoder
     heads: int = 8
     width: int = 512
     hidden: int = 2048
@@ -37,16 +37,16 @@ class TransformerConfig:
 
 
 class Memory(NamedTuple):
-    """What the decoder knows of the source: each layer's keys and values of it, and where it is no padding."""
+    """The source as the decoder reads it: its keys and values for each layer, and a mask of what is not padding."""
 
     layers: tuple[KeyValue, ...]
     mask: Bool[Array, "B 1 1 S"]
 
 
 class Transformer(nn.Module):
-    """From source and target tokens to logits of the next target token at every place.
+    """From source and target tokens to logits of the next target token at every position.
 
-    Source, target and output share one embedding (section 3.4). Token 0 is padding: nothing attends to it.
+    Source, target and output share one embedding (section 3.4). Token 0 is padding, to which nothing attends.
     """
 
     config: TransformerConfig = TransformerConfig()
@@ -58,13 +58,13 @@ class Transformer(nn.Module):
         self.drop = layers.Dropout(c.dropout)
         self.encoder = [_Layer(c) for _ in range(c.layers)]
         self.decoder = [_Layer(c, cross=True) for _ in range(c.layers)]
-        if c.norm_first:  # what the last branches add is not normalised by any other
+        if c.norm_first:  # no later norm covers the outputs of the last branches
             self.encoder_norm, self.decoder_norm = _norm(c), _norm(c)
 
     def __call__(
         self, source: Int[Array, "B S"], target: Int[Array, "B T"], *, train: bool = False
     ) -> Float[Array, "B T V"]:
-        """Logits of the token behind each of `target`, which begins with the start token."""
+        """Logits of the token after each token of `target`, which begins with the start token."""
         memory = self.read(self.encode(source, train=train), source)
         return self._decode(self._embedded(target, 0, train), memory, train=train)[0]
 
@@ -80,7 +80,7 @@ class Transformer(nn.Module):
         return Memory(tuple(layer.cross_attention.read(encoded) for layer in self.decoder), padding_mask(source))
 
     def start(self, source: Int[Array, "B S"], length: int) -> tuple[Memory, Cache]:
-        """What `step` needs to write up to `length` tokens: the source, read once, and an empty cache."""
+        """The arguments of the first `step`, for up to `length` tokens: the encoded source and an empty cache."""
         c = self.config
         cache = empty_cache(
             len(source), length, layers=c.layers, heads=c.heads, head_width=c.width // c.heads,
@@ -89,15 +89,16 @@ class Transformer(nn.Module):
         return self.read(self.encode(source), source), cache
 
     def step(self, token: Int[Array, " B"], memory: Memory, cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
-        """Logits of the token behind `token`, which is put into the cache.
+        """Logits of the token after `token`, which is added to the cache.
 
-        B may be K times the sentences of the memory, the K of one sentence side by side: they share its memory.
+        B may be K times the number of sentences in the memory. The K hypotheses of a sentence are adjacent and share
+        its memory.
         """
         logits, filled = self._decode(self._embedded(token[:, None], cache.length, False), memory, cache)
         return logits[:, 0], Cache(filled, cache.length + 1)
 
     def _decode(self, x: Array, memory: Memory, cache: Cache | None = None, train: bool = False) -> tuple[Array, Any]:
-        """Logits, and what the layers of a cache have become."""
+        """Logits, and the updated layers of the cache."""
         filled = []
         for i, (layer, read) in enumerate(zip(self.decoder, memory.layers, strict=True)):
             known: dict[str, Any] = {"memory": read, "memory_mask": memory.mask, "train": train}
@@ -109,7 +110,7 @@ class Transformer(nn.Module):
         return self.embed.attend(self.decoder_norm(x) if self.config.norm_first else x), tuple(filled)
 
     def _embedded(self, tokens: Array, at: Any, train: bool) -> Array:
-        """sqrt(D) times the embedding, and the sinusoid of its place."""
+        """sqrt(D) times the embedding, plus the sinusoid of its position."""
         D = self.config.width
         x = self.embed(tokens)
         places = sinusoidal(at + jnp.arange(tokens.shape[1]), D).astype(x.dtype)
@@ -128,7 +129,7 @@ def transformer_big(vocab: int = 37_000, **changes: Any) -> Transformer:
 
 
 class _Layer(nn.Module):
-    """Attention to itself (`cross`: and to the memory), then the feed-forward part; each with a shortcut and a norm."""
+    """Self-attention, with `cross` attention to the memory, then a feed-forward part; each with shortcut and norm."""
 
     config: TransformerConfig
     cross: bool = False
@@ -169,7 +170,7 @@ class _Layer(nn.Module):
 
         def cross(x: Array) -> Array:
             assert memory is not None
-            # Several hypotheses about a sentence, side by side, share its memory: there they are so many queries.
+            # The adjacent hypotheses of a sentence share its memory: they become more queries of that sentence.
             queries = x.reshape(memory.key.shape[0], -1, x.shape[-1])
             return self.cross_attention(queries, memory, mask=memory_mask, train=train).reshape(x.shape)
 

@@ -1,11 +1,11 @@
-"""VGG: nothing but 3x3 convolutions, deeper and deeper.
+"""VGG: only 3x3 convolutions, in increasing depth.
 
 Glossary: B batch, H W height and width, C channels, K classes.
 
 References:
     [1] Simonyan, Zisserman 2014, "Very deep convolutional networks for large-scale image recognition", table 1 (the
         columns A, B, D and E), sections 2.1 and 3.1.
-    [2] Ioffe, Szegedy 2015, "Batch normalization". No paper has the forms with batch norm: torchvision publishes them.
+    [2] Ioffe, Szegedy 2015, "Batch normalization". The versions with batch norm are not in a paper, but torchvision's.
 """
 
 from typing import Any
@@ -16,17 +16,17 @@ from jaxtyping import Array, Float
 from dlc import layers
 from dlc.layers.pooling import max_pool
 
-WIDTHS = 64, 128, 256, 512, 512  # of the five stages: table 1
+WIDTHS = 64, 128, 256, 512, 512  # channels of the five stages: table 1
 
 
 class VGG(nn.Module):
-    """Five stages of 3x3 convolutions, `depths[i]` in the i-th, with 2x2 max-pooling behind each; three dense layers.
+    """Five stages of 3x3 convolutions, `depths[i]` in stage i, each followed by 2x2 max-pooling; three dense layers.
 
-    Takes images [B, 224, 224, 3], returns logits [B, K]. In training it draws dropout from the key "dropout"; the batch
-    statistics, if there are any, are in the collection "batch_stats".
+    Takes images [B, 224, 224, 3], returns logits [B, K]. In training, dropout uses the random stream "dropout"; batch
+    statistics, if any, are in the collection "batch_stats".
 
-    Weights begin as Glorot and Bengio's and biases at zero, with which, as [1] says, no smaller network must be trained
-    first. With `norm` each convolution, which keeps its bias, is normalised.
+    Weights begin as Glorot and Bengio's and biases at zero. According to [1], no smaller network needs to be trained
+    first then. With `norm`, each convolution is normalised and keeps its bias.
     """
 
     depths: tuple[int, int, int, int, int]
@@ -48,7 +48,7 @@ class VGG(nn.Module):
                     x = layers.BatchNorm(**kinds, name=f"norm{i}_{j}")(x, train=train)
                 x = nn.relu(x)
             x = max_pool(x, (2, 2))
-        x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)  # in the order of published weights
+        x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)  # channels first, the order of published weights
         for i in (1, 2):
             x = nn.relu(layers.Dense(self.hidden, **init, **kinds, name=f"dense{i}")(x))
             x = layers.Dropout(self.dropout)(x, train=train)
@@ -56,7 +56,7 @@ class VGG(nn.Module):
 
 
 def vgg11(**changes: Any) -> VGG:
-    """A of table 1: 132,863,336 parameters; with `norm=True` 132,868,840."""
+    """A of table 1: 132,863,336 parameters; with `norm=True` 132,868,840. `changes` are fields of `VGG`."""
     return VGG((1, 1, 2, 2, 2), **changes)
 
 

@@ -1,6 +1,6 @@
 """ViT: a transformer that reads an image as a sequence of patches.
 
-Glossary: B batch, H W height and width of an image, P of a patch, T one class token and (H / P) (W / P) patches,
+Glossary: B batch, H W height and width of an image, P of a patch, T the class token and (H / P) (W / P) patches,
 D width, N heads, K classes.
 
 References:
@@ -26,7 +26,7 @@ from dlc.layers.attention import Attention
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """What a ViT is made of. The defaults are ViT-B/16 for ImageNet."""
+    """The sizes of a ViT. The defaults are ViT-B/16 for ImageNet."""
 
     image: int = 224  # height and width
     patch: int = 16
@@ -34,20 +34,20 @@ class ViTConfig:
     layers: int = 12
     heads: int = 12
     width: int = 768
-    hidden: int | None = None  # of the feed-forward part: 4 width
-    dropout: float = 0.1  # behind dense layers but query, key and value, and behind the positions
+    hidden: int | None = None  # of the feed-forward part; the default is 4 width
+    dropout: float = 0.1  # after the positions and all dense layers except query, key and value
     epsilon: float = 1e-6  # of the norms
     dtype: Any = None
     param_dtype: Any = "float32"
 
 
 class ViT(nn.Module):
-    """From images to logits: cut into patches, `layers` blocks, norm, and a dense layer that reads the class token.
+    """From images to logits: patches, `layers` blocks, norm, and a dense layer that reads the class token.
 
     The last layer begins at zero, so that the first loss is log K.
 
-    Raises UserError if an image is not of the size that the positions are for, the patches do not divide it, or the
-    heads do not divide the width.
+    Raises UserError if the image does not have the configured size, the patches do not divide it, or the heads do not
+    divide the width.
     """
 
     config: ViTConfig = ViTConfig()
@@ -77,12 +77,12 @@ class ViT(nn.Module):
 
 
 def vit_ti16(**changes: Any) -> ViT:
-    """5,717,416 weights, the smallest of DeiT's [2]."""
+    """5,717,416 weights, the smallest model of DeiT [2]. `changes` are fields of `ViTConfig`."""
     return ViT(ViTConfig(**{"heads": 3, "width": 192, **changes}))
 
 
 def vit_s16(**changes: Any) -> ViT:
-    """22,050,664 weights, DeiT's small one [2]."""
+    """22,050,664 weights, the small model of DeiT [2]."""
     return ViT(ViTConfig(**{"heads": 6, "width": 384, **changes}))
 
 
@@ -97,24 +97,24 @@ def vit_l16(**changes: Any) -> ViT:
 
 
 def vit_cifar(**changes: Any) -> ViT:
-    """2,693,578 weights, for 32x32 images of 10 classes. The size is ours: no paper has it."""
+    """2,693,578 weights, for 32x32 images of 10 classes. This size is ours and not in a paper."""
     ours = {"image": 32, "patch": 4, "classes": 10, "layers": 6, "heads": 3, "width": 192, "dropout": 0.0}
     return ViT(ViTConfig(**{**ours, **changes}))
 
 
 def patches(image: Float[Array, "B H W C"], size: int) -> Float[Array, "B T F"]:
-    """The image cut into squares, row by row, each written out as size x size x C numbers, row by row."""
+    """The squares of the image in row order, each flattened to size x size x C numbers, also in row order."""
     B, H, W, C = image.shape
     squares = image.reshape(B, H // size, size, W // size, size, C).transpose(0, 1, 3, 2, 4, 5)
     return squares.reshape(B, -1, size * size * C)
 
 
 def attention_rollout(weights: Sequence[Float[Array, "B N T T"]]) -> Float[Array, "B T T"]:
-    """How much of each token of the input is in each token of the output, if attention and shortcuts were all.
+    """How much each input token contributes to each output token, if only attention and shortcuts are considered.
 
-    The product over the layers, the first on the right, of (mean over heads + identity) / 2; each row sums to one. Row
-    0, without its first entry, is the picture of what the class token looks at. The weights are what
-    `model.apply(variables, image, mutable=["intermediates"])` finds in `block{i}/attention/weights`.
+    This is the product over the layers, the first on the right, of (mean over heads + identity) / 2; each row sums to
+    one. Row 0 without its first entry shows what the class token looks at. The weights are found in
+    `block{i}/attention/weights` after `model.apply(variables, image, mutable=["intermediates"])`.
 
     References: section 3 of [3].
     """
@@ -137,7 +137,7 @@ class _Block(nn.Module):
         spread, nearly_zero = nn.initializers.xavier_uniform(), nn.initializers.normal(1e-6)
         dense: Any = functools.partial(layers.Dense, **kinds, kernel_init=spread, bias_init=nearly_zero)
         drop = functools.partial(layers.Dropout(c.dropout), train=train)
-        # What three kernels of their own would begin as: side by side they look as if they had three times the outputs.
+        # The scale that three separate kernels would have: as one kernel, they seem to have three times the outputs.
         three = nn.initializers.variance_scaling(2.0, "fan_avg", "uniform")
         attend = Attention(c.width, c.heads, **kinds, kernel_init=three, out_init=spread, name="attention")
         x = x + drop(attend(nn.LayerNorm(c.epsilon, **kinds, name="norm1")(x)))

@@ -1,6 +1,5 @@
 """The classics of ImageNet as benches time them: which they are, their peers, and random weights and images."""
 
-import functools
 import os
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -9,27 +8,14 @@ import jax
 import numpy as np
 
 from dlc.errors import UserError
-from dlc.models import (
-    alexnet,
-    densenet,
-    enet,
-    googlenet,
-    inception,
-    inception_v4,
-    nin,
-    prelunet,
-    resnet,
-    squeezenet,
-    vgg,
-    vit,
-)
+from dlc.models.table import TABLE
 from experiments.bench import vision_torch
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
 
 
 class Classic(NamedTuple):
-    """A network, the peer of `vision_torch.build`, if there is one, and its published top-1 accuracy (percent)."""
+    """A network, its peer for `vision_torch.build`, if there is one, and its published top-1 accuracy (percent)."""
 
     make: Callable[..., Any]
     peer: str | None = None
@@ -42,35 +28,8 @@ class Classic(NamedTuple):
         return vision_torch.build(self.peer or "", **({"aux_logits": False, "init_weights": False} if heads else {}))
 
 
-# Top-1: torchvision 0.28, meta data of the weights IMAGENET1K_V1, which its documentation shows, too; timm 1.0.31,
-# results-imagenet.csv, for inception_v4 (tf_in1k) and vit_s16 (augreg_in1k); for nin_bn its authors' program (nin.py);
-# for enet what others have read off figure 1 of Canziani et al. 2016, where its head is not known.
 CLASSICS = {
-    "alexnet": Classic(alexnet.alexnet, image=227),
-    "alexnet_bn": Classic(alexnet.alexnet_bn),
-    "alexnet_2014": Classic(alexnet.alexnet_2014, "torchvision.alexnet", 56.522),
-    "nin": Classic(nin.nin),
-    "nin_bn": Classic(nin.nin_bn, top1=62.6),
-    "vgg16": Classic(vgg.vgg16, "torchvision.vgg16", 71.592),
-    "vgg19": Classic(vgg.vgg19, "torchvision.vgg19", 72.376),
-    "googlenet": Classic(functools.partial(googlenet.googlenet_bn, aux=False), "torchvision.googlenet", 69.778),
-    "bn_inception": Classic(inception.bn_inception),
-    "inception_v3": Classic(
-        functools.partial(inception.inception_v3, aux=False), "torchvision.inception_v3", 77.294, 299
-    ),
-    "inception_v4": Classic(inception_v4.inception_v4, "timm.inception_v4", 80.144, 299),
-    "prelunet_a": Classic(prelunet.prelunet_a),
-    "resnet18": Classic(resnet.resnet18, "torchvision.resnet18", 69.758),
-    "resnet34": Classic(resnet.resnet34, "torchvision.resnet34", 73.314),
-    "resnet50": Classic(resnet.resnet50, "torchvision.resnet50", 76.13),
-    "resnet101": Classic(resnet.resnet101, "torchvision.resnet101", 77.374),
-    "resnet152": Classic(resnet.resnet152, "torchvision.resnet152", 78.312),
-    "densenet121": Classic(densenet.densenet121, "torchvision.densenet121", 74.434),
-    "squeezenet1_0": Classic(squeezenet.squeezenet1_0, "torchvision.squeezenet1_0", 58.092),
-    "squeezenet1_1": Classic(squeezenet.squeezenet1_1, "torchvision.squeezenet1_1", 58.178),
-    "enet": Classic(enet.enet_classifier, top1=68.0),
-    "vit_s16": Classic(vit.vit_s16, "timm.vit_small_patch16_224", 78.842),
-    "vit_b16": Classic(vit.vit_b16, "torchvision.vit_b_16", 81.072),
+    row.bench: Classic(row.make, row.peer, row.top1, row.inputs[0][0]) for row in TABLE if row.bench is not None
 }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dlc.data import cache, sources, tfds
-from dlc.data.dataset import DataDamaged, Dataset, DataUnavailable, Split, data_dir, say, usable
+from dlc.data._dataset import DataDamaged, Dataset, DataUnavailable, Split, data_dir, say, usable
 from dlc.errors import UserError
 
 __all__ = ["NAMES", "OFFLINE", "DataDamaged", "DataUnavailable", "Dataset", "data_dir", "is_ready", "load"]

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from dlc.data import NAMES, OFFLINE, DataUnavailable, cache, data_dir, load, pictures, sources, text, tfds
-from dlc.data.dataset import readable, say
+from dlc.data._dataset import readable, say
 from dlc.errors import UserError
 
 PICTURES = tuple(name for name in pictures.NAMES if name not in OFFLINE)

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dlc.data import cache, imagenet, tfds
-from dlc.data.dataset import DataDamaged, DataUnavailable, data_dir, readable, say, usable
-from dlc.data.records import Records
-from dlc.data.sources import Original
+from dlc.data._dataset import DataDamaged, DataUnavailable, data_dir, readable, say, usable
+from dlc.data._array_record import Records
+from dlc.data._published import Original
 from dlc.errors import UserError
 
 OFFLINE = ("digits32",)  # scikit-learn's digits, written as pictures

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dlc.data import cache, tfds
-from dlc.data.dataset import DataDamaged, DataUnavailable, data_dir, readable, say, usable
-from dlc.data.sources import Original, check
+from dlc.data._dataset import DataDamaged, DataUnavailable, data_dir, readable, say, usable
+from dlc.data._published import Original, check
 from dlc.errors import UserError
 
 CORPORA = ("tiny_shakespeare", "python")

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dlc.data.dataset import DataDamaged, Dataset, Split, say
-from dlc.data.sources import PUBLISHED
+from dlc.data._dataset import DataDamaged, Dataset, Split, say
+from dlc.data._published import PUBLISHED
 
 FORMAT = 1  # to be raised when what is written changes: older folders are then passed over
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dlc.data.dataset import DataDamaged, Split
+from dlc.data._dataset import DataDamaged, Split
 
 
 class Original(NamedTuple):

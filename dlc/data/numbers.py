@@ -9,6 +9,7 @@ from dlc.data._dataset import Parallel
 from dlc.data._published import Published
 
 PUBLISHED = Published("numbers")
+SOURCE = "0 to 9,999 in words, by rule"
 
 _ENGLISH = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
@@ -23,7 +24,7 @@ def parse(paths: Sequence[Path] = ()) -> Parallel:
     """All pairs in an order drawn once."""
     order = np.random.default_rng(0).permutation(10_000).tolist()
     pairs = [(english(n), french(n)) for n in order]
-    return Parallel("numbers", pairs[:9000], pairs[9000:9500], pairs[9500:], "0 to 9,999 in words, by rule")
+    return Parallel("numbers", pairs[:9000], pairs[9000:9500], pairs[9500:], SOURCE)
 
 
 def english(n: int) -> str:

@@ -10,6 +10,7 @@ from dlc.data._published import Published
 from dlc.errors import UserError
 
 PUBLISHED = Published("python")
+SOURCE = f"standard library of Python {platform.python_version()}"
 LIMIT = 4_000_000  # characters: four times tiny Shakespeare, and less than there are
 FEWEST = 1000
 
@@ -22,4 +23,4 @@ def parse(paths: Sequence[Path] = ()) -> Corpus:
     text = b"".join(content for content in contents if content.isascii()).decode()[:LIMIT]
     if len(text) < FEWEST:
         raise UserError("this Python has no source of its standard library: choose another text")
-    return split_text("python", text, f"standard library of Python {platform.python_version()}")
+    return split_text("python", text, SOURCE)

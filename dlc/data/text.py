@@ -36,16 +36,17 @@ class Text(NamedTuple):
 
     published: Published
     parse: Callable[[Sequence[Path]], Any]
+    source: str = ""  # where a set without files comes from
     prepared: Callable[[Path], bytes] | None = None  # the one published file, from a folder that TFDS prepared
 
 
 TEXTS = {
-    "tiny_shakespeare": Text(tiny_shakespeare.PUBLISHED, tiny_shakespeare.parse, tiny_shakespeare.prepared),
-    "python": Text(python_source.PUBLISHED, python_source.parse),
+    "tiny_shakespeare": Text(tiny_shakespeare.PUBLISHED, tiny_shakespeare.parse, prepared=tiny_shakespeare.prepared),
+    "python": Text(python_source.PUBLISHED, python_source.parse, python_source.SOURCE),
 }
 TRANSLATIONS = {
     "multi30k": Text(multi30k.PUBLISHED, multi30k.parse),
-    "numbers": Text(numbers.PUBLISHED, numbers.parse),
+    "numbers": Text(numbers.PUBLISHED, numbers.parse, numbers.SOURCE),
 }
 CORPORA, PARALLEL = tuple(TEXTS), tuple(TRANSLATIONS)
 OFFLINE = tuple(name for name, text in (TEXTS | TRANSLATIONS).items() if not text.published.files)
@@ -120,11 +121,13 @@ def read_pairs(source: Path, target: Path) -> Parallel:
 def state(text: Text) -> tuple[str, str]:
     """For a listing: "ready", "damaged" or "not here"; and from where, or how much is to be downloaded."""
     published, root = text.published, data_dir()
+    if not published.files:
+        return "ready", f"{text.source}, needs no download"
     wanted = missing(published, root / "sources" / published.name)
     if wanted and not (text.prepared and _tfds.folders(root, published)):
         return "not here", f"{readable(sum(file.size for file in wanted))} to download"
     try:
-        return "ready", _load(text).source + ("" if published.files else ", needs no download")
+        return "ready", _load(text).source
     except UserError as error:
         return "damaged", str(error)
 

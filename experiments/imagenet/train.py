@@ -101,8 +101,8 @@ def main(config: Config, run: Run) -> dict:
     sharding.fits(recipe.batch, devices)
     common = {"batch": recipe.batch, "workers": config.workers, "sharding": sharding.split(devices, axis=1)}
     part, side = partial(stream.random_part, how=recipe.crop, size=recipe.size), round(recipe.size * stream.WHOLE)
-    learn = stream.Batches(found.train, part, size=recipe.size, seed=config.seed, **common)
-    held = stream.Batches(found.validation, partial(stream.centre, side=side), size=side, **common)
+    learn = stream.Batches(found.train, part, seed=config.seed, **common)
+    held = stream.Batches(found.validation, partial(stream.centre, side=side), **common)
     prepare = augment.standardise(np.array(imagenet.MEAN), recipe.std)
 
     @cache

@@ -27,7 +27,7 @@ class Records(Sequence[Any]):
     Raises DataDamaged if the folder or a record differs from what TensorFlow Datasets writes.
     """
 
-    # A sequence of anything to the type checker of the tests, which reads items and would report damage as its own.
+    # Not Sequence[dict]: the tests' type checker would read an item, and report damage as an error of types.
 
     def __init__(self, prepared: Path, name: str, split: str):
         self.where = f"{prepared} {split}"

@@ -75,7 +75,6 @@ def partial(root: Path, name: str) -> Path:
 def _clean(root: Path, name: str) -> None:
     leftovers = [
         *(root / "arrays").glob(f".{name}-*"),
-        *(root / "tfds" / name).glob("**/incomplete.*"),
         partial(root, name),
     ]
     for leftover in leftovers:

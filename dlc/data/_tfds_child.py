@@ -1,11 +1,12 @@
-"""Runs TensorFlow Datasets as a child of `dlc.data._tfds`: the one file that imports it, and never TensorFlow.
+"""Runs TensorFlow Datasets as a child of `dlc.data._tfds`: the only file that imports it. TensorFlow is not imported.
 
-TFDS prepares most sets without TensorFlow but for three things, for which there is a stand-in here: opening local
-files, taking text from bytes, and encoding an array as PNG or JPEG. Whatever else a set needs of TensorFlow is refused.
+To prepare most sets TFDS needs TensorFlow for only three things, which have a stand-in here: access to local files,
+text from bytes, and arrays encoded as PNG. A set that needs anything else of TensorFlow is refused.
 """
 
 import errno
 import functools
+import glob
 import io
 import json
 import os
@@ -22,7 +23,7 @@ NEEDED = "TensorFlow is needed here"  # marks the error of the stand-in
 
 
 class _StandIn(types.ModuleType):
-    """A module that has what it was given, and says which attribute of TensorFlow is needed otherwise."""
+    """A module with the attributes it was given; its error for any other says which part of TensorFlow is needed."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -31,8 +32,7 @@ class _StandIn(types.ModuleType):
 
 
 def _stand_in() -> None:
-    """Puts a module in place of TensorFlow that can do little more than open files."""
-    from etils import epath
+    """Replaces TensorFlow, as TFDS sees it, by a module that can do little more than open files."""
     from tensorflow_datasets.core.utils import lazy_imports_utils
 
     gfile = _StandIn("tf.io.gfile")
@@ -41,9 +41,7 @@ def _stand_in() -> None:
     gfile.isdir = os.path.isdir  # type: ignore[attr-defined]
     gfile.listdir = os.listdir  # type: ignore[attr-defined]
     gfile.makedirs = functools.partial(os.makedirs, exist_ok=True)  # type: ignore[attr-defined]
-    gfile.glob = lambda pattern: sorted(  # type: ignore[attr-defined]
-        os.fspath(path) for path in epath.Path(Path(pattern).anchor).glob(str(Path(pattern).relative_to("/")))
-    )
+    gfile.glob = lambda pattern: sorted(glob.glob(os.fspath(pattern)))  # type: ignore[attr-defined]
     tf = _StandIn("tf")
     tf.io, tf.compat = _StandIn("tf.io"), _StandIn("tf.compat")  # type: ignore[attr-defined]
     tf.io.gfile = gfile
@@ -53,7 +51,7 @@ def _stand_in() -> None:
 
 
 def _encode(self: Any, array: Any) -> bytes:
-    """An array as PNG, which loses nothing. A JPEG would differ from what TensorFlow writes."""
+    """An array as PNG, which is lossless. A JPEG would differ from the one that TensorFlow writes."""
     from PIL import Image
 
     if self.encoding_format != "png":
@@ -149,7 +147,7 @@ def main() -> None:
 
 
 def _end_with_parent() -> None:
-    """Nobody waits for the result of an orphan: stdin ends when the parent does."""
+    """Ends this process when its parent ends, which closes stdin: nobody waits for the result any more."""
     sys.stdin.buffer.read()
     os._exit(1)
 

@@ -1,4 +1,4 @@
-"""`dlc.data` on tiny sets in the original formats, prepared for real; and on the real sets where DLC_TEST_DATA is set.
+"""`dlc.data` on tiny sets in the original formats, and on the real sets if DLC_TEST_DATA is set.
 
 No test needs a network: every published address is replaced by one of this machine, where nothing listens unless the
 test itself serves files.
@@ -17,8 +17,8 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,17 +26,46 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlc.data import NAMES, DataDamaged, Dataset, DataUnavailable, cache, data_dir, load, sources, text, tfds
+from dlc.data import (
+    NAMES,
+    SETS,
+    DataDamaged,
+    Dataset,
+    DataUnavailable,
+    _arrays,
+    _cache,
+    _fetch,
+    _published,
+    check_name,
+    cifar,
+    data_dir,
+    is_ready,
+    load,
+    text,
+)
 from dlc.data.__main__ import PICTURES, main
-from dlc.data.sources import PUBLISHED, Original
+from dlc.data._directory import lock
+from dlc.data._published import File
 from dlc.errors import UserError
 
 COUNTS = (120, 30)
+ONLINE = [name for name, data in SETS.items() if data.published.files]
 REAL = os.environ.get("DLC_TEST_DATA")
 needs_real = pytest.mark.skipif(not REAL, reason="DLC_TEST_DATA does not name a folder with the real mnist and cifar10")
 
 
 # Tiny sets in the original formats -----------------------------------------------------------------------------------
+
+
+STARTED: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    yield
+    while STARTED:
+        with STARTED.pop() as process:
+            process.kill()
 
 
 @pytest.fixture(autouse=True)
@@ -45,32 +74,38 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DLC_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
     monkeypatch.setenv("no_proxy", "*")
-    for name, published in list(PUBLISHED.items()):
-        originals = tuple(o._replace(url=f"http://127.0.0.1:9/{o.file}") for o in published.originals)
-        monkeypatch.setitem(PUBLISHED, name, published._replace(originals=originals))
+    for name in ONLINE:
+        files = SETS[name].published.files
+        publish(monkeypatch, name, tuple(file._replace(url=f"http://127.0.0.1:9/{file.name}") for file in files))
     return tmp_path / "data"
 
 
+def publish(monkeypatch: pytest.MonkeyPatch, name: str, files: tuple[File, ...], **changes: object) -> None:
+    """Has `SETS` describe other files."""
+    data = SETS[name]
+    monkeypatch.setitem(SETS, name, data._replace(published=data.published._replace(files=files), **changes))
+
+
 def make(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, url: str = "http://127.0.0.1:9/") -> Dataset:
-    """Writes a tiny `name` in its original format to `folder` and has `PUBLISHED` describe it."""
-    published = PUBLISHED[name]
+    """Writes a tiny `name` in its original format to `folder` and has `SETS` describe it."""
+    data = SETS[name]
     rng = np.random.default_rng(len(name))
     splits = []
     for count in COUNTS:
-        image = rng.integers(0, 256, (count, *published.shape), np.uint8)
-        splits.append({"image": image, "label": (np.arange(count) * 7 % len(published.classes)).astype(np.int32)})
-    dataset = Dataset(name, splits[0], splits[1], published.classes, f"original files in sources/{name}")
+        image = rng.integers(0, 256, (count, *data.example["image"].shape), np.uint8)
+        splits.append({"image": image, "label": (np.arange(count) * 7 % len(data.classes)).astype(np.int32)})
+    dataset = Dataset(name, splits[0], splits[1], data.classes, f"original files in sources/{name}")
     folder.mkdir(parents=True, exist_ok=True)
     if name.startswith("cifar"):
         contents = [cifar_archive(dataset)]
     else:
         contents = [gzip.compress(idx(split[key]), mtime=0) for split in splits for key in ("image", "label")]
-    originals = []
-    for original, content in zip(published.originals, contents, strict=True):
-        (folder / original.file).write_bytes(content)
+    files = []
+    for file, content in zip(data.published.files, contents, strict=True):
+        (folder / file.name).write_bytes(content)
         unpacked = sha256(gzip.decompress(content)) if name == "mnist" else ""
-        originals.append(Original(original.file, url + original.file, len(content), sha256(content), unpacked))
-    monkeypatch.setitem(PUBLISHED, name, published._replace(originals=tuple(originals), counts=COUNTS))
+        files.append(File(file.name, url + file.name, len(content), sha256(content), unpacked))
+    publish(monkeypatch, name, tuple(files), counts=COUNTS)
     return dataset
 
 
@@ -82,7 +117,7 @@ def idx(array: np.ndarray) -> bytes:
 def cifar_archive(dataset: Dataset) -> bytes:
     """Records of label bytes (cifar100: a coarse one first) and channels-first pixels, in files named as published."""
     out = io.BytesIO()
-    files = sources._CIFAR_FILES[dataset.name]
+    files = cifar.MEMBERS[dataset.name]
     with tarfile.open(fileobj=out, mode="w:gz") as archive:
         for names, split in zip(files, (dataset.train, dataset.test), strict=True):
             for name, rows in zip(names, np.array_split(np.arange(len(split["label"])), len(names)), strict=True):
@@ -101,11 +136,11 @@ def torchvision_folder(folder: Path, dataset: Dataset, monkeypatch: pytest.Monke
     parts = np.array_split(np.arange(COUNTS[0]), 5)
     batches = [(dataset.train["image"][p], dataset.train["label"][p]) for p in parts]
     batches.append((dataset.test["image"], dataset.test["label"]))
-    for file, (image, label) in zip(sources.TORCHVISION, batches, strict=True):
+    for file, (image, label) in zip(cifar.TORCHVISION, batches, strict=True):
         data = np.ascontiguousarray(image.transpose(0, 3, 1, 2).reshape(len(image), -1))
         content = pickle.dumps({b"data": data, b"labels": label.tolist()}, protocol=4)
         (folder / file).write_bytes(content)
-        monkeypatch.setitem(sources.TORCHVISION, file, hashlib.md5(content).hexdigest())
+        monkeypatch.setitem(cifar.TORCHVISION, file, hashlib.md5(content).hexdigest())
 
 
 def sha256(content: bytes) -> str:
@@ -124,30 +159,40 @@ def assert_same(found: Dataset, expected: Dataset) -> None:
 
 
 def leftovers(root: Path) -> list[Path]:
-    """What is in the data directory beside the sources, the locks and whole array folders."""
-    whole = [cache.folder(root, name) for name in PUBLISHED]
+    """What is in the data directory beside published files, the locks and complete array folders."""
+    whole = [_cache.folder(root, name) for name in SETS]
+    published = [root / "sources" / name for name in SETS] + [root / "sources" / "cifar10" / "cifar-10-batches-py"]
     files = [p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".lock-")]
-    return [p for p in files if "sources" not in p.relative_to(root).parts and p.parent not in whole]
+    return [p for p in files if p.parent not in (*published, *whole)]
+
+
+def command(code: str) -> list[str]:
+    """A Python of its own that knows the same tiny sets. Ctrl-C ends it, even if this process ignores Ctrl-C."""
+    known = {name: (SETS[name].published.files, SETS[name].counts) for name in ONLINE}
+    prelude = (
+        "import json, os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from dlc.data import SETS, load\n"
+        "from dlc.data._published import File\n"
+        "from dlc.data.__main__ import main\n"
+        f"for name, (files, counts) in json.loads({json.dumps(known)!r}).items():\n"
+        "    published = SETS[name].published._replace(files=tuple(File(*file) for file in files))\n"
+        "    SETS[name] = SETS[name]._replace(published=published, counts=tuple(counts))\n"
+    )
+    return [sys.executable, "-c", prelude + code]
 
 
 def other_process(code: str, **options) -> subprocess.Popen:
-    """A Python of its own that knows the same tiny sets."""
-    prelude = (
-        "import json, os, sys, time\n"
-        "from dlc.data import cache, load, sources, tfds\n"
-        "from dlc.data.__main__ import main\n"
-        f"for n, (v, o, s, c, k) in json.loads({json.dumps(PUBLISHED)!r}).items():\n"
-        "    o = tuple(sources.Original(*i) for i in o)\n"
-        "    sources.PUBLISHED[n] = sources.Published(v, o, tuple(s), tuple(c), tuple(k))\n"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", prelude + code],
+    process = subprocess.Popen(
+        command(code),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1], **options,
     )  # fmt: skip
+    STARTED.append(process)
+    return process
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate()
     return process.returncode, out, err
 
 
@@ -157,6 +202,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self.seen: list[str] = []
         self.slow = self.cut = False
+        self.half_way, self.released = threading.Event(), threading.Event()
         server = self
 
         class Handler(SimpleHTTPRequestHandler):
@@ -171,8 +217,9 @@ class Server:
                 half = len(content) // 2 if server.slow or server.cut else len(content)
                 self.wfile.write(content[:half])
                 self.wfile.flush()
-                while server.slow:
-                    time.sleep(0.05)
+                if server.slow:
+                    server.half_way.set()
+                    server.released.wait()
 
             def log_message(self, *args) -> None:
                 server.seen.append(f"{self.command} {self.path}")
@@ -186,7 +233,7 @@ class Server:
 def server(tmp_path: Path) -> Iterator[Server]:
     serving = Server(tmp_path / "web")
     yield serving
-    serving.slow = False
+    serving.released.set()
     serving.http.shutdown()
     serving.http.server_close()
 
@@ -194,30 +241,20 @@ def server(tmp_path: Path) -> Iterator[Server]:
 # Names, places, digits -----------------------------------------------------------------------------------------------
 
 
-def test_constants_are_those_that_tfds_registers() -> None:
-    # Read without importing TFDS, which takes seconds; `nowhere` has changed the addresses, so compare file names.
+def test_files_are_those_that_tfds_registers() -> None:
+    # Read without importing TFDS, which takes seconds; and in a module of its own, as `nowhere` changes addresses.
     spec = find_spec("tensorflow_datasets")
     assert spec
     assert spec.submodule_search_locations
-    for name, published in PUBLISHED.items():
-        registered = Path(spec.submodule_search_locations[0], "url_checksums", f"{name}.txt").read_text().split("\n")
-        rows = {tuple(line.split("\t")[1:]) for line in registered if line}
-        assert rows == {(str(o.size), o.sha256, o.file) for o in published.originals}
-        assert len(published.classes) == len(set(published.classes)) == (100 if name == "cifar100" else 10)
-
-
-def test_addresses_are_those_that_tfds_registers() -> None:
-    code = "print(json.dumps({n: [o.url for o in p.originals] for n, p in sources.PUBLISHED.items()}))"
-    run = subprocess.run(
-        [sys.executable, "-c", "import json; from dlc.data import sources; " + code],
-        capture_output=True, check=True, cwd=Path(__file__).parents[1],
-    )  # fmt: skip
-    spec = find_spec("tensorflow_datasets")
-    assert spec
-    assert spec.submodule_search_locations
-    for name, urls in json.loads(run.stdout).items():
-        registered = Path(spec.submodule_search_locations[0], "url_checksums", f"{name}.txt").read_text()
-        assert all(f"{url}\t" in registered for url in urls)
+    code = "import json; from dlc.data import SETS; print(json.dumps({n: s.published.files for n, s in SETS.items()}))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, cwd=Path(__file__).parents[1])
+    for name, files in json.loads(run.stdout).items():
+        if files:
+            listed = Path(spec.submodule_search_locations[0], "url_checksums", f"{name}.txt").read_text().split("\n")
+            rows = {tuple(line.split("\t")) for line in listed if line}
+            assert rows == {(url, str(size), sha256, file) for file, url, size, sha256, _ in files}
+            classes = SETS[name].classes
+            assert len(classes) == len(set(classes)) == (100 if name == "cifar100" else 10)
 
 
 def test_one_variable_moves_the_data_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,16 +290,26 @@ def test_digits32_have_the_shape_of_cifar() -> None:
 
 def test_unknown_name_is_one_sentence() -> None:
     with pytest.raises(
-        UserError, match=r"^there is no data set 'minst': choose from mnist, .*digits, digits32$"
+        UserError, match=r"^there is no data set 'minst': choose from mnist, .*digits, digits32, or tfds:NAME$"
     ) as caught:
         load("minst")
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize("name", ["tfds:", "tfds:a b", "tfds:eurosat:2", "tfds:eurosat/"])
+def test_names_of_tfds_are_checked(name: str) -> None:
+    with pytest.raises(UserError, match=f"^'{name}' does not name a set: write tfds:NAME, tfds:NAME/CONFIG or tfds:"):
+        check_name(name)
+    for good in ("mnist", "tfds:eurosat", "tfds:eurosat/rgb:2.0.0", "tfds:imagenette/full-size-v2"):
+        assert check_name(good, "mnist", "digits") == good
+    with pytest.raises(UserError, match=r"^there is no data set 'cifar10': choose from mnist, digits, or tfds:NAME$"):
+        check_name("cifar10", "mnist", "digits")
+
+
 # Original files ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list(PUBLISHED))
+@pytest.mark.parametrize("name", ONLINE)
 def test_original_files_in_sources(name: str, nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = make(name, nowhere / "sources" / name, monkeypatch)
     for _ in range(2):
@@ -317,18 +364,18 @@ def test_nothing_but_published_pickles_is_unpickled(
     (folder / "data_batch_1").write_bytes(content)
     with pytest.raises(DataDamaged, match="data_batch_1 is not the published file"):
         load("cifar10")
-    monkeypatch.setitem(sources.TORCHVISION, "data_batch_1", hashlib.md5(content).hexdigest())
-    with pytest.raises(pickle.UnpicklingError, match="no place"):  # even if the md5 were forged
+    monkeypatch.setitem(cifar.TORCHVISION, "data_batch_1", hashlib.md5(content).hexdigest())
+    with pytest.raises(pickle.UnpicklingError, match="does not belong"):  # even if the md5 were forged
         load("cifar10")
     assert not Path(os.environ["DLC_DATA"] + "-evil").exists()
     assert not leftovers(nowhere)
 
 
-@pytest.mark.parametrize("name", list(PUBLISHED))
+@pytest.mark.parametrize("name", ONLINE)
 @pytest.mark.parametrize("how", ["truncated", "altered"])
 def test_damaged_original(name: str, how: str, nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(name, nowhere / "sources" / name, monkeypatch)
-    path = nowhere / "sources" / name / PUBLISHED[name].originals[0].file
+    path = nowhere / "sources" / name / SETS[name].published.files[0].name
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content if how == "altered" else content[:-9])
@@ -338,16 +385,16 @@ def test_damaged_original(name: str, how: str, nowhere: Path, monkeypatch: pytes
     with pytest.raises(DataDamaged, match=f"^{path} {what}.*; delete it and fetch it again from http"):
         load(name)
     assert not leftovers(nowhere)
-    assert not cache.folder(nowhere, name).exists()
+    assert not _cache.folder(nowhere, name).exists()
 
 
 def test_wrong_counts_are_refused(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make("mnist", nowhere / "sources" / "mnist", monkeypatch)
-    monkeypatch.setitem(PUBLISHED, "mnist", PUBLISHED["mnist"]._replace(counts=(121, 30)))
+    monkeypatch.setitem(SETS, "mnist", SETS["mnist"]._replace(counts=(121, 30)))
     with pytest.raises(DataDamaged, match="train holds"):
         load("mnist")
     assert not leftovers(nowhere)
-    assert not cache.folder(nowhere, "mnist").exists()
+    assert not _cache.folder(nowhere, "mnist").exists()
 
 
 # The array cache -----------------------------------------------------------------------------------------------------
@@ -375,7 +422,7 @@ def test_damaged_cache_is_prepared_again_or_refused(
 ) -> None:
     expected = make("mnist", nowhere / "sources" / "mnist", monkeypatch)
     load("mnist")
-    folder = cache.folder(nowhere, "mnist")
+    folder = _cache.folder(nowhere, "mnist")
     damage(folder, how)
     assert_same(load("mnist"), expected)
     assert f"the prepared arrays of mnist in {folder} are damaged (" in capsys.readouterr().err
@@ -388,18 +435,50 @@ def test_damaged_cache_is_prepared_again_or_refused(
         load("mnist")
 
 
-def test_second_start_is_fast_and_imports_neither_tfds_nor_jax(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_start_imports_nothing_that_takes_long(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make("mnist", nowhere / "sources" / "mnist", monkeypatch)
     load("mnist")
-    code = (
-        "start = time.perf_counter(); load('mnist'); print(time.perf_counter() - start)\n"
-        "print(*[m for m in ('tensorflow_datasets', 'tensorflow', 'jax', 'sklearn') if m in sys.modules])"
-    )
-    status, out, err = finish(other_process(code))
-    assert (status, err) == (0, "")
-    seconds, imported = out.split("\n")[:2]
-    assert float(seconds) < 0.1
-    assert imported == ""
+    slow = "tensorflow_datasets tensorflow array_record jax grain sklearn pooch requests filelock rich".split()
+    code = command(f"load('mnist'); print(*set(sys.modules) & set({slow}))")[-1]
+    without_fcntl = "import sys; sys.modules['fcntl'] = None\n"  # as on Windows
+    run = [sys.executable, "-c", without_fcntl + code]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert (done.returncode, done.stderr, done.stdout.strip()) == (0, "", "")
+
+
+def test_arrays_of_an_earlier_version_are_read(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = make("cifar10", nowhere / "sources" / "cifar10", monkeypatch)
+    load("cifar10")
+    meta = _cache.folder(nowhere, "cifar10") / "meta.json"
+    meta.write_text(json.dumps({key: value for key, value in json.loads(meta.read_text()).items() if key != "classes"}))
+    shutil.rmtree(nowhere / "sources")
+    assert_same(load("cifar10"), expected)
+
+
+def test_other_arrays_than_images_are_kept(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adding a set is one value: boxes [4, 4] and masks of one example give batches of their shape."""
+    example = {"box": _arrays.Leaf((4, 4), np.float32), "mask": _arrays.Leaf((6, 5), np.bool_)}
+    content = np.arange(160, dtype=np.float32).tobytes()
+    file = File("boxes.bin", "http://127.0.0.1:9/boxes.bin", len(content), sha256(content))
+
+    def parse(paths):
+        box = np.frombuffer(_published.content(paths[0]), np.float32).reshape(10, 4, 4)
+        both = {"box": box, "mask": np.arange(300).reshape(10, 6, 5) % 3 == 0}
+        return {key: value[:7] for key, value in both.items()}, {key: value[7:] for key, value in both.items()}
+
+    boxes = _arrays.Arrays(_published.Published("boxes", (file,), "`digits` is one"), parse, example, (7, 3), ())
+    with pytest.raises(
+        DataUnavailable, match=r"^boxes is not on this machine .*; `digits` is one.\nTo bring it by hand"
+    ):
+        _arrays.load(boxes)
+    (nowhere / "sources" / "boxes").mkdir(parents=True)
+    (nowhere / "sources" / "boxes" / "boxes.bin").write_bytes(content)
+    first, second = _arrays.load(boxes), _arrays.load(boxes)
+    assert _arrays.state(boxes) == ("ready", "original files in sources/boxes")
+    for found in (first, second):
+        assert found.train["box"].shape == (7, 4, 4)
+        assert found.test["mask"].dtype == np.bool_
+        np.testing.assert_array_equal(found.test["box"].ravel(), np.arange(112, 160))
 
 
 def test_killed_at_any_moment_leaves_nothing_that_reads_as_whole(
@@ -407,35 +486,39 @@ def test_killed_at_any_moment_leaves_nothing_that_reads_as_whole(
 ) -> None:
     expected = make("mnist", nowhere / "sources" / "mnist", monkeypatch)
     code = (
-        "calls = 0\n"
+        "import filelock\n"
         "def deadly(f):\n"
         "    def g(*a, **k):\n"
         "        global calls; calls += 1\n"
-        "        if calls == LAST: os.kill(os.getpid(), 9)\n"
+        "        if calls == last: os.kill(os.getpid(), 9)\n"
         "        return f(*a, **k)\n"
         "    return g\n"
         "os.fsync, os.rename = deadly(os.fsync), deadly(os.rename)\n"
-        "load('mnist')"
+        "root = os.environ['DLC_DATA']\n"
+        "for last in range(1, 9):\n"
+        "    calls, os.environ['DLC_DATA'] = 0, root + str(last)\n"
+        "    if not (child := os.fork()):\n"
+        "        load('mnist')\n"
+        "        os._exit(0)\n"
+        "    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
     )
     # Killed before each of: four arrays and the meta flushed, the folder renamed, its parent flushed; then not at all.
-    processes, outcomes = [], []
-    for last in range(1, 9):
-        monkeypatch.setenv("DLC_DATA", str(nowhere.with_name(f"data{last}")))
-        shutil.copytree(nowhere, os.environ["DLC_DATA"])
-        processes.append(other_process(code.replace("LAST", str(last))))
-    for last, process in enumerate(processes, 1):
-        outcomes.append(finish(process)[0])
-        root = nowhere.with_name(f"data{last}")
+    roots = [nowhere.with_name(f"data{last}") for last in range(1, 9)]
+    for root in roots:
+        shutil.copytree(nowhere, root)
+    status, out, err = finish(other_process(code))
+    assert (status, err) == (0, "")
+    assert [int(line) for line in out.split()] == [-signal.SIGKILL] * 7 + [0]
+    for last, root in enumerate(roots, 1):
         monkeypatch.setenv("DLC_DATA", str(root))
-        assert cache.folder(root, "mnist").exists() == (last >= 7)
+        assert _cache.folder(root, "mnist").exists() == (last >= 7)
         assert_same(load("mnist"), expected)
         assert not leftovers(root)
-    assert outcomes == [-signal.SIGKILL] * 7 + [0]
 
 
 def test_two_processes_at_once(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = make("mnist", nowhere / "sources" / "mnist", monkeypatch)
-    with cache.lock(nowhere, "mnist"):  # both find it held, say so, and then take turns
+    with lock(nowhere, "mnist"):  # both find it held, say so, and then take turns
         processes = [other_process("print(load('mnist').train['image'].sum())") for _ in range(2)]
         lines = [process.stderr.readline() for process in processes if process.stderr]
     assert lines == [f"waiting for another process that is preparing mnist in {nowhere}\n"] * 2
@@ -466,7 +549,7 @@ def test_full_disk(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert err.startswith(f"the data directory {nowhere} cannot be used: File too large; ")
     assert err.count("\n") == 1
     assert not leftovers(nowhere)
-    assert not cache.folder(nowhere, "mnist").exists()
+    assert not _cache.folder(nowhere, "mnist").exists()
 
 
 # No network ----------------------------------------------------------------------------------------------------------
@@ -495,18 +578,18 @@ def test_server_without_the_file_and_server_that_is_silent(
     (tmp_path / "web" / "train-images-idx3-ubyte.gz").unlink()
     with pytest.raises(DataUnavailable, match=r"127.0.0.1 answered 404 File not found"):
         load("mnist")
-    monkeypatch.setattr(tfds, "TIMEOUT", 0.2)
+    monkeypatch.setattr(_fetch, "TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         make("mnist", tmp_path / "web", monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}/")
         with pytest.raises(DataUnavailable, match=r"did not answer within 0.2 s"):
             load("mnist")
 
 
-# Through TensorFlow Datasets -----------------------------------------------------------------------------------------
+# Downloads -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar100"])
-def test_download_and_prepared_folder(
+def test_download(
     name: str,
     nowhere: Path,
     tmp_path: Path,
@@ -515,49 +598,46 @@ def test_download_and_prepared_folder(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     expected = make(name, tmp_path / "web", monkeypatch, server.url)
-    first = PUBLISHED[name].originals[0].file
+    files = SETS[name].published.files
+    assert not is_ready(name)
     found = load(name)
-    assert_same(found, expected)  # in the order of the files, although TFDS shuffles what it writes
-    assert found.source == f"tfds {name} {PUBLISHED[name].version}"
-    assert server.seen[0] == f"HEAD /{first}"
-    assert len(server.seen) == 1 + len(PUBLISHED[name].originals)
+    assert_same(found, expected)
+    assert found.source == f"original files in sources/{name}"
+    assert server.seen == [f"HEAD /{files[0].name}"] + [f"GET /{file.name}" for file in files]
     out, err = capfd.readouterr()
     assert out == ""
     assert err.startswith(f"downloading {name}: ")
     assert err.count("\n") == 1
-    prepared = nowhere / "tfds" / name / PUBLISHED[name].version
-    assert (prepared / "dataset_info.json").exists()
-    assert all(prepared in path.parents for path in leftovers(nowhere))
+    assert is_ready(name)
+    assert not leftovers(nowhere)
+    kept = sorted((nowhere / "sources" / name).iterdir())
+    assert kept == sorted(nowhere / "sources" / name / file.name for file in files)
+    assert {path.stat().st_mode & 0o777 for path in kept} == {0o644}
 
-    # The folder alone is enough, here or where the user's own TFDS keeps it; one that is damaged is passed over.
-    (tmp_path / "own").mkdir()
-    shutil.move(nowhere / "tfds" / name, tmp_path / "own" / name)
-    shutil.rmtree(nowhere)
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "own"))
+    # What is there is not downloaded again.
+    shutil.rmtree(nowhere / "arrays")
+    kept[0].unlink()
     assert_same(load(name), expected)
-    if name == "mnist":
-        shutil.rmtree(nowhere)
-        make(name, nowhere / "sources" / name, monkeypatch)
-        with monkeypatch.context() as patched:
-            patched.setitem(PUBLISHED, name, PUBLISHED[name]._replace(counts=(121, 30)))
-            with pytest.raises(DataDamaged, match=r"^original files in sources/mnist: train holds"):
-                load(name)
-        assert "it holds 120 train records instead of 121" in capfd.readouterr().err
-        shard = next((tmp_path / "own" / name).rglob("*train.array_record*"))
-        os.truncate(shard, shard.stat().st_size // 2)
-        assert load(name).source == "original files in sources/mnist"
-        assert " is passed over: " in capfd.readouterr().err
+    assert server.seen[1 + len(files) :] == [f"HEAD /{kept[0].name}", f"GET /{kept[0].name}"]
 
 
-def test_tfrecord_folder_is_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "none" / "mnist" / "3.0.1"
-    folder.mkdir(parents=True)
-    (folder / "dataset_info.json").write_text(json.dumps({"fileFormat": "tfrecord"}))
-    with pytest.raises(DataUnavailable):
-        load("mnist")
-    assert "tfrecord, which only TensorFlow can read" in capsys.readouterr().err
+def test_progress_on_a_terminal(nowhere: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    make("mnist", tmp_path / "web", monkeypatch, server.url)
+    terminal, end = os.openpty()
+    process = subprocess.Popen(
+        command("sys.exit(main(['mnist']))"), cwd=Path(__file__).parents[1], stderr=end,
+        stdout=subprocess.DEVNULL, env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    )  # fmt: skip
+    os.close(end)
+    shown = b""
+    with suppress(OSError):  # Linux reports the end of a terminal as an error
+        while more := os.read(terminal, 1000):
+            shown += more
+    os.close(terminal)
+    assert process.wait() == 0
+    assert b"downloading mnist" in shown
+    assert b"/" in shown.split(b"downloading mnist", 2)[2]  # bytes so far / all bytes
+    assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l")  # the cursor is back
 
 
 @pytest.mark.parametrize("how", ["altered", "cut"])
@@ -575,36 +655,48 @@ def test_download_that_goes_wrong(
         with pytest.raises(DataUnavailable, match="cannot be downloaded: the download broke off"):
             load("cifar10")
     assert not leftovers(nowhere)
-    assert not cache.folder(nowhere, "cifar10").exists()
+    assert not _cache.folder(nowhere, "cifar10").exists()
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_stopped_while_downloading(
     how: signal.Signals, nowhere: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = make("cifar10", tmp_path / "web", monkeypatch, server.url)
     server.slow = True
-    process = other_process("sys.exit(main(['cifar10']))", start_new_session=True)
-    downloads = nowhere / "tfds" / "downloads"
-    deadline = time.monotonic() + 30
-    while not any(p.is_file() for p in downloads.rglob("*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert leftovers(nowhere)  # half a file
+    code = (
+        "from dlc.data import _fetch\n"
+        "_fetch._Bar.update = lambda self, size: print('arrived', flush=True)\n"
+        "sys.exit(main(['cifar10']))"
+    )
+    process = other_process(code, start_new_session=True)
+    assert process.stdout
+    assert process.stdout.readline() == "arrived\n"  # part of the file has been written
+    assert leftovers(nowhere)
+    os.killpg(process.pid, how)  # as a terminal sends Ctrl-C: to every process of the program
+    status, _, err = finish(process)
     if how == signal.SIGINT:
-        os.killpg(process.pid, how)  # as a terminal sends Ctrl-C: to the program and to its child
-        status, out, err = finish(process)
-        assert (status, out) == (130, "")
-        assert err.split("\n")[1:] == ["stopped; nothing half-prepared is left, and the same command begins again", ""]
-        assert not leftovers(nowhere)
+        assert status == 130
+        assert err.split("\n")[1:] == ["stopped; nothing half-prepared is left, and the same command starts again", ""]
     else:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdout, process.stderr):
-            pipe.close()
-    server.slow = False
+        assert status == (128 + how if how == signal.SIGTERM else -how)
+    assert bool(leftovers(nowhere)) == (how == signal.SIGKILL)
     make("cifar10", nowhere / "sources" / "cifar10", monkeypatch)
-    assert_same(load("cifar10"), expected)  # after SIGKILL: once the orphan has seen that nobody waits for it
+    assert_same(load("cifar10"), expected)
     assert not leftovers(nowhere)
+
+
+def test_what_handles_sigterm_already_keeps_it(
+    nowhere: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("mnist", tmp_path / "web", monkeypatch, server.url)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    mine = signal.getsignal(signal.SIGTERM)
+    try:
+        load("mnist")
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # The command ---------------------------------------------------------------------------------------------------------
@@ -628,12 +720,12 @@ def test_command_lists_what_is_there(nowhere: Path, monkeypatch: pytest.MonkeyPa
     assert lines[-1] == f"data directory {nowhere} (DLC_DATA moves it)"
     make("mnist", nowhere / "sources" / "mnist", monkeypatch)
     main([])
-    assert "at hand" in capsys.readouterr().out.splitlines()[0]
+    assert "found" in capsys.readouterr().out.splitlines()[0]
     load("mnist")
     main([])
     assert "ready" in (line := capsys.readouterr().out.splitlines()[0])
     assert "original files in sources/mnist" in line
-    damage(cache.folder(nowhere, "mnist"), "truncated")
+    damage(_cache.folder(nowhere, "mnist"), "truncated")
     main([])
     assert "damaged" in capsys.readouterr().out.splitlines()[0]
 
@@ -642,7 +734,7 @@ def test_command_prints_the_first_that_can_be_had(nowhere: Path, monkeypatch: py
     assert main(["--first-of", "mnist", "digits"]) == 0
     out, err = capsys.readouterr()
     assert out == "digits\n"
-    assert err == "mnist cannot be had (no network (127.0.0.1: Connection refused)); using digits\n"
+    assert err == "mnist is not available (no network (127.0.0.1: Connection refused)); using digits\n"
     make("mnist", nowhere / "sources" / "mnist", monkeypatch)
     assert main(["--first-of", "mnist", "digits"]) == 0
     assert capsys.readouterr() == ("mnist\n", "")

@@ -76,7 +76,7 @@ def test_what_is_no_image_is_named(tmp_path):
     for name, sentence in {
         "none.jpg": "there is no .*none.jpg",
         ".": "is a folder",
-        "text.jpg": "text.jpg is no image",
+        "text.jpg": "text.jpg is not an image",
         "cut.jpg": "cut.jpg is damaged or cut short",
     }.items():
         with pytest.raises(UserError, match=sentence):
@@ -170,7 +170,7 @@ def refusals(known):
     yield config(known, images=()), "nothing to look at: name the file of at least one photograph"
     yield config(known, weights=None), "squeezenet1_1 needs published weights: fetch those"
     yield config(known, "none.png"), "there is no .*none.png"
-    yield config(known, "names.txt"), "names.txt is no image"
+    yield config(known, "names.txt"), "names.txt is not an image"
     yield config(known, weights=known / "none.pth"), "there is no file .*none.pth"
     yield config(known, weights=known / "photograph.png"), "photograph.png is not a safetensors file"
     yield config(known, model="resnet18"), "is not a state dict of a ResNet: it lacks fc.bias"

@@ -7,8 +7,6 @@ import gzip
 import hashlib
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -17,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from dlc.data import DataDamaged, DataUnavailable, text
+from dlc.data import DataDamaged, DataUnavailable, python_source, text
 from dlc.data.__main__ import main
-from dlc.data.sources import Original
+from dlc.data._published import File
 from dlc.errors import UserError
 
 REAL = os.environ.get("DLC_TEST_DATA")
@@ -71,23 +69,31 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty data directory, no proxies, and no address that leads off this machine."""
     monkeypatch.setenv("DLC_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("no_proxy", "*")
-    for name, originals in list(text.PUBLISHED.items()):
-        away = tuple(o._replace(url=f"http://127.0.0.1:9/{o.file}") for o in originals)
-        monkeypatch.setitem(text.PUBLISHED, name, away)
+    for sets, name in ((text.TEXTS, "tiny_shakespeare"), (text.TRANSLATIONS, "multi30k")):
+        files = sets[name].published.files
+        describe(monkeypatch, name, tuple(file._replace(url=f"http://127.0.0.1:9/{file.name}") for file in files))
     return tmp_path / "data"
 
 
+def describe(monkeypatch: pytest.MonkeyPatch, name: str, files: tuple[File, ...]) -> None:
+    sets = text.TEXTS if name in text.TEXTS else text.TRANSLATIONS
+    monkeypatch.setitem(sets, name, sets[name]._replace(published=sets[name].published._replace(files=files)))
+
+
+def files(name: str) -> tuple[File, ...]:
+    return (text.TEXTS | text.TRANSLATIONS)[name].published.files
+
+
 def publish(monkeypatch: pytest.MonkeyPatch, name: str, folder: Path, contents: list[bytes], url: str = "") -> None:
-    """Writes `contents` as the published files of `name` to `folder` and has `PUBLISHED` describe them."""
+    """Writes `contents` as the published files of `name` to `folder` and describes them."""
     folder.mkdir(parents=True, exist_ok=True)
-    originals = []
-    for original, content in zip(text.PUBLISHED[name], contents, strict=True):
-        packed = gzip.compress(content, mtime=0) if original.file.endswith(".gz") else content
-        (folder / original.file).write_bytes(packed)
+    described = []
+    for file, content in zip(files(name), contents, strict=True):
+        packed = gzip.compress(content, mtime=0) if file.name.endswith(".gz") else content
+        (folder / file.name).write_bytes(packed)
         sums = (hashlib.sha256(packed).hexdigest(), hashlib.sha256(content).hexdigest())
-        address = (url or "http://127.0.0.1:9/") + original.file
-        originals.append(Original(original.file, address, len(packed), *sums))
-    monkeypatch.setitem(text.PUBLISHED, name, tuple(originals))
+        described.append(File(file.name, (url or "http://127.0.0.1:9/") + file.name, len(packed), *sums))
+    describe(monkeypatch, name, tuple(described))
 
 
 def sentences(count: int, language: str, last: str = "\n") -> bytes:
@@ -120,7 +126,7 @@ def test_python_is_its_own_source() -> None:
     found = text.corpus("python")
     whole = found.train + found.validation
     assert whole.isascii()
-    assert 1_000_000 < len(whole) <= text.PYTHON_LIMIT
+    assert 1_000_000 < len(whole) <= python_source.LIMIT
     assert len(found.train) == len(whole) * 9 // 10
     assert "import" in found.validation
     assert found.source.startswith("standard library of Python 3.")
@@ -163,7 +169,7 @@ def test_original_text(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.train + found.validation == VERSE
     assert len(found.train) == int(0.9 * len(VERSE))
     assert found.source == "original files in sources/tiny_shakespeare"
-    (nowhere / "sources" / "tiny_shakespeare" / "input.txt").write_text(VERSE.replace("speak", "squeak"))
+    (nowhere / "sources" / "tiny_shakespeare" / "input.txt").write_text(VERSE.replace("speak", "Speak"))
     with pytest.raises(DataDamaged, match=r"input.txt is not the published file: .*; delete it and fetch it again"):
         text.corpus("tiny_shakespeare")
 
@@ -180,7 +186,7 @@ def test_original_translations(packed: bool, nowhere: Path, monkeypatch: pytest.
     assert [len(split) for split in found[1:4]] == [40, 5, 4]
     assert found.train[7] == ("en\u2028 7", "fr\u2028 7")  # stripped, and cut at line feeds alone
     name = "val.fr.gz" if packed else "val.fr"
-    (folder / name).write_bytes((folder / name).read_bytes()[:-1] + b"?")
+    (folder / name).write_bytes((folder / name).read_bytes()[:-1] + b"?")  # of the same size
     with pytest.raises(DataDamaged, match=f"{name} is not the published file"):
         text.parallel("multi30k")
 
@@ -210,7 +216,7 @@ def test_no_network(nowhere: Path) -> None:
 def test_unusable_data_directory(nowhere: Path) -> None:
     nowhere.write_text("a file")
     with pytest.raises(
-        UserError, match=f"^the data directory {nowhere} cannot be used: .*; mend that, or set DLC_DATA"
+        UserError, match=f"^the data directory {nowhere} cannot be used: .*; correct that, or set DLC_DATA"
     ):
         text.corpus("tiny_shakespeare")
 
@@ -230,8 +236,8 @@ def test_download_is_kept(
     assert out == ""
     assert err.startswith("downloading multi30k: ")
     assert err.count("\n") == 1
-    files = {path for path in nowhere.rglob("*") if path.is_file() and not path.name.startswith(".lock-")}
-    assert files == {folder / o.file for o in text.PUBLISHED["multi30k"]}
+    kept = {path for path in nowhere.rglob("*") if path.is_file() and not path.name.startswith(".lock-")}
+    assert kept == {folder / file.name for file in files("multi30k")}
     shutil.rmtree(tmp_path / "web")
     assert text.parallel("multi30k") == found
 
@@ -243,33 +249,7 @@ def test_download_of_another_file(nowhere: Path, tmp_path: Path, server: str, mo
         DataDamaged, match=r"is not the published file: input.txt has another size or sha256; try again"
     ):
         text.corpus("tiny_shakespeare")
-    assert not (nowhere / "sources").exists()
-
-
-def test_folder_that_tfds_prepared(
-    nowhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    publish(monkeypatch, "tiny_shakespeare", tmp_path / "elsewhere", [VERSE.encode()])
-    code = f"""if True:
-        import tensorflow_datasets as tfds
-        upstream, whole = tfds.builder_cls("tiny_shakespeare"), {VERSE!r}
-        with tfds.core.registered.skip_registration():
-            class Builder(upstream):
-                name, pkg_dir_path = upstream.name, upstream.pkg_dir_path
-                def _split_generators(self, manager):
-                    ends = [0, int(0.9 * len(whole)), int(0.95 * len(whole)), len(whole)]
-                    parts = zip(("train", "validation", "test"), ends[:-1], ends[1:])
-                    return {{name: self._generate_examples(name, whole[i:j]) for name, i, j in parts}}
-        Builder(data_dir={str(nowhere / "tfds")!r}, file_format="array_record").download_and_prepare()
-    """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True)
-    capfd.readouterr()
-    found = text.corpus("tiny_shakespeare")
-    assert found.train + found.validation == VERSE
-    assert (nowhere / "sources" / "tiny_shakespeare" / "input.txt").read_text() == VERSE
-    assert capfd.readouterr() == ("", "")
-    shutil.rmtree(nowhere / "tfds")
-    assert text.corpus("tiny_shakespeare") == found
+    assert not [path for path in (nowhere / "sources").rglob("*") if path.is_file()]
 
 
 # A user's own files --------------------------------------------------------------------------------------------------
@@ -293,8 +273,8 @@ def test_own_text(tmp_path: Path) -> None:
     [
         (None, "cannot be read: No such file or directory"),
         ("folder", "is a folder: name a file in it"),
-        (b"", "is empty: a text to learn from needs 1,000"),
-        (b"x" * 999, "has only 999 characters: a text to learn from needs 1,000"),
+        (b"", "is empty: a text to learn from needs at least 1,000"),
+        (b"x" * 999, "has only 999 characters: a text to learn from needs at least 1,000"),
         (b"x" * 1500 + b"\xe9" + b"x" * 10, r"is not UTF-8 \(see byte 1,500\): convert it first"),
     ],
 )
@@ -342,7 +322,7 @@ def test_own_translations_that_will_not_do(tmp_path: Path) -> None:
     ):
         text.read_pairs(source, target)
     target.write_bytes(sentences(99, "b", last="\n\n"))
-    with pytest.raises(UserError, match="hold 99 pairs of sentences: 100 are the fewest"):
+    with pytest.raises(UserError, match="hold 99 pairs of sentences: at least 100 are needed"):
         text.read_pairs(source, target)
     target.write_bytes(b"")
     with pytest.raises(UserError, match=f"has 100 lines and {target} 0"):
@@ -353,7 +333,7 @@ def test_own_translations_that_will_not_do(tmp_path: Path) -> None:
     packed = tmp_path / "b.gz"
     for content in (b"plain", gzip.compress(b"cut" * 99)[:-9]):
         packed.write_bytes(content)
-        with pytest.raises(UserError, match=f"^{packed} cannot be unpacked: "):
+        with pytest.raises(UserError, match=f"^{packed} cannot be decompressed: "):
             text.read_pairs(source, packed)
 
 

@@ -1,8 +1,7 @@
 """Photographs as arrays: from a file to uint8 [H, W, 3], and the resizing and cropping that come before a network.
 
-Shapes: H W height and width of an image, S the side of a square. Resizing is Pillow's, bilinear or bicubic, which
-averages over all pixels that a pixel of a smaller image stands for (elsewhere called antialiasing), and rounds to
-uint8: what published weights were evaluated with.
+Shapes: H W height and width of an image, S the side of a square. Resizing is Pillow's, bilinear or bicubic with
+antialiasing, and rounds to uint8: published weights were evaluated with it.
 """
 
 import math
@@ -19,28 +18,28 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from dlc.errors import UserError
 
 Pixels = UInt8[np.ndarray, "H W 3"]
-Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels that need not be whole
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in possibly fractional pixels
 Smooth = Literal["bilinear", "bicubic"]
 
 
 def decode(file: Path | bytes) -> Pixels:
-    """The image in a file, given by its path or its content, in red, green and blue, whatever it was saved in.
+    """The image in a file, given by its path or its content, as red, green and blue.
 
-    Greyscale becomes three equal channels, what is transparent lies on white, 16 bits become 8, and CMYK and palettes
-    are looked up. A photograph that its camera marked as lying on its side is turned; the first picture of an animation
-    is taken.
+    Greyscale becomes three equal channels, transparent images are put on white, 16 bits become 8, and CMYK and palettes
+    are converted. The image is rotated as its camera's orientation tag says; of an animation the first frame is read.
 
-    Raises UserError if there is no file, it is no image, or it is cut short.
+    Raises UserError if the file does not exist, is not an image, or is truncated.
     """
     with reading(file) as image:
         return np.array(_rgb(ImageOps.exif_transpose(image)))
 
 
 def decode_part(file: Path | bytes, choose: Callable[[int, int], Box], size: int) -> UInt8[np.ndarray, "S S 3"]:
-    """A part of an image, resized to a square of side `size`: what `choose(height, width)` says, before it is decoded.
+    """The part of an image that `choose(height, width)` selects, resized to a square of side `size`.
 
-    Of a JPEG so much larger than that that a half, a quarter or an eighth of its pixels along each side will do, only
-    those are decoded: several times faster with a photograph of 12 million pixels, and differing by little.
+    The part is chosen before the image is decoded. A JPEG that is at least twice as large as needed is decoded at a
+    half, a quarter or an eighth of its size: several times faster for a photograph of 12 million pixels, with small
+    differences.
 
     Raises UserError as `decode` does.
     """
@@ -60,7 +59,7 @@ def decode_part(file: Path | bytes, choose: Callable[[int, int], Box], size: int
 
 @contextmanager
 def reading(file: Path | bytes) -> Iterator[Any]:
-    """Pillow's image of a file, opened; what goes wrong with it inside becomes a UserError that names the file."""
+    """Opens an image with Pillow; errors inside the block become UserErrors that name the file."""
     name = getattr(file, "where", "this file") if isinstance(file, bytes) else file
     try:
         with Image.open(BytesIO(file) if isinstance(file, bytes) else file) as image:
@@ -72,32 +71,32 @@ def reading(file: Path | bytes) -> Iterator[Any]:
     except IsADirectoryError:
         raise UserError(f"{name} is a folder: give the path of an image in it") from None
     except PermissionError:
-        raise UserError(f"{name} may not be read: change its permissions") from None
+        raise UserError(f"{name} cannot be read: change its permissions") from None
     except UnidentifiedImageError:
-        raise UserError(f"{name} is no image that can be read: give a JPEG or PNG") from None
+        raise UserError(f"{name} is not an image that can be read: give a JPEG or PNG") from None
     except (Image.DecompressionBombError, MemoryError):
-        raise UserError(f"{name} has too many pixels to be decoded here: make it smaller") from None
-    except Exception as error:  # on damaged files Pillow's readers end in errors of many kinds
+        raise UserError(f"{name} has too many pixels to be decoded: make it smaller") from None
+    except Exception as error:  # Pillow's readers report damaged files in errors of many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{name} is damaged or cut short: fetch it again\n{reason}") from None
 
 
 def resize_shorter(image: Pixels, size: int, smooth: Smooth = "bilinear") -> UInt8[np.ndarray, "h w 3"]:
-    """The image with its shorter side `size` long and the longer one in proportion, rounded down."""
+    """The image resized so that its shorter side is `size`; the longer side is in proportion, rounded down."""
     height, width = image.shape[:2]
     shorter = min(height, width)
     return resize(image, (size * height // shorter, size * width // shorter), smooth)
 
 
 def resize(image: Pixels, size: tuple[int, int], smooth: Smooth = "bilinear") -> UInt8[np.ndarray, "h w 3"]:
-    """The image in another height and width."""
+    """The image resized to `size`, (height, width)."""
     if image.shape[:2] == size:
         return image
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling[smooth.upper()]))
 
 
 def centre_crop(image: Pixels, size: int) -> UInt8[np.ndarray, "S S 3"]:
-    """The square of side `size` in the middle; of an odd rest, half a pixel is rounded to the even side.
+    """The square of side `size` in the centre; an offset of half a pixel is rounded to the even number.
 
     Raises UserError if the image is smaller.
     """
@@ -112,8 +111,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # Pillow's own conversion would clip 16 bits at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise UserError(f"{getattr(image, 'filename', '') or 'an image'} has 32 bits a pixel, which need not be light: "
-                        "save it with 8 or 16")  # fmt: skip
+        raise UserError(f"{getattr(image, 'filename', '') or 'an image'} has 32 bits per pixel and no known range: "
+                        "save it with 8 or 16 bits")  # fmt: skip
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -1,12 +1,12 @@
-"""Pictures on their way from the disk to the device: decoded, cropped and put in batches in the background, by Grain.
+"""Examples from disk to device: read, transformed and batched in the background by Grain.
 
     batches = Batches(found.train, partial(random_part, how="area", size=224), batch=256, seed=0, workers=8)
     batches(first, count)      {"image": uint8 [count, B, S, S, 3], "label": int32 [count, B]}
 
-Every batch is a function of the seed and its number alone: the order of the pictures, their crops and their mirrors.
-So a resumed run sees what an uninterrupted one would have seen, to the bit, whatever the number of workers.
+Every batch, with the order of the examples, their crops and their mirror images, is a function of only the seed and the
+batch's number. So a resumed run sees the same batches as an uninterrupted one, to the bit, with any number of workers.
 
-Shapes: B batch, S side of a crop, N pictures. Grain is imported when the first batches are asked for.
+Shapes: B batch, S side of a crop, N pictures. Grain is imported when the first batches are requested.
 """
 
 import functools
@@ -25,25 +25,25 @@ from jaxtyping import UInt8
 from dlc.data import images
 from dlc.errors import UserError
 
-Example = tuple[Path | bytes, int]  # a file, or its content, and its label
+Picture = tuple[Path | bytes, int]  # a file, or its content, and its label
 How = Literal["fixed", "scale", "area"]
-WHOLE = 256 / 224  # the side to which a picture is resized before a crop of side 1 is taken: all of the papers below
+WHOLE = 256 / 224  # the side to which a picture is resized before a crop of side 1 is taken, in all of the papers below
 
 
-def random_part(example: Example, rng: np.random.Generator, *, how: How, size: int) -> dict[str, Any]:
-    """A random part of a picture, `size` pixels square, or its mirror image: {"image": uint8 [S, S, 3], "label"}.
+def random_part(example: Picture, rng: np.random.Generator, *, how: How, size: int) -> dict[str, Any]:
+    """A random square part of a picture, or its mirror image: {"image": uint8 [size, size, 3], "label": int32}.
 
-    "fixed": the shorter side is resized to 256 and the square in the middle kept, of which any 224 x 224 pixels are
-        taken. Krizhevsky, Sutskever, Hinton 2012, "ImageNet classification with deep convolutional neural networks",
-        sections 2 and 4.1.
-    "scale": the shorter side is resized to a length between 256 and 480, and any 224 x 224 pixels are taken. Simonyan,
-        Zisserman 2014, "Very deep convolutional networks for large-scale image recognition", section 3.1; He et al.
-        2015, "Deep residual learning for image recognition", section 3.4.
-    "area": any part of 8 to 100 % of the area, its sides as 3 to 4 up to 4 to 3. Szegedy et al. 2014, "Going deeper
-        with convolutions", section 6; Goyal et al. 2017, "Accurate, large minibatch SGD", section 5.1.
+    "fixed": the shorter side is resized to 256, the square in the centre is kept, and 224 x 224 pixels anywhere in it
+        are taken. Krizhevsky, Sutskever, Hinton 2012, "ImageNet classification with deep convolutional neural
+        networks", sections 2 and 4.1.
+    "scale": the shorter side is resized to a length between 256 and 480, and 224 x 224 pixels anywhere in the picture
+        are taken. Simonyan, Zisserman 2014, "Very deep convolutional networks for large-scale image recognition",
+        section 3.1; He et al. 2015, "Deep residual learning for image recognition", section 3.4.
+    "area": a part with 8 to 100 % of the area and sides in a ratio between 3/4 and 4/3 is taken. Szegedy et al. 2014,
+        "Going deeper with convolutions", section 6; Goyal et al. 2017, "Accurate, large minibatch SGD", section 5.1.
 
-    Lengths are those of a crop of 224 and grow with `size`. The picture is resized once, from the part that is taken.
-    Raises UserError naming a file that is damaged.
+    Lengths are for a crop of 224 and scale with `size`. Only the part that is taken is resized, and once.
+    Raises UserError naming a damaged file.
     """
     file, label = example
     choose = {"fixed": _fixed, "scale": _scale, "area": _area}[how]
@@ -51,10 +51,10 @@ def random_part(example: Example, rng: np.random.Generator, *, how: How, size: i
     return {"image": image[:, ::-1] if rng.random() < 0.5 else image, "label": np.int32(label)}
 
 
-def centre(example: Example, *, side: int) -> dict[str, Any]:
-    """The square in the middle of a picture whose shorter side is resized to `side`: what the crops of a test are from.
+def centre(example: Picture, *, side: int) -> dict[str, Any]:
+    """The square in the centre of a picture whose shorter side is resized to `side`; test crops are taken from it.
 
-    Raises UserError naming a file that is damaged.
+    Raises UserError naming a damaged file.
     """
     file, label = example
     image = images.resize_shorter(images.decode(file), side)
@@ -81,7 +81,7 @@ def _area(rng: np.random.Generator, size: int, height: int, width: int) -> image
         if 0 < w <= width and 0 < h <= height:
             x, y = int(rng.integers(width - w, endpoint=True)), int(rng.integers(height - h, endpoint=True))
             return float(x), float(y), float(x + w), float(y + h)
-    side = min(height, width)  # of a picture so narrow that no part of that shape was met, the middle
+    side = min(height, width)  # the picture is so narrow that no such part was found: its centre
     return _square((width - side) / 2, (height - side) / 2, side)
 
 
@@ -90,38 +90,44 @@ def _square(x: int | float, y: int | float, side: int | float) -> images.Box:
 
 
 class Batches:
-    """Batches of pictures as `Run.fit` asks for them, made ahead by threads of this process or by `workers` others.
+    """Batches as a run asks for them, made ahead by threads of this process or by `workers` other processes.
 
-    With a seed the order is another in every pass over the pictures, and `view(example, rng)` draws from `rng`; a batch
-    may end one pass and begin the next. Without a seed the pictures come in their own order through `view(example)`,
-    every pass alike; its last batch is filled up with copies of the last picture, and `counts`, bool [count, B], says
-    which ones count.
+    `view` makes an example what the network reads: a dict, or with a seed any tree, of arrays whose shapes are the same
+    for every example. Boxes, masks and captions are padded there to one length.
 
-    With a `sharding` batches are jax.Arrays placed so, else NumPy's.
+    With a seed every pass is in another order, `view(example, rng)` draws from `rng`, and a batch may end one pass and
+    begin the next. Without a seed the examples come in their own order through `view(example)`, in every pass; the last
+    batch is filled with copies of the last example, and `counts`, bool [count, B], marks the ones that count.
+
+    With a `sharding` batches are jax.Arrays placed so, otherwise NumPy arrays.
     """
 
     def __init__(
         self,
-        examples: Sequence[Example],
-        view: Callable[..., dict[str, Any]],
+        examples: Sequence[Any],
+        view: Callable[..., Any],
         *,
         batch: int,
-        size: int,
         seed: int | None = None,
         workers: int = 0,
         sharding: Any = None,
     ):
         if not len(examples):
-            raise UserError("there are no pictures to make batches of")
-        self.size, self.batch, self.workers, self.sharding = size, batch, workers, sharding
+            raise UserError("there are no examples to make batches of")
+        self.batch, self.workers, self.sharding = batch, workers, sharding
         self.in_order, self.examples = seed is None, len(examples)
         self.steps = -(-len(examples) // batch)  # batches in a pass
         self._source, self._view, self._seed = examples, view, seed
         self._iterator: Any = None
         self._at = 0
 
-    def __call__(self, first: int, count: int) -> dict[str, Any]:
-        """The batches number `first`, `first` + 1, ..., stacked. Raises UserError naming a picture that is damaged."""
+    def __call__(self, first: int, count: int) -> Any:
+        """Batches `first` to `first + count - 1`, stacked: leaves [count, B, ...].
+
+        Raises UserError naming a damaged picture, or if a worker has died.
+        """
+        import jax
+
         apart = first - self._at
         if self._iterator is None or (apart % self.steps if self.in_order else apart):
             self._begin(first)
@@ -133,33 +139,25 @@ class Batches:
             if "terminated unexpectedly" not in str(error):
                 raise
             raise UserError(
-                "a worker that decodes pictures has died, most often because memory ran out: continue with a smaller "
+                "a worker process that makes batches has died, most often because memory ran out: continue with fewer "
                 "--workers, or 0"
             ) from None
         self._at = first + count
-        stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
-        if self.sharding is None:
-            return stacked
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+        return stacked if self.sharding is None else jax.device_put(stacked, self.sharding)
+
+    def like(self, first: int, count: int) -> Any:
+        """The shapes and dtypes of what a call would return, from one example. Raises UserError if it is damaged."""
         import jax
 
-        return jax.device_put(stacked, self.sharding)
+        def shape(leaf: Any) -> Any:
+            leaf = np.asarray(leaf)
+            return jax.ShapeDtypeStruct((count, self.batch, *leaf.shape), leaf.dtype, sharding=self.sharding)
 
-    def like(self, first: int, count: int) -> dict[str, Any]:
-        """The shapes of what a call would give, without a look at any picture."""
-        import jax
+        return jax.tree.map(shape, self._example)
 
-        shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-            "image": ((self.size, self.size, 3), np.uint8), "label": ((), np.int32)
-        }  # fmt: skip
-        if self.in_order:
-            shapes["counts"] = (), np.bool_
-        return {
-            name: jax.ShapeDtypeStruct((count, self.batch, *shape), dtype, sharding=self.sharding)
-            for name, (shape, dtype) in shapes.items()
-        }
-
-    def one(self, number: int) -> dict[str, Any]:
-        """A single batch, leaves [B, ...], made here and now."""
+    def one(self, number: int) -> Any:
+        """A single batch, leaves [B, ...], made in this process."""
         return self._batches[number]
 
     def close(self) -> None:
@@ -169,8 +167,15 @@ class Batches:
             self._iterator = None
 
     @functools.cached_property
+    def _example(self) -> Any:
+        """The first example as the batches hold it; its generator is thrown away, so no batch depends on this."""
+        if self.in_order:
+            return _Counted(self._view)((self._source[0], True))
+        return self._view(self._source[0], np.random.default_rng(0))
+
+    @functools.cached_property
     def _batches(self) -> Any:
-        """All batches, as Grain's endless sequence of which any one can be asked for."""
+        """All batches, as Grain's endless sequence with random access."""
         import grain
 
         if self._seed is None:
@@ -183,24 +188,24 @@ class Batches:
         import grain
 
         self.close()
-        # One thread makes a whole batch, and so many are made ahead at most: with 256 of 224 x 224 pixels, 39 MB each.
+        # One thread makes a whole batch. At most twice as many batches are made ahead: 256 of 224 x 224 are 39 MB each.
         threads = 1 if self.workers else (os.cpu_count() or 1)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
         batches = self._batches[first:].to_iter_dataset(options)
         if self.workers:
             from absl import flags
 
-            if not flags.FLAGS.is_parsed():  # Grain looks at flags of its own, which nobody here gives
+            if not flags.FLAGS.is_parsed():  # Grain reads flags of its own, which are never given here
                 flags.FLAGS.mark_as_parsed()
             ahead = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=2)
             batches = batches.mp_prefetch(ahead, worker_init_fn=functools.partial(_work_for, os.getpid()))
         self._iterator, self._at = iter(batches), first
 
 
-class _InOrder(Sequence[tuple[Example, bool]]):
-    """The examples and then, until a batch is full, copies of the last one; and whether each counts."""
+class _InOrder(Sequence[tuple[Any, bool]]):
+    """The examples, then copies of the last one until the last batch is full; and whether each counts."""
 
-    def __init__(self, examples: Sequence[Example], batch: int):
+    def __init__(self, examples: Sequence[Any], batch: int):
         self.examples, self.length = examples, -(-len(examples) // batch) * batch
 
     def __len__(self) -> int:
@@ -212,17 +217,17 @@ class _InOrder(Sequence[tuple[Example, bool]]):
 
 
 class _Counted:
-    """A view with the mark that it counts, or not."""
+    """A view with a mark whether the example counts."""
 
     def __init__(self, view: Callable[..., dict[str, Any]]):
         self.view = view
 
-    def __call__(self, example: tuple[Example, bool]) -> dict[str, Any]:
+    def __call__(self, example: tuple[Any, bool]) -> dict[str, Any]:
         return {**self.view(example[0]), "counts": np.bool_(example[1])}
 
 
 def _work_for(parent: int, index: int, count: int) -> None:
-    """What a worker begins with: Ctrl-C is for its parent to act on, and it ends when its parent does."""
+    """How a worker starts: its parent handles Ctrl-C, and the worker ends when its parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
@@ -233,10 +238,10 @@ def _work_for(parent: int, index: int, count: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def some_pixels(examples: Sequence[Example], count: int = 500) -> UInt8[np.ndarray, "N 3"]:
-    """256 pixels of each of up to `count` pictures spread evenly over the set, to compute statistics from.
+def some_pixels(examples: Sequence[Picture], count: int = 500) -> UInt8[np.ndarray, "N 3"]:
+    """256 pixels of each of up to `count` pictures, spread evenly over the set, for computing statistics.
 
-    Raises UserError naming a file that is damaged.
+    Raises UserError naming a damaged file.
     """
     parts = []
     for i in range(0, len(examples), -(-len(examples) // count)):

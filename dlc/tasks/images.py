@@ -8,12 +8,13 @@ Shapes: B batch, N images of the test set, K classes, S seeds.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tyro
 
 from dlc import batches, losses, metrics, sharding, train
 from dlc.data import Dataset
@@ -21,10 +22,18 @@ from dlc.data.stream import Batches
 from dlc.run import plot
 from dlc.run.fit import Plan, start
 from dlc.run.fit import fit as fit_plan
+from dlc.run.flags import Bound
 from dlc.run.run import Run
 from dlc.views import over_crops, views
 
 Augment = Callable[[Any, Any], Any]
+
+
+def dataset(*names: str) -> Any:
+    """The type of a flag for one of these data sets, or for any image classification set of TensorFlow Datasets."""
+    words = f"must be one of {', '.join(names)}, or tfds:NAME, not {{}}"
+    known = Bound(lambda name: name in names or name.startswith("tfds:"), words)
+    return Annotated[str, known, tyro.conf.arg(metavar="|".join((*names, "tfds:NAME")))]
 
 
 @dataclass(frozen=True)
@@ -190,7 +199,7 @@ def fit_stream(
     run.keep(model)
 
     def init(key: Any) -> train.State:
-        variables = dict(model.init(key, task.prepare(jnp.zeros((1, learn.size, learn.size, 3), jnp.uint8))))
+        variables = dict(model.init(key, task.prepare(jnp.zeros((1, task.size, task.size, 3), jnp.uint8))))
         params = variables.pop("params")
         return sharding.kept(train.init(params, tx, key, aux=variables or None), task.devices)
 

@@ -34,7 +34,7 @@ from dlc.tasks import images
 
 @dataclass(frozen=True)
 class Config:
-    dataset: Shown[Literal["cifar10", "cifar100", "digits32"]] = "cifar10"
+    dataset: Shown[images.dataset("cifar10", "cifar100", "digits32")] = "cifar10"
     patch: Positive[int] = 4  # height and width of a patch
     layers: Positive[int] = 6
     heads: Positive[int] = 3

@@ -39,7 +39,7 @@ PAPER = {20: 0.0875, 32: 0.0751, 44: 0.0717, 56: 0.0697, 110: 0.0643}  # table 6
 
 @dataclass(frozen=True)
 class Config:
-    dataset: Shown[Literal["cifar10", "cifar100", "digits32"]] = "cifar10"
+    dataset: Shown[images.dataset("cifar10", "cifar100", "digits32")] = "cifar10"
     depth: Some[tuple[int, ...]] = (20,)  # 6n + 2; of a wide network 6n + 4; resnet18 has 18
     variant: Some[tuple[Variant, ...]] = ("residual",)
     iterations: Positive[int] = 64_000

@@ -106,8 +106,8 @@ def problem(config: Config, run: Run, model: Any = None) -> Iterator[tuple[image
     common = {"batch": recipe.batch, "workers": config.workers, "sharding": sharding.split(devices, axis=1)}
     part = partial(stream.random_part, how=recipe.crop, size=recipe.size)
     side = round(recipe.size * stream.WHOLE)
-    learn = stream.Batches(found.train, part, size=recipe.size, seed=config.seed, **common)
-    held = stream.Batches(found.validation, partial(stream.centre, side=side), size=side, **common)
+    learn = stream.Batches(found.train, part, seed=config.seed, **common)
+    held = stream.Batches(found.validation, partial(stream.centre, side=side), **common)
     prepare = standardise(np.array(imagenet.MEAN), recipe.std)
     model = model or recipe.network(num_classes=len(found.classes), dtype=config.dtype)
     with contextlib.closing(learn), contextlib.closing(held):

@@ -30,7 +30,7 @@ from dlc.tasks import images
 
 @dataclass(frozen=True)
 class Config:
-    dataset: Shown[Literal["mnist", "fashion_mnist", "digits"]] = "mnist"
+    dataset: Shown[images.dataset("mnist", "fashion_mnist", "digits")] = "mnist"
     epochs: Positive[int] = 10
     batch: Positive[int] = 100
     lr: Positive[float] = 0.1  # plain SGD, constant

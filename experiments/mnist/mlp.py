@@ -32,7 +32,7 @@ from dlc.tasks import images
 
 @dataclass(frozen=True)
 class Config:
-    dataset: Shown[Literal["mnist", "fashion_mnist", "digits"]] = "mnist"
+    dataset: Shown[images.dataset("mnist", "fashion_mnist", "digits")] = "mnist"
     hidden: tuple[Positive[int], ...] = (300,)  # units of each hidden layer
     epochs: Positive[int] = 20
     batch: Positive[int] = 100

@@ -1,0 +1,95 @@
+"""The data directory: where it is, one process at a time in it, and lines for the user.
+
+<data dir>/sources/<set>/    the published files, as downloaded or put there by hand
+<data dir>/arrays/<set>-1/   parsed arrays (`_cache.py`)
+<data dir>/pictures/<set>/   unpacked archives
+<data dir>/tfds/             what TensorFlow Datasets prepared
+"""
+
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import platformdirs
+
+from dlc.errors import UserError
+
+
+def data_dir() -> Path:
+    """`$DLC_DATA`, else `dlc/data` in the user's cache directory (`$XDG_CACHE_HOME` or `~/.cache` on Linux).
+
+    The directory need not exist yet.
+    """
+    if moved := os.environ.get("DLC_DATA"):
+        return Path(moved).expanduser().absolute()
+    return platformdirs.user_cache_path("dlc", appauthor=False) / "data"
+
+
+@contextmanager
+def usable(root: Path) -> Iterator[None]:
+    """Turns every OSError inside into one sentence: the data directory `root` cannot be used."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        action = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "correct that"
+        raise UserError(
+            f"the data directory {root} cannot be used: {error.strerror or error}{where}; "
+            f"{action}, or set DLC_DATA to another directory"
+        ) from error
+
+
+@contextmanager
+def lock(root: Path, name: str) -> Iterator[None]:
+    """Lets one process at a time prepare `name`, and removes what processes that died have left of it.
+
+    The operating system releases the lock when its process ends, however it ends. Do not nest locks of one name.
+    """
+    import filelock  # 60 ms, needed only where something is prepared
+
+    arrays = root / "arrays"
+    arrays.mkdir(parents=True, exist_ok=True)
+    held = filelock.FileLock(arrays / f".lock-{name}")
+    try:
+        held.acquire(blocking=False)
+    except filelock.Timeout:
+        say(f"waiting for another process that is preparing {name} in {root}")
+        held.acquire()
+    try:
+        _clean(root, name)
+        yield
+    finally:
+        _clean(root, name)
+        held.release()
+
+
+def partial(root: Path, name: str) -> Path:
+    """The folder of files that are being downloaded; beside their destination, so that renaming is atomic."""
+    return root / "sources" / name / ".partial"
+
+
+def _clean(root: Path, name: str) -> None:
+    leftovers = [
+        *(root / "arrays").glob(f".{name}-*"),
+        partial(root, name),
+    ]
+    for leftover in leftovers:
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def say(line: str) -> None:
+    """Prints one line for the user on stderr; stdout belongs to the program that asked for the data."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def readable(size: int) -> str:
+    """A size in bytes as people write it: 4542 -> "4.5 kB"."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000 or unit == "MB":
+            break
+        size /= 1000  # type: ignore[assignment]
+    return f"{size:.3g} {unit}" if size < 1000 else f"{size:,.0f} {unit}"

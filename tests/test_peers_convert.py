@@ -1,6 +1,6 @@
-"""Our GPT-2, BERT and ViT beside transformers', with the same random weights, written by either.
+"""Our GPT-2, BERT and ViT compared with those of transformers: the same random weights, saved by either side.
 
-These need the extra `peers` and transformers: `make peers`.
+These tests need the extra `peers` and transformers: `make peers`.
 """
 
 import importlib.util
@@ -17,14 +17,14 @@ from dlc.models.gpt import GPT, GPTConfig
 from dlc.models.vit import ViT, ViTConfig
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("default")]  # warnings of theirs are not ours to mend
+pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("default")]  # their warnings are not ours to fix
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: make peers")
 if importlib.util.find_spec("transformers") is None:
     pytest.skip("transformers is not installed: make peers", allow_module_level=True)
 
-from experiments.bench import vision_torch  # noqa: E402, it needs torch
+from experiments.bench import vision_torch  # noqa: E402, needs torch
 
-vision_torch.define_operators()  # transformers imports torchvision where it finds it
+vision_torch.define_operators()  # transformers imports torchvision if it is installed
 
 ENCODER = {
     "num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 40,
@@ -104,7 +104,7 @@ def their_answers(theirs, name):
 
 def assert_close(ours, theirs, name):
     for mine, other in zip(ours, theirs, strict=True):
-        if name.startswith("Bert") and mine.ndim == 3:  # at padding nobody reads what comes out
+        if name.startswith("Bert") and mine.ndim == 3:  # outputs at padding are never read
             mine, other = mine[inputs(name) != 0], other[inputs(name) != 0]
         assert np.abs(other).std() > 0.05
         np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-4)
@@ -153,7 +153,7 @@ def test_bfloat16_is_read_as_their_own_float32(tmp_path):
 
 
 def test_the_encoder_without_its_head(tmp_path):
-    """`GPT2Model` and `BertForPreTraining`, whose names are others."""
+    """`GPT2Model` and `BertForPreTraining`, whose tensors have other names."""
     import transformers
 
     head = published("GPT2LMHeadModel", tmp_path / "head")
@@ -181,7 +181,7 @@ def test_greedy_generation_is_theirs_with_and_without_a_cache(tmp_path):
         ).numpy()  # fmt: skip
     apply = jax.jit(model.apply)
 
-    plain = np.zeros((2, 18), start.dtype)  # the rest is not seen by what comes before it
+    plain = np.zeros((2, 18), start.dtype)  # earlier positions do not see the rest
     plain[:, :3] = start
     for i in range(3, 18):
         plain[:, i] = apply(variables, jnp.asarray(plain))[:, i - 1].argmax(-1)

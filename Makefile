@@ -1,13 +1,17 @@
 # make run     the environment, then the lecture's MNIST program
-# make test    the tests, offline; `make peers` those against PyTorch
+# make test    the tests, offline, on all cores; `make peers` those against PyTorch
 # make check   ruff and types
 # make smoke   every experiment, small
-# make bench   timings beside PyTorch, and what training took; make results the tables in README.md and docs/results.md
-# make gpu     on a GPU: the benchmarks and the records that want one, some hours; their records go to results/
+# make bench   timings beside PyTorch, and what training took; `make results` the tables in README.md and docs/results.md
+# make gpu     on a GPU: the benchmarks and the records that need one, some hours; their records go to results/
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+# Each worker starts with a contiguous part of the tests, so that tests of one file share their fixtures; workers that
+# finish early take over tests of others. One file in one process: .venv/bin/python -m pytest tests/test_losses.py
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations 10
 
 .PHONY: run test peers check smoke bench gpu results clean
 
@@ -16,10 +20,10 @@ run: .venv/.run
 	$(BIN)/python -m experiments.mnist.convnet --dataset $$dataset
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -m 'not peers'
+	$(PYTEST) -m 'not peers'
 
 peers: .venv/.peers
-	$(BIN)/python -m pytest -m peers
+	$(PYTEST) -m peers
 
 check: .venv/.dev
 	$(BIN)/ruff check

@@ -1,4 +1,4 @@
-"""The README tells the truth: its programs run, its commands exist, its tree is the tree."""
+"""The README is correct: its programs run, its commands exist, and its tree matches the files."""
 
 import re
 from importlib.util import find_spec

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlc import __main__, host
+from dlc import __main__, process
 
 MATRIX = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 10]])
 

@@ -14,7 +14,7 @@ INK, ACCENT = "#1b3a5c", "#c8553d"
 
 
 def curves(history: list[dict[str, Any]], steps_per_epoch: int = 1, seeds: int = 1, held_out: str = "test") -> Figure:
-    """Loss and, if there is one, error against epochs (or steps, if `steps_per_epoch` is 1), in training and `held_out`.
+    """Loss and error, if any, against epochs (or steps, if `steps_per_epoch` is 1), in training and on `held_out`.
 
     Several seeds are drawn as their mean, in a band of one standard deviation.
     """

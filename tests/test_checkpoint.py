@@ -127,7 +127,7 @@ def test_the_damaged_array_is_named(checkpoints, monkeypatch):
         return {**read, "state": {**read["state"], "b": read["state"]["b"].at[1].set(9)}}
 
     monkeypatch.setattr(checkpoints.open(), "restore", altered)
-    with pytest.raises(UserError, match="no checkpoint in .* can be read; start a new run"):
+    with pytest.raises(UserError, match=r"no checkpoint in .* can be read; start a new run"):
         checkpoints.restore({"a": jnp.zeros(3), "b": jnp.zeros(3)}, said.append)
     assert said == ["the checkpoint of step 1 is damaged (b has a wrong checksum)"]
 

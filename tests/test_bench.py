@@ -123,6 +123,8 @@ def test_an_older_record_is_counted_by_tracing_its_experiment(tmp_path):
     assert flops == pytest.approx(2 * steps * mlp.SMOKE.batch * 784 * 10 * 2 * 2, rel=0.2)
     with pytest.raises(UserError, match="configuration is from another version"):
         compute.traced({**given, "config": {**config, "flag": 1}})
+    with pytest.raises(UserError, match=r"there is no experiments\.mnist\.linear: it may have another name now"):
+        compute.traced({**given, "experiment": "mnist.linear"})
     with pytest.raises(UserError, match="which only the run itself can count"):
         counting.operations(lambda config, run: run.part("residual-20"), None)
 

@@ -10,7 +10,7 @@ petaflop/s-day is 1e15 operations per second for a day, 8.64e19. Energy is the t
 is a flag and not measured. The milestones and their sources are in milestones.py.
 """
 
-import importlib
+import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -38,7 +38,10 @@ class Config:
 
 def traced(record: dict[str, Any]) -> float:
     """The operations of the training that a record describes, found by tracing its experiment."""
-    experiment = importlib.import_module(f"experiments.{record['experiment']}")
+    name = f"experiments.{record['experiment']}"
+    if importlib.util.find_spec(name) is None:
+        raise UserError(f"there is no {name}: it may have another name now")
+    experiment = importlib.import_module(name)
     try:
         given = {name: value for name, value in record["config"].items() if value is not None}  # None is a default
         config = flags.from_json(experiment.Config, given)

@@ -1,38 +1,55 @@
-"""What a process on this machine should have before JAX is imported: a calmer malloc, and a compilation cache.
+"""What a process needs before JAX starts: a calmer malloc, a compilation cache, and correct sums on a CPU.
 
 `experiments/__init__.py` calls `prepare`. Importing `dlc` itself changes nothing in your process.
 """
 
 import ctypes
+import importlib.metadata
 import os
 import sys
 import time
 from pathlib import Path
 
-STARTED = time.perf_counter()  # near enough to when the process was started: experiments import this module first
+STARTED = time.perf_counter()  # close to the start of the process: experiments import this module first
 
-# Numbers of glibc's <malloc.h>; why these: docs/design.md, "Speed".
+# Parameters of glibc's <malloc.h>. The reasons are in docs/design.md, "Speed".
 _MALLOPT = {-1: -1, -2: 2**28, -4: 0, -8: 1}  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX
+
+# Versions of jaxlib that silently compute wrong numbers on a CPU when they fuse a matrix product and a sum over many
+# rows, and the XLA flag that turns this fusion off: https://github.com/jax-ml/jax/issues/39103
+WRONG_SUMS = ("0.10.2",)
+RIGHT_SUMS = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
 
 
 def cache_dir() -> Path:
-    """Where compiled programs and data are kept: $XDG_CACHE_HOME/dlc, or ~/.cache/dlc."""
+    """The folder of compiled programs and data: $XDG_CACHE_HOME/dlc, or ~/.cache/dlc."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlc"
 
 
 def prepare() -> None:
-    """Sets malloc and the compilation cache. Whatever the user has set already stays as it is."""
+    """Sets malloc, the compilation cache and XLA's flags. Settings of the user are kept."""
     keep_freed_memory()
+    if wrong_sums():
+        os.environ.setdefault("XLA_FLAGS", RIGHT_SUMS)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "xla"))
-    # JAX's defaults keep only programs that took a second to compile; a small experiment has none of those.
+    # By default JAX caches only programs that take a second to compile; a small experiment has none of those.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
-def keep_freed_memory() -> bool:
-    """Tells glibc to keep freed memory for the next step, where it would give every temporary back to the system.
+def wrong_sums() -> bool:
+    """Whether a JAX program started in this environment can compute wrong sums on a CPU.
 
-    Returns whether it did: not where the C library is another one, or the user has set MALLOC_ variables.
+    This is the case if the installed jaxlib is one of `WRONG_SUMS` and XLA_FLAGS lacks `RIGHT_SUMS`. JAX is not
+    imported. XLA reads its flags when the first array is made, so setting them later has no effect.
+    """
+    return importlib.metadata.version("jaxlib") in WRONG_SUMS and RIGHT_SUMS not in os.environ.get("XLA_FLAGS", "")
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc to keep freed memory for the next step, instead of returning every temporary to the system.
+
+    Returns False, and changes nothing, if the C library is not glibc or the user has set MALLOC_ variables.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return False

@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 
 from dlc.errors import UserError
-from dlc.record import write_whole
+from dlc.files import write_whole
 
 PAD, START, END, UNKNOWN, MASK = range(5)  # the special ids of the vocabularies that `train_bpe` makes
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<mask>")

@@ -1,4 +1,4 @@
-"""Running experiments from tests: in a process of their own as a person does, or in the tests' process, which is faster."""
+"""Running experiments from tests: in processes as a person does, or in the tests' own process, which is faster."""
 
 import json
 import os

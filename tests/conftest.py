@@ -1,20 +1,42 @@
-"""The rules that every test runs under: eight CPU devices, no silent rank promotion, nothing of the user's."""
+"""The rules that every test runs under: eight CPU devices, no silent rank promotion, no files of the user.
 
+All workers, the processes that tests start, and later runs share one cache of compiled programs. It lies in the user's
+cache directory, in a folder for these versions of Python and jaxlib, and may be deleted at any time. JAX does not write
+its entries atomically: an entry that another process is still writing, or was killed while writing, cannot be read.
+JAX then warns, which pyproject.toml allows, and compiles the program again.
+"""
+
+import importlib.metadata
 import os
+import signal
+import sys
+
+from dlc import process
+
+PYTHON = "python{}.{}".format(*sys.version_info[:2])
+JAXLIB = f"jaxlib{importlib.metadata.version('jaxlib')}"
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(process.cache_dir() / "tests" / f"{PYTHON}-{JAXLIB}")
+process.prepare()
 
-import jax
-import pytest
+# Workers of pytest-xdist share the cores: PyTorch's threads wait for each other by spinning.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+# A shell starts a background job with SIGINT ignored, and the processes that tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+import jax  # noqa: E402, after the environment is set
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
+# The environment sets these for the processes that tests start; in this one, jaxtyping's plugin imported JAX earlier.
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _compilation_cache(tmp_path_factory):
-    """Programs that several tests start processes for are compiled once."""
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("xla"))
 
 
 @pytest.fixture(autouse=True)

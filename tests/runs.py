@@ -1,6 +1,6 @@
 """Three runs that are not image classification, and a way to kill each of them. Used by test_loop.py.
 
-    python runs.py KIND FOLDER DONE     trains, and kills itself after DONE steps
+python runs.py KIND FOLDER DONE     trains, and kills itself after DONE steps
 """
 
 import contextlib

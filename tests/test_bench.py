@@ -1,4 +1,4 @@
-"""What the benches count, choose, refuse and draw. The times themselves are not tested."""
+"""What the benches count, choose, refuse and draw. The times that they measure are not tested."""
 
 import dataclasses
 import functools
@@ -47,7 +47,7 @@ def test_a_step_of_training_is_three_times_its_forward_pass_but_for_the_first_la
     params = jax.eval_shape(model.init, jax.random.key(0), batch["image"])["params"]
     state = jax.eval_shape(lambda params, key: train.init(params, tx, key), params, jax.random.key(0))
     forward = costs.macs(lambda params, image: model.apply({"params": params}, image), params, batch["image"])
-    first = 100 * 24 * 24 * 5 * 5 * 32  # nobody asks for the gradient of an image
+    first = 100 * 24 * 24 * 5 * 5 * 32  # the gradient with respect to the image is not computed
     step = train.make_step(losses.classify(model), tx)
     assert costs.flops(step, state, batch) == pytest.approx(2 * (3 * forward - first), rel=0.02)
 
@@ -212,7 +212,7 @@ def test_costs_stand_in_the_table(monkeypatch):
     monkeypatch.setattr(ceilings, "ceiling", {"float32": 1e11}.get)
     cost = forward.cost(SMALL)
     assert cost["parameters"] == 1_235_496
-    assert cost["flops"] == pytest.approx(2 * cost["macs"], rel=0.3)  # which are of padding, too
+    assert cost["flops"] == pytest.approx(2 * cost["macs"], rel=0.3)  # these include the padding
     times = {
         "dlc": {1: np.array([0.002]), 4: np.array([0.006])},
         "PyTorch, eager": {1: np.array([0.001]), 4: np.array([0.012])},
@@ -231,7 +231,7 @@ def test_costs_stand_in_the_table(monkeypatch):
 
 
 class Sleepless:
-    """A worker whose images take 0.1 s each."""
+    """A worker that reports 0.1 s for each image."""
 
     def __init__(self, module, form, name, *words):
         self.dies = name == "vgg16"

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlc import bench, host, plot, record, results
+from dlc import process
 from dlc.errors import UserError
 from dlc.prepare import mean_and_std, standardise
+from dlc.run import pages, plot, record, timing
+from experiments.cifar10.peek import histogram
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,7 +75,7 @@ def test_a_sheet_names_its_rows_and_keeps_every_pixel():
 
 def test_a_grid_has_a_row_for_each_class_in_stacks_of_25():
     images = [np.full((2, 3, 3, 1), 2 * k, np.uint8) for k in range(60)]
-    axis = plot.grid(images, tuple(f"class {k}" for k in range(60))).axes[0]
+    axis = plot.sheet({f"class {k}": some for k, some in enumerate(images)}, stacks=3).axes[0]
     shown = np.asarray(axis.images[0].get_array())
     for k, text in enumerate(axis.texts):
         assert text.get_text() == f"class {k}"
@@ -85,7 +87,7 @@ def test_a_grid_has_a_row_for_each_class_in_stacks_of_25():
 def test_a_histogram_shows_the_shares_of_each_value():
     images = np.zeros((1, 2, 2, 3), np.uint8)
     images[0, 0, 0] = 100, 200, 50
-    figure = plot.histogram(images)
+    figure = histogram(images)
     red, green, blue = (patch.get_data().values for patch in figure.axes[0].patches)
     assert (red[[0, 100]] == [75, 25]).all()
     assert green[200] == blue[50] == 25
@@ -126,7 +128,7 @@ def finished_run(folder, **changes):
 
 
 def test_results_are_written_from_records(tmp_path):
-    (tmp_path / "README.md").write_text(f"# Title\n{results.BEGIN}\nold\n{results.END}\nrest\n")
+    (tmp_path / "README.md").write_text(f"# Title\n{pages.BEGIN}\nold\n{pages.END}\nrest\n")
     table = {"columns": ["ms"], "rows": {"ours": {"ms": "1.0"}}, "method": "how", "title": "A step"}
     finished_run(tmp_path / "timing", bench="steps", **table)
     timing = json.loads((tmp_path / "timing" / "result.json").read_text())
@@ -135,7 +137,7 @@ def test_results_are_written_from_records(tmp_path):
     runs = [str(finished_run(tmp_path / "run")), str(tmp_path / "timing")]
     (tmp_path / "run" / "figures").mkdir()
     (tmp_path / "run" / "figures" / "curves.png").write_bytes(b"PNG")
-    assert results.main(runs, root=tmp_path) == 0
+    assert pages.main(runs, root=tmp_path) == 0
     assert {p.name for p in (tmp_path / "results").iterdir()} == {
         "mnist.convnet.seeds-2.hidden-3-4.cpu.json", "bench.steps.seeds-2.hidden-3-4.cpu.json"
     }  # fmt: skip
@@ -145,41 +147,41 @@ def test_results_are_written_from_records(tmp_path):
         row = "| `mnist.convnet --seeds 2 --hidden 3 4` | about 1 % | **test error 1.00 %** on digits | 1 | 1.0 s |"
         assert row in text
         assert "| ours | 1.0 |" in text
-    assert readme.startswith(f"# Title\n{results.BEGIN}\n")
-    assert readme.endswith(f"{results.END}\nrest\n")
+    assert readme.startswith(f"# Title\n{pages.BEGIN}\n")
+    assert readme.endswith(f"{pages.END}\nrest\n")
     assert "old" not in readme
-    results.write(tmp_path)
+    pages.write(tmp_path)
     assert (tmp_path / "README.md").read_text() == readme
 
 
 def test_a_long_table_stands_in_the_results_alone(tmp_path):
-    (tmp_path / "README.md").write_text(f"{results.BEGIN}\n{results.END}\n")
-    long = {"columns": ["ms"], "rows": {f"form {i}": {"ms": "1.0"} for i in range(results.LONG + 1)}}
+    (tmp_path / "README.md").write_text(f"{pages.BEGIN}\n{pages.END}\n")
+    long = {"columns": ["ms"], "rows": {f"form {i}": {"ms": "1.0"} for i in range(pages.LONG + 1)}}
     finished_run(tmp_path / "run")
     folder = finished_run(tmp_path / "timing", bench="steps", **long, method="how", title="A step")
     timing = json.loads((folder / "result.json").read_text())
     del timing["experiment"]
     record.write(folder, timing)
-    assert results.main([str(tmp_path / "run"), str(folder)], root=tmp_path) == 0
+    assert pages.main([str(tmp_path / "run"), str(folder)], root=tmp_path) == 0
     assert "| form 3 | 1.0 |" in (tmp_path / "docs" / "results.md").read_text()
     assert "| form 3 | 1.0 |" not in (tmp_path / "README.md").read_text()
 
 
 def test_a_record_that_is_missing_or_damaged_is_named(tmp_path):
     with pytest.raises(UserError, match=r"has no result\.json that can be read"):
-        results.add(tmp_path, tmp_path)
+        pages.add(tmp_path, tmp_path)
     (tmp_path / "results").mkdir()
     for harm in ("{", "{}"):
         (tmp_path / "results" / "bad.json").write_text(harm)
         with pytest.raises(UserError, match=r"bad\.json is damaged: restore it, or delete it"):
-            results.tables(tmp_path / "results")
+            pages.tables(tmp_path / "results")
 
 
 def test_the_pages_in_the_repository_are_what_the_records_give(tmp_path):
     for name in ("README.md", "results"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
-    results.write(tmp_path)
+    pages.write(tmp_path)
     assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text()
     assert (tmp_path / "docs" / "results.md").read_text() == (ROOT / "docs" / "results.md").read_text()
 
@@ -193,14 +195,14 @@ def test_interleaving_takes_turns_and_drops_the_warm_up():
     def form(name):
         return lambda: calls.append(name) or float(len(calls))
 
-    times = bench.interleaved({"a": form("a"), "b": form("b")}, rounds=2, warmup=1)
+    times = timing.interleaved({"a": form("a"), "b": form("b")}, rounds=2, warmup=1)
     assert calls == ["a", "b"] * 3
     np.testing.assert_array_equal(times["a"], [3, 5])
-    assert bench.ratios(times, "a")["b"] == pytest.approx(5 / 4)
+    assert timing.ratios(times, "a")["b"] == pytest.approx(5 / 4)
 
 
 def test_a_worker_that_dies_is_named():
-    worker = bench.Worker("dlc.no_such_module")
+    worker = timing.Worker("dlc.no_such_module")
     with pytest.raises(UserError, match=r"dlc\.no_such_module ended before it had measured anything"):
         worker.measure()
     worker.close()
@@ -208,15 +210,15 @@ def test_a_worker_that_dies_is_named():
 
 def test_a_command_that_fails_says_why():
     with pytest.raises(UserError, match="failed: no such luck"):
-        bench.command([sys.executable, "-c", "import sys; sys.exit('no such luck')"])
-    seconds, printed = bench.command([sys.executable, "-c", "print('done')"])
+        timing.command([sys.executable, "-c", "import sys; sys.exit('no such luck')"])
+    seconds, printed = timing.command([sys.executable, "-c", "print('done')"])
     assert seconds > 0
     assert printed == "done\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is Linux's")
 def test_malloc_is_set_unless_the_user_has():
-    code = "from dlc import host; print(host.keep_freed_memory())"
+    code = "from dlc import process; print(process.keep_freed_memory())"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
     for extra, expected in (({}, "True"), ({"MALLOC_ARENA_MAX": "4"}, "False")):
         done = subprocess.run(
@@ -234,6 +236,6 @@ def test_preparing_keeps_what_the_user_has_set(monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")
     monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
-    host.prepare()
+    process.prepare()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "/elsewhere"
     assert os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "0"

@@ -1,4 +1,4 @@
-"""Photographs of one's own: read whatever they are saved in, prepared as published weights want it, and named."""
+"""The user's photographs: read from any format, preprocessed as the published weights expect, and classified."""
 
 import dataclasses
 import importlib.util
@@ -48,7 +48,7 @@ def test_every_kind_becomes_red_green_and_blue(mode):
     assert image.dtype == np.uint8
     if mode in ("1", "L", "LA"):
         np.testing.assert_array_equal(image[..., :1].repeat(3, -1), image)
-    if mode == "RGBA":  # and nothing is transparent
+    if mode == "RGBA":  # and every pixel is opaque
         np.testing.assert_array_equal(image, PIXELS)
 
 
@@ -65,7 +65,7 @@ def test_sixteen_bits_become_eight():
 
 def test_a_photograph_on_its_side_is_turned():
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned left
+    exif[0x0112] = 6  # the camera was turned to the left
     np.testing.assert_array_equal(images.decode(encoded(Image.fromarray(PIXELS), exif=exif)), np.rot90(PIXELS, -1))
 
 
@@ -91,7 +91,7 @@ def test_the_shorter_side_and_the_middle():
     assert images.resize_shorter(image, 5).shape == (5, 10, 3)
     assert images.resize_shorter(image.swapaxes(0, 1), 7).shape == (14, 7, 3)
     np.testing.assert_array_equal(images.resize_shorter(image, 10), image)
-    np.testing.assert_array_equal(images.centre_crop(image, 7), image[2:9, 7:14])  # of a rest of 3, 2 above
+    np.testing.assert_array_equal(images.centre_crop(image, 7), image[2:9, 7:14])  # of the 3 rows cut, 2 are above
     with pytest.raises(UserError, match="a crop of 11x11 is larger than its image of 10x21"):
         images.centre_crop(image, 11)
 
@@ -115,7 +115,7 @@ def test_photographs_are_prepared_as_torchvision_and_timm_do(name):
     pytest.importorskip("torch")
     if not (importlib.util.find_spec("torchvision") and importlib.util.find_spec("timm")):
         pytest.skip("needs torchvision and timm")
-    vision_torch.define_operators()  # without which the imports may fail
+    vision_torch.define_operators()  # the imports may fail without this
     timm, torchvision = importlib.import_module("timm"), importlib.import_module("torchvision")
 
     rule = classify.RULES.get(name, imagenet.Rule())
@@ -127,7 +127,7 @@ def test_photographs_are_prepared_as_torchvision_and_timm_do(name):
     else:
         theirs = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].transforms()
     expected = theirs(Image.fromarray(image)).numpy().transpose(1, 2, 0)
-    if name in ("googlenet", "inception_v3"):  # what the models that such weights are for begin with
+    if name in ("googlenet", "inception_v3"):  # the models of these weights begin with this
         expected = (expected * imagenet.STD + imagenet.MEAN - 0.5) / 0.5
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
@@ -137,7 +137,7 @@ def test_photographs_are_prepared_as_torchvision_and_timm_do(name):
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory):
-    """A SqueezeNet for three classes, which it tells by the last layer's biases alone; with names and a photograph."""
+    """A SqueezeNet for three classes whose output depends only on its last biases; class names; a photograph."""
     folder = tmp_path_factory.mktemp("known")
     model = squeezenet1_1(num_classes=3)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32))
@@ -187,7 +187,7 @@ def test_mistakes_are_one_sentence(known):
     for wrong, sentence in [*refusals(known), two]:
         with pytest.raises(UserError, match=sentence) as caught:
             classify.main(wrong, Run())
-        assert re.fullmatch(r"[^\n]+(\n[^\n]+)?", str(caught.value))  # and at most what a reader of files said
+        assert re.fullmatch(r"[^\n]+(\n[^\n]+)?", str(caught.value))  # and at most one line from the reader of the file
     with pytest.raises(UserError, match=r"^--images, --weights, --classes means nothing with --made-up: leave it out$"):
         config(known, made_up=True)
     with pytest.raises(UserError, match="--resize must be greater than 0"):

@@ -1,6 +1,6 @@
-"""The same weights and batches through PyTorch: losses step by step, and the test error.
+"""The same weights and batches in PyTorch: losses step by step, and the test error.
 
-These need the extra `peers`: `make peers`. They use MNIST where DLC_TEST_DATA has it, else the 1,797 digits.
+These tests need the extra `peers`: `make peers`. They use MNIST if DLC_TEST_DATA has it, otherwise the 1,797 digits.
 """
 
 import os
@@ -24,7 +24,7 @@ REAL = os.environ.get("DLC_TEST_DATA")
 
 @pytest.fixture
 def dataset(monkeypatch, tmp_path):
-    """MNIST from the original files where they are at hand."""
+    """MNIST from the original files if they are available, otherwise the digits."""
     if not REAL:
         return data.load("digits")
     monkeypatch.setenv("DLC_DATA", str(tmp_path))
@@ -80,11 +80,11 @@ def trained_there(dataset, params, prepare, steps):
 def test_the_lectures_program_follows_pytorchs_losses_step_by_step(dataset):
     prepare = standardise(*mean_and_std(dataset.train["image"]))
     params = Convnet().init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))["params"]
-    # With the real images the whole program, which takes two minutes; else ten epochs of the small set.
+    # With the real images, the whole program, which takes two minutes; otherwise ten epochs of the small set.
     steps = 6000 if REAL else 140
     ours, our_error = trained_here(dataset, params, prepare, steps)
     theirs, their_error = trained_there(dataset, params, prepare, steps)
-    # In float32 two orders of summation part for good where a pool's maximum changes places: on the small set after 17.
+    # In float32, two orders of summation diverge once a pool's maximum changes place: on the small set, after 17 steps.
     alike = 50 if REAL else 15
     np.testing.assert_allclose(ours[:alike], theirs[:alike], rtol=1e-4)
     assert ours[49] < 0.7 * ours[0]

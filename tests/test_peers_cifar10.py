@@ -1,7 +1,7 @@
-"""ResNet-20 and the network of the record through PyTorch: the same weights and batches, loss by loss.
+"""ResNet-20 and the network of the record in PyTorch: the same weights and batches give the same losses.
 
-In float64, because in float32 a ReLU that flips at zero moves gradients by thousandths whatever the order of summation.
-ResNet-20 goes by the rate that the paper warms up with: at ten times that, so small a batch is chaotic in float64 too.
+In float64, because in float32 a ReLU that flips at zero changes gradients by thousandths for any order of summation.
+ResNet-20 uses the paper's warm-up rate: at ten times that, such small batches are chaotic in float64 too.
 """
 
 import functools
@@ -50,7 +50,7 @@ def batches(size):
         jax.random.split(jax.random.key(1), STEPS),
         {"image": jax.vmap(prepare)(digits["image"][rows]), "label": jnp.asarray(digits["label"][rows])},
     )
-    # Noise, because whitening grey images divides by nearly nothing, and two ways of rounding then part at once.
+    # Noise, because whitening grey images divides by almost zero, and rounding differences would then grow at once.
     image = np.asarray(drawn["image"], np.float64)
     noise = np.random.default_rng(0).normal(size=image.shape)
     return {"image": image + 0.1 * noise, "label": np.array(drawn["label"])}
@@ -69,7 +69,7 @@ def losses_here(model, variables, tx, batches, criterion):
 
 
 def losses_there(net, optimizers, batches, smoothing=0.0, falling=False):
-    """With `falling` all rates fall linearly to zero; Optax computes them in float32 whatever the weights are."""
+    """With `falling`, all rates fall linearly to zero; Optax computes them in float32 for any dtype of the weights."""
     history = []
     groups = [(group, group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
     for i, (image, label) in enumerate(zip(batches["image"], batches["label"], strict=True)):
@@ -88,7 +88,7 @@ def losses_there(net, optimizers, batches, smoothing=0.0, falling=False):
 
 
 def assert_same(variables, net, tolerance):
-    """All weights and statistics; PyTorch's has besides them counts of batches, and the record's scales, fixed at 1."""
+    """Compares all weights and statistics. PyTorch also has batch counts and the record's fixed scales of 1."""
     ours, theirs = to_torch(variables), net.state_dict()
     learnt = {name for name, p in net.named_parameters() if p.requires_grad}
     assert learnt <= ours.keys() <= theirs.keys()
@@ -114,16 +114,17 @@ def test_resnet20_follows_pytorch_in_float64():
 
 
 def linear(first, last, steps):
-    """`optax.linear_schedule` in float64. Optax rounds to float32, and 1e-9 of difference decides a pool's maximum."""
+    """`optax.linear_schedule` in float64. Optax rounds to float32, and 1e-9 can change a pool's maximum."""
     return lambda count: first + (last - first) * jnp.clip(count / jnp.asarray(steps, jnp.float64), 0, 1)
 
 
 def test_the_record_follows_pytorch_in_float64(monkeypatch):
     """Muon, SGD, their schedules and decays, label smoothing, whitening, and batch statistics without a scale."""
     monkeypatch.setattr(optax, "linear_schedule", linear)
+    from experiments.cifar10.record import Config, optimizer
+
     from dlc.models.airbench import whitening
     from experiments.bench.cifar10_torch import Airbench, airbench_optimizers
-    from experiments.cifar10.record import Config, optimizer
 
     with jax.enable_x64(True):
         given = batches(24)
@@ -142,7 +143,7 @@ def test_the_record_follows_pytorch_in_float64(monkeypatch):
 
 
 def test_resnet20_follows_pytorch_in_float32_for_as_long_as_relu_allows():
-    """The first loss to rounding, the fifth to a hundredth: kinks at zero magnify what differs in the last bit."""
+    """The first loss agrees to rounding, the fifth to 1 %: ReLUs that flip magnify differences in the last bit."""
     from experiments.bench.cifar10_torch import ResNet
 
     given = {name: array[:5].astype(np.float32 if name == "image" else np.int32) for name, array in batches(16).items()}

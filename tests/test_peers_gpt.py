@@ -1,4 +1,4 @@
-"""The same weights and batches through a GPT in PyTorch: losses and weights step by step, logits with a cache."""
+"""The same weights and batches in a GPT in PyTorch: losses and weights step by step, logits with a cache."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ SIZES = {"vocab": 40, "context": 16, "layers": 2, "heads": 2, "width": 32}
 
 
 def to_torch(params):
-    """Our weights by the names of experiments.bench.gpt_torch, matrices transposed but for embeddings."""
+    """Our weights by the names of experiments.bench.gpt_torch, with matrices transposed, except embeddings."""
     state = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         *where, name = (key.key for key in path)
@@ -29,7 +29,7 @@ def to_torch(params):
 
 
 def moved(model):
-    """Initial weights, moved, so that biases and scales are like no others."""
+    """Perturbed initial weights, so that all biases and scales differ."""
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16), jnp.int32))["params"]
     rng = np.random.default_rng(0)
     dtype = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
@@ -60,7 +60,7 @@ def there(net, starts, fused):
     ("double", "loss_tolerance", "tolerance"), [(True, 1e-6, 1e-6), (False, 1e-4, 1e-3)], ids=["float64", "float32"]
 )
 def test_gpt_follows_pytorch_step_by_step(bias, double, loss_tolerance, tolerance):
-    """AdamW, its decay of matrices alone, and clipping, which is at work in every step."""
+    """AdamW, with decay of matrices only, and clipping, which is active in every step."""
     from experiments.bench import gpt_torch
 
     with jax.enable_x64(double):
@@ -78,7 +78,7 @@ def test_gpt_follows_pytorch_step_by_step(bias, double, loss_tolerance, toleranc
 
 
 def test_the_peer_writes_what_it_expects_with_its_cache():
-    """Read token by token, its logits are those of the whole; ours are those, too."""
+    """PyTorch's logits are the same token by token and for the whole sequence, and ours equal them."""
     from experiments.bench import gpt_torch
 
     model, tokens = GPT(GPTConfig(**SIZES)), text()[None, :16]

@@ -16,10 +16,10 @@ from dlc.weights import images
 
 pytestmark = pytest.mark.peers
 torch = pytest.importorskip("torch")
-if not (importlib.util.find_spec("torchvision") and importlib.util.find_spec("timm")):  # its import is not yet possible
+if not (importlib.util.find_spec("torchvision") and importlib.util.find_spec("timm")):  # cannot be imported yet
     pytest.skip("needs torchvision and timm", allow_module_level=True)
 
-from experiments.bench import vision_torch  # noqa: E402, it needs torch
+from experiments.bench import vision_torch  # noqa: E402, needs torch
 
 
 class Pair(NamedTuple):
@@ -52,7 +52,7 @@ PAIRS = {
     "alexnet_2014": Pair(alexnet.alexnet_2014(), "torchvision.alexnet", (231, 226)),
     "squeezenet1_0": Pair(squeezenet.squeezenet1_0(), "torchvision.squeezenet1_0", (97, 114)),
     "squeezenet1_1": Pair(squeezenet.squeezenet1_1(), "torchvision.squeezenet1_1", (97, 114)),
-    # Half a gigabyte each; of the others the names and sizes alone are compared below.
+    # Half a gigabyte each; for the others, only names and sizes are compared, below.
     "vgg11": Pair(vgg.vgg11(), "torchvision.vgg11", (224, 224), {"init_weights": False}),
     "vgg13_bn": Pair(vgg.vgg13(norm=True), "torchvision.vgg13_bn", (231, 225), {"init_weights": False}),
 }
@@ -61,7 +61,7 @@ every = pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
 
 
 def published(pair, path):
-    """Their model with random weights, spread so that every activation tells, and random batch statistics; saved."""
+    """Their model, saved, with random batch statistics and random weights that keep every activation significant."""
     torch.manual_seed(0)
     theirs = vision_torch.build(pair.theirs, **pair.options).eval()
     with torch.no_grad():
@@ -79,13 +79,13 @@ def published(pair, path):
 
 
 def their_outputs(theirs, x):
-    """The logits, and the output of every module by its name."""
+    """The logits, and the output of every module, by name."""
     seen = {}
 
     def keep(name):
         def hook(module, inputs, output):
             if isinstance(output, torch.Tensor):
-                seen[name] = output.detach().clone().numpy()  # what follows may work in place
+                seen[name] = output.detach().clone().numpy()  # later layers may work in place
 
         return hook
 
@@ -98,7 +98,7 @@ def their_outputs(theirs, x):
 
 
 def our_outputs(model, variables, x):
-    """The logits, and the output of every layer with weights by its path."""
+    """The logits, and the output of every layer with weights, by path."""
 
     def apply(variables, x):
         return model.apply(variables, x, capture_intermediates=True, mutable=["intermediates"])

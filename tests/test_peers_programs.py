@@ -1,4 +1,4 @@
-"""Classics of ImageNet that neither torchvision nor timm has, beside PyTorch's layers in the order of their sources."""
+"""Classics of ImageNet that torchvision and timm lack, compared with PyTorch's layers in the order of their sources."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ F = torch.nn.functional
 
 
 class Theirs:
-    """PyTorch's layers with the weights of ours, by the paths of our modules."""
+    """PyTorch's layers with our weights, by the paths of our modules."""
 
     def __init__(self, variables):
         self.variables = variables

@@ -1,4 +1,4 @@
-"""The transformer beside torch.nn.Transformer: logits, and losses step by step, with the same weights and batches."""
+"""The transformer compared with torch.nn.Transformer: the same weights and batches give the same logits and losses."""
 
 import warnings
 
@@ -15,21 +15,21 @@ pytestmark = pytest.mark.peers
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: make peers")
 
 STEPS, V, D = 30, 40, 32
-OURS = {  # of a layer, to theirs
+OURS = {  # names in a layer: ours to theirs
     "attention.query_key_value": "self_attn.in_proj_",
     "attention.out": "self_attn.out_proj.",
     "cross_attention.out": "multihead_attn.out_proj.",
     "up": "linear1.",
     "down": "linear2.",
 }
-NORMS = {  # theirs are numbered
+NORMS = {  # theirs have numbers
     "encoder": {"attention_norm": "norm1.", "norm": "norm2."},
     "decoder": {"attention_norm": "norm1.", "cross_norm": "norm2.", "norm": "norm3."},
 }
 
 
 def to_torch(params):
-    """Our weights by the names of torch.nn.Transformer, which has all projections of an attention in one matrix."""
+    """Our weights by the names of torch.nn.Transformer, which keeps all projections of an attention in one matrix."""
     state, cross = {}, {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         first, *where, name = (key.key for key in path)
@@ -52,16 +52,16 @@ def to_torch(params):
 
 
 class Peer(torch.nn.Module):
-    """torch.nn.Transformer between the shared embedding, with sinusoids, and the same again."""
+    """torch.nn.Transformer, the shared embedding with sinusoids before it, and the same matrix after it."""
 
     def __init__(self, norm_first, embedding):
         super().__init__()
-        with warnings.catch_warnings():  # PyTorch says so if it will not take a fast way that is not for training
+        with warnings.catch_warnings():  # PyTorch warns if it cannot use its fast path for inference
             warnings.filterwarnings("ignore", message="enable_nested_tensor")
             self.inner = torch.nn.Transformer(
                 D, 4, 2, 2, 64, dropout=0.0, activation="relu", batch_first=True, norm_first=norm_first
             )
-        if not norm_first:  # the paper has no norm behind the last, which is one already
+        if not norm_first:  # the paper adds no norm after the last layer, which ends with one
             self.inner.encoder.norm = self.inner.decoder.norm = None
         self.embedding = torch.nn.Parameter(torch.from_numpy(np.array(embedding)))
         angles = np.arange(16)[:, None] / 10_000 ** (np.arange(D // 2) / (D // 2))
@@ -75,7 +75,7 @@ class Peer(torch.nn.Module):
 
 
 def batches(dtype):
-    """Sources of 5 to 9 tokens, padded; targets without padding, because theirs would attend to it."""
+    """Sources of 5 to 9 tokens, padded; targets without padding, because PyTorch would attend to it."""
     rng = np.random.default_rng(0)
     source = rng.integers(1, V, size=(STEPS, 4, 9)).astype(dtype)
     source = np.where(np.arange(9) < rng.integers(5, 10, size=(STEPS, 4, 1)), source, 0)
@@ -83,7 +83,7 @@ def batches(dtype):
 
 
 def pair(norm_first):
-    """Ours and theirs with the same weights, moved off their initial values."""
+    """Ours and theirs with the same weights, perturbed from their initial values."""
     model = Transformer(TransformerConfig(V, layers=2, heads=4, width=D, hidden=64, dropout=0.0, norm_first=norm_first))
     example = jnp.ones((1, 9), jnp.int32)
     params, rng = jax.jit(model.init)(jax.random.key(0), example, example)["params"], np.random.default_rng(0)
@@ -139,6 +139,6 @@ def test_adam_follows_pytorch_step_by_step(norm_first, double, tolerance):
         assert ours.keys() == theirs.keys()
         for name, value in ours.items():
             mine, other = np.asarray(value).copy(), np.asarray(theirs[name]).copy()
-            if name.endswith("in_proj_bias"):  # no loss depends on the biases of keys, and Adam moves by the rounding
+            if name.endswith("in_proj_bias"):  # the loss does not depend on key biases; Adam moves them by rounding
                 mine[D : 2 * D] = other[D : 2 * D] = 0
             np.testing.assert_allclose(mine, other, rtol=10 * tolerance, atol=10 * tolerance, err_msg=name)

@@ -22,9 +22,9 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: make peer
 if importlib.util.find_spec("transformers") is None:
     pytest.skip("transformers is not installed: make peers", allow_module_level=True)
 
-from experiments.bench import vision_torch  # noqa: E402, it needs torch
+from experiments.bench import vision_torch  # noqa: E402, needs torch
 
-vision_torch.define_operators()  # transformers imports torchvision where it finds it
+vision_torch.define_operators()  # transformers imports torchvision if it is installed
 
 ENCODER = {
     "num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 40,

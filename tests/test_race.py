@@ -1,6 +1,5 @@
 """A race: every seed is trained as it would be alone, timed apart, and read back when the run is resumed."""
 
-import time
 from dataclasses import dataclass
 
 import jax
@@ -8,11 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_run import finish, start
+from cli import here
 
 from dlc import batches, train
-from dlc.race import race
-from dlc.run import Run
+from dlc.run import clock, loop, record
+from dlc.run.fit import Plan
+from dlc.run.run import Run
+from dlc.tasks.race import Contest, race
+
+assert here  # a fixture
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,18 @@ def loss_fn(params, aux, batch, key):
     return loss, (aux, {})
 
 
-def run_of(tmp_path=None, resume=False, **options):
+def run_of(tmp_path=None, resume=False, predict=None, measure=lambda outputs: {}, **seeds):
     run = Run(tmp_path, resume)
-    init = lambda key: train.init({"w": jax.random.normal(key)}, TX, key)  # noqa: E731
-    step = train.on_device(train.make_step(loss_fn, TX), DATA)
-    found = race(
-        run, init, step, lambda numbers: batches.minibatches(24, 6, True, numbers),
-        answer=lambda state: state.params["w"] * jnp.ones(2), steps=8, evaluate_every=4, **options,
-    )  # fmt: skip
+    contest = Contest(
+        init=lambda key: train.init({"w": jax.random.normal(key)}, TX, key),
+        step=train.on_device(train.make_step(loss_fn, TX), DATA),
+        batches=lambda numbers: batches.minibatches(24, 6, True, numbers),
+        plan=Plan(8, evaluate_every=4),
+        answer=lambda state: state.params["w"] * jnp.ones(2),
+        predict=predict,
+        measure=measure,
+    )
+    found = race(run, contest, **seeds)
     run.close()
     return run, found
 
@@ -55,21 +62,36 @@ def test_together_or_one_after_another_each_seed_is_the_same():
     assert apart.seeds_per_second == pytest.approx(3 / sum(apart.seconds))
 
 
-def test_the_clock_holds_start_training_and_answer_alone(tmp_path):
+class Time:
+    """A clock that moves only when it is told to."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        self.now += 0.001
+        return self.now
+
+
+def test_the_clock_covers_only_start_training_and_answer(tmp_path, monkeypatch):
+    time = Time()
+    for module in (clock, loop):
+        monkeypatch.setattr(module, "time", time)
+
     def slowly(outputs):
-        time.sleep(0.5)
+        time.now += 1000
         return {}
 
     run, found = run_of(tmp_path, seeds=2, predict=lambda state: state.params["w"], measure=slowly)
-    assert max(found.seconds) < 0.5  # two evaluations of half a second each are outside, and so is compiling
-    first, second = run.parts
-    assert first.seconds["evaluate"] >= 1
-    assert first.seconds["compile"] > 0
-    assert second.seconds["compile"] == 0  # the programs of the first
+    assert max(found.seconds) < 1  # two evaluations of a thousand seconds each are outside, and so is compiling
+    first, second = (part.clock.seconds for part in run.parts)
+    assert first["evaluate"] >= 2000
+    assert first["compile"] > 0
+    assert second["compile"] == 0  # the programs of the first
     assert all(seconds > 0 for seconds in found.seconds)
-    result = run.finish("x", "claim", Config(), {"w": found.outputs[:, 0]}, "")
+    result = record.finish(run, "x", "claim", Config(), {"w": found.outputs[:, 0]}, "")
     assert result["seeds"] == [0, 1]
-    assert result["seconds"]["train"] == pytest.approx(sum(p.seconds["train"] for p in run.parts), abs=2e-3)
+    assert result["seconds"]["train"] == pytest.approx(first["train"] + second["train"], abs=2e-3)
 
 
 def test_seeds_that_do_not_divide_into_heats_are_named():
@@ -77,24 +99,13 @@ def test_seeds_that_do_not_divide_into_heats_are_named():
         run_of(seeds=3, at_once=2)
 
 
-def test_parts_survive_a_later_mistake(tmp_path):
+def test_parts_survive_a_later_mistake(tmp_path, here):
     """Both networks are built before any trains; and a folder in which a part has trained is never deleted."""
-    words = ["experiments.cifar10.resnet", "--smoke", "--depth", "8", "9", "--variant", "residual", "--out", tmp_path]
-    code, _, err = finish(start(*words))
+    resnet = ("experiments.cifar10.resnet", "--smoke", "--out", tmp_path)
+    code, _, err = here(*resnet, "--depth", 8, 9, "--variant", "residual")
     assert (code, "a depth of 9 is not 6n + 2" in err) == (2, True)
     assert "step" not in err
-    words = [
-        "experiments.cifar10.resnet",
-        "--smoke",
-        "--variant",
-        "plain",
-        "residual",
-        "--lr",
-        "1e30",
-        "--out",
-        tmp_path,
-    ]
-    code, _, err = finish(start(*words))
+    code, _, err = here(*resnet, "--variant", "plain", "residual", "--lr", "1e30")
     assert (code, "the loss became" in err or "no longer finite" in err) == (4, True)
     assert list(tmp_path.glob("*/*/plain-8/log.jsonl"))
 
@@ -105,12 +116,12 @@ def test_finished_parts_are_read_back(tmp_path):
     np.testing.assert_array_equal(before.outputs, after.outputs)
     # Nothing was trained: the seconds of training are those that the log has kept.
     kept = [part.history[-1]["seconds"]["train"] for part in first.parts]
-    assert [part.seconds["train"] for part in second.parts] == kept
+    assert [part.clock.seconds["train"] for part in second.parts] == kept
 
 
-def test_a_target_that_was_not_reached_is_said_and_ends_with_5(tmp_path):
-    words = ["experiments.cifar10.record", "--smoke", "--epochs", "1", "--filters", "0.001", "--out", tmp_path]
-    code, out, err = finish(start(*words))
+def test_a_target_that_was_not_reached_is_said_and_ends_with_5(tmp_path, here):
+    words = ("--smoke", "--epochs", 1, "--filters", 0.001, "--out", tmp_path)
+    code, out, err = here("experiments.cifar10.airbench", *words)
     assert code == 5
     last = err.strip().splitlines()[-1]
     assert last.startswith("not reached: the test accuracy is ")
@@ -127,8 +138,8 @@ def test_a_target_that_was_not_reached_is_said_and_ends_with_5(tmp_path):
         (["--batch", "2000"], "a batch of 2000 cannot be drawn from 1437 examples: choose 1 to 1437"),
     ],
 )
-def test_mistakes_are_one_sentence(words, sentence, tmp_path):
-    code, _, err = finish(start("experiments.cifar10.resnet", "--dataset", "digits32", *words, "--out", tmp_path))
+def test_mistakes_are_one_sentence(words, sentence, tmp_path, here):
+    code, _, err = here("experiments.cifar10.resnet", "--dataset", "digits32", *words, "--out", tmp_path)
     assert code == 2
     assert sentence in err
     assert "Traceback" not in err

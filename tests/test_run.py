@@ -1,4 +1,4 @@
-"""Runs as a person meets them: what a run leaves behind, how it stops, how it continues, and what it says of mistakes."""
+"""Runs as a person meets them: what they leave behind, how they stop and continue, and what they say of mistakes."""
 
 import json
 import re
@@ -126,7 +126,7 @@ def test_several_seeds_begin_from_the_same_weights(whole, tmp_path, here):
     assert code == 0, stderr
     first = lines(folder_of(tmp_path))[0]["loss"]
     assert first["mean"] == pytest.approx(lines(whole[0])[-2]["loss"], rel=0.05)
-    model, variables = weights.load(folder_of(tmp_path))
+    _, variables = weights.load(folder_of(tmp_path))
     assert variables["params"]["dense1"]["kernel"].shape == (784, 10)  # the first seed's
 
 

@@ -61,7 +61,7 @@ def prepare(upstream, splits, make, **options):
     Builder(data_dir=root, file_format="array_record", **options).download_and_prepare()
 
 def images(builder, split):
-    arrays = np.load(root / f"{builder.name}.npz")
+    arrays = dict(np.load(root / f"{builder.name}.npz"))  # read once
     for i, label in enumerate(arrays[f"{split}_label"].tolist()):
         example = {"image": Image.fromarray(arrays[f"{split}_image"][i].squeeze()), "label": label}
         if builder.name == "cifar100":

@@ -17,7 +17,10 @@ from dlc.errors import UserError
 from dlc.models.bert import BertConfig, BertMaskedLM
 from dlc.models.gpt import GPT, GPTConfig
 from dlc.models.transformer import Transformer, TransformerConfig
-from dlc.run import Run
+from dlc.run import flags, plot
+from dlc.run.run import Run
+from dlc.tasks import pairs
+from dlc.tasks import text as tasks_text
 from experiments.attention import bert, gpt, seq2seq, translate
 
 
@@ -111,13 +114,12 @@ def trained():
     """A translator of numbers below a hundred that has hardly learnt, and the run that trained it."""
     numbers = [(text.english(n), text.french(n)) for n in range(100)]
     several = [(" ".join([a] * n), " ".join([b] * n)) for n in (5, 8) for a, b in numbers[:50]]
-    pairs = text.Parallel("numbers", (numbers + several) * 8, numbers[:20], numbers[:20], "by rule")
-    tokenizer = translation.vocabulary(pairs, 300)
+    sentences = text.Parallel("numbers", (numbers + several) * 8, numbers[:20], numbers[:20], "by rule")
+    tokenizer = pairs.vocabulary(sentences, 300)
     model, run = Transformer(TransformerConfig(tokenizer.size, 1, 2, 16, 32, 0.0, True)), Run()
-    params, figures = translation.fit(
-        run, pairs, tokenizer, model, lambda steps: optax.adam(1e-2), epochs=1, batch=256, smoothing=0.1, seed=0
-    )
-    return run, pairs, tokenizer, model, params, figures
+    recipe = pairs.Recipe(epochs=1, batch=256, lr=1e-2, warmup=0.0, smoothing=0.1)
+    variables, figures = pairs.fit(run, sentences, tokenizer, model, optax.adam, recipe)
+    return run, sentences, tokenizer, model, variables, figures
 
 
 def test_a_run_compiles_a_handful_of_programs(trained):
@@ -125,15 +127,15 @@ def test_a_run_compiles_a_handful_of_programs(trained):
     losses = [line["loss"] for line in run.history if "loss" in line]
     assert losses[-1] < losses[0]
     assert figures["validation_loss"] == run.history[-1]["validation_loss"]
-    steps = [key for key in run.programs if key[2]]  # those that give their state away
-    source, target = translation.encoded(trained[2], trained[1].train)
+    steps = [key for key in run.clock.programs if key[-1]]  # those that donate their state
+    source, target = pairs.encoded(trained[2], trained[1].train)
     needs = {max(len(s), len(t) - 1) for s, t in zip(source, target, strict=True)}
-    buckets = set(np.searchsorted(translation.LENGTHS, sorted(needs)).tolist())
-    assert 3 <= len(steps) == len(buckets) <= len(translation.LENGTHS)
+    buckets = set(np.searchsorted(pairs.LENGTHS, sorted(needs)).tolist())
+    assert 3 <= len(steps) == len(buckets) <= len(pairs.LENGTHS)
 
 
 def test_translating_compiles_once_for_each_bucket(trained):
-    _, pairs, tokenizer, model, params, _ = trained
+    _, numbers, tokenizer, model, variables, _ = trained
     traces = []
 
     class Counted:
@@ -141,8 +143,8 @@ def test_translating_compiles_once_for_each_bucket(trained):
             traces.append(method)
             return model.apply(*arguments, method=method)
 
-    translate = translation.translator(Run(), Counted(), params, tokenizer, beams=2, batch=8)
-    sentences = [source for source, _ in pairs.test]
+    translate = pairs.translator(Run(), Counted(), variables, tokenizer, pairs.Search(beams=2), batch=8)
+    sentences = [source for source, _ in numbers.test]
     found = translate(sentences)
     assert traces.count("start") == 1
     assert translate(sentences[::-1]) == found[::-1]  # in whatever company
@@ -167,62 +169,75 @@ def test_pictures_of_attention():
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("config", "sentence"),
     [
-        (lambda: translate.Config(source=Path("a.txt")), "--source and --target are two files"),
-        (lambda: seq2seq.Config(target=Path("a.txt")), "--source and --target are two files"),
-        (lambda: gpt.Config(warmup=50, steps=50), "--warmup 50 is not less than the 50 --steps"),
-        (lambda: gpt.Config(top_p=0.0), "--top-p must be greater than 0"),
-        (lambda: gpt.Config(top_p=1.5), "--top-p must be at most 1"),
-        (lambda: gpt.Config(prompt=""), "--prompt is empty"),
-        (lambda: bert.Config(rate=1.5), "--rate must be at least 0 and less than 1, not 1.5"),
-        (lambda: gpt.Config(weights=Path("run"), width=64, steps=5), "--width, --steps means nothing with --weights"),
-        (lambda: translate.Config(sentence=(" ",)), "a --sentence is empty"),
-        (lambda: bert.Config(sentence="no mask here"), r"--sentence must have one \[MASK\], and 'no mask here' has 0"),
+        (gpt.Config(top_p=0.0), "--top-p must be greater than 0"),
+        (gpt.Config(top_p=1.5), "--top-p must be greater than 0 and at most 1, not 1.5"),
+        (gpt.Config(prompt=""), "--prompt is empty: begin with a letter"),
+        (gpt.Config(dropout=1.0), "--dropout must be at least 0 and less than 1, not 1.0"),
+        (bert.Config(rate=1.5), "--rate must be at least 0 and less than 1, not 1.5"),
+        (bert.Config(sentence="no mask here"), r"--sentence must have exactly one \[MASK\]: no mask here"),
     ],
 )
-def test_flags_that_cannot_be(change, sentence):
+def test_values_that_cannot_be(config, sentence):
+    flags.check(type(config)())
     with pytest.raises(UserError, match=sentence):
-        change()
+        flags.check(config)
 
 
-def test_gpt_writes_on_with_what_a_run_has_learnt(tmp_path, capsys):
-    from dlc import config as configs
+@pytest.mark.parametrize(
+    ("experiment", "changes", "sentence"),
+    [
+        (translate, {"source": Path("a.txt")}, "--source and --target are two files"),
+        (seq2seq, {"target": Path("a.txt")}, "--source and --target are two files"),
+        (gpt, {"warmup": 50, "steps": 50}, "--warmup 50 is not less than the 50 --steps"),
+    ],
+)
+def test_flags_that_contradict_each_other(experiment, changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        experiment.train(dataclasses.replace(experiment.SMOKE, **changes), Run())
 
+
+def test_an_empty_sentence_is_not_translated(trained):
+    _, _, tokenizer, model, variables, _ = trained
+    with pytest.raises(UserError, match="a --sentence is empty: write one to translate"):
+        pairs.show(Run(), None, model, variables, tokenizer, pairs.Search(sentences=(" ",)), print)
+
+
+def shown(experiment, folder, said=None, **changes):
+    """The experiment's `show` of the weights in `folder`, which says its lines to `said`."""
+    run = Run()
+    run.weights = folder
+    run.say = (said if said is not None else []).append
+    return experiment.show(dataclasses.replace(experiment.Config(), **changes), run, *weights.load(folder))
+
+
+def test_gpt_continues_with_what_a_run_has_learnt(tmp_path, capsys):
     sizes = dataclasses.replace(gpt.SMOKE, steps=20, layers=1, width=16, context=16, length=8)
-    configs.save(tmp_path, "attention.gpt", sizes, "")
     run = Run(tmp_path)
-    learnt = gpt.main(sizes, run)
+    learnt = gpt.train(sizes, run)
     run.close()
     assert learnt["validation_loss"] > 0
     written = (tmp_path / "written.txt").read_text()
     capsys.readouterr()
-    said = []
-    later = Run()
-    later.say = said.append
-    assert gpt.main(dataclasses.replace(gpt.Config(), weights=tmp_path, length=8), later) == {}
+    assert shown(gpt, tmp_path, length=8) == {}
     assert capsys.readouterr().out.strip("\n") == written.strip("\n")  # the same weights, prompt and seed
-    gpt.main(gpt.Config(weights=tmp_path, prompt="import sys\nimport os\n", length=2), later)
-    assert said == ["the prompt has 21 tokens and the context 16: the model reads the last of it"]
+    said = []
+    shown(gpt, tmp_path, said, prompt="import sys\nimport os\n", length=2)
+    assert said == ["the prompt has 21 tokens and the context 16: the model reads the last ones"]
     with pytest.raises(UserError, match=r"characters outside the vocabulary of \d+: 'é'"):
-        gpt.main(gpt.Config(weights=tmp_path, prompt="é"), later)
-    with pytest.raises(
-        UserError, match=r"is a run of experiments\.attention\.gpt, not of experiments\.attention\.bert"
-    ):
-        language.known(later, tmp_path, "attention.bert", bert.Config, bert.network, bert.optimizer, weights.load_bert)
+        shown(gpt, tmp_path, prompt="é")
 
 
 def test_a_configuration_comes_back_as_it_was(tmp_path, monkeypatch):
-    from dlc import config as configs
-
     monkeypatch.chdir(tmp_path)
     for module in (gpt, bert):
         config = dataclasses.replace(module.SMOKE, text=Path("mine.txt"))
-        configs.save(tmp_path, "x", config, "")
-        assert configs.load(tmp_path, "x", module.Config) == dataclasses.replace(config, text=tmp_path / "mine.txt")
+        flags.save(tmp_path, "x", config, "")
+        assert flags.load(tmp_path, "x", module.Config) == dataclasses.replace(config, text=tmp_path / "mine.txt")
     pair = translate.Config(source=Path("a"), target=tmp_path / "b", sentence=("one", "two"))
-    configs.save(tmp_path, "x", pair, "")
-    assert configs.load(tmp_path, "x", translate.Config) == dataclasses.replace(pair, source=tmp_path / "a")
+    flags.save(tmp_path, "x", pair, "")
+    assert flags.load(tmp_path, "x", translate.Config) == dataclasses.replace(pair, source=tmp_path / "a")
 
 
 def test_weights_and_a_vocabulary_that_do_not_belong_together(tmp_path):
@@ -230,7 +245,7 @@ def test_weights_and_a_vocabulary_that_do_not_belong_together(tmp_path):
     weights.save_gpt2(tmp_path, model, model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
     tokens.train_bpe(["to be or not to be, that is the question"], 270).save(tmp_path)
     with pytest.raises(UserError, match=r"has 270 tokens and the model 265: they do not belong together$"):
-        gpt.main(gpt.Config(weights=tmp_path), Run())
+        shown(gpt, tmp_path)
 
 
 def test_published_bert_guesses_a_word(tmp_path):
@@ -238,23 +253,19 @@ def test_published_bert_guesses_a_word(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
     model = BertMaskedLM(BertConfig(len(words), 12, layers=1, heads=1, width=8, hidden=8))
     weights.save_bert(tmp_path, model, model.init(jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"])
-    said, run = [], Run()
-    run.say = said.append
-    assert bert.main(bert.Config(weights=tmp_path), run) == {}
+    said = []
+    assert shown(bert, tmp_path, said) == {}
     sentence, *guesses = said
     assert sentence == "How are you [MASK] today?"
     assert len(guesses) == 5
     assert all(guess.split()[1] in words for guess in guesses)
     with pytest.raises(UserError, match="do not fit into a context of 12"):
-        bert.main(bert.Config(weights=tmp_path, sentence="how are you " * 4 + "[MASK]"), run)
+        shown(bert, tmp_path, sentence="how are you " * 4 + "[MASK]")
 
 
 def test_a_run_that_has_not_trained_has_nothing_to_say(tmp_path):
-    from dlc import config as configs
-
-    configs.save(tmp_path, "attention.gpt", gpt.SMOKE, "")
+    weights.write_model(tmp_path, GPT(GPTConfig(vocab=3, context=8, layers=1, heads=1, width=8)))
+    with pytest.raises(UserError, match="has not saved any weights yet: wait for its first checkpoint"):
+        shown(gpt, tmp_path)
     with pytest.raises(UserError, match="there is no vocabulary in"):
-        gpt.main(gpt.Config(weights=tmp_path), Run())
-    tokens.Characters.of("abc").save(tmp_path)
-    with pytest.raises(UserError, match=r"there is no checkpoint in .*: give the folder of a run that has trained$"):
-        gpt.main(gpt.Config(weights=tmp_path), Run())
+        tasks_text.tokenizer_of(tmp_path, None)

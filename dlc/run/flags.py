@@ -96,7 +96,7 @@ def parse(name: str, summary: str, default: Any, smoke: Any, kind: type[Options]
     flat = tyro.conf.OmitArgPrefixes
     fields = [("experiment", Annotated[type(default), flat], default), ("run", Annotated[kind, flat], kind())]
     both = dataclasses.make_dataclass("both", fields, frozen=True)
-    found = tyro.cli(both, prog=prog, description=summary, args=argv)
+    found: Any = tyro.cli(both, prog=prog, description=summary, args=argv)
     parsed = Parsed(found.experiment, found.run)
     check(parsed.config)
     check(parsed.options)

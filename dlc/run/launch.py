@@ -49,7 +49,7 @@ def launch(
     Exit codes: 2 a mistake in the flags, a file or the disk; 3 data that cannot be had; 4 diverged; 5 a target that was
     not reached; 130 and 143 interrupted.
     """
-    module = sys.modules[(train or show).__module__]  # type: ignore[union-attr]
+    module = sys.modules[(train or show).__module__]
     argv = sys.argv[1:] if argv is None else argv
     console = Console(stderr=True)
     name, folder, resume = "", None, False

@@ -14,9 +14,9 @@ INK, ACCENT = "#1b3a5c", "#c8553d"
 
 
 def curves(history: list[dict[str, Any]], steps_per_epoch: int = 1, seeds: int = 1, held_out: str = "test") -> Figure:
-    """Loss and, where there is one, error against epochs (or, one to an epoch, steps), in training and `held_out`.
+    """Loss and, if there is one, error against epochs (or steps, if `steps_per_epoch` is 1), in training and `held_out`.
 
-    Several seeds are their mean, in a band of one deviation.
+    Several seeds are drawn as their mean, in a band of one standard deviation.
     """
     names = [name for name in ("loss", "error") if any(name in line for line in history)]
     figure = Figure(figsize=(4.5 * len(names), 3.4), dpi=150, layout="constrained")
@@ -49,10 +49,10 @@ def curves(history: list[dict[str, Any]], steps_per_epoch: int = 1, seeds: int =
 
 
 def attention(weights: dict[str, np.ndarray], rows: Sequence[str], columns: Sequence[str]) -> Figure:
-    """Attention weights [T, S] by name, a picture each: black is none of a row's attention and white all of it.
+    """Attention weights [T, S] by name, one picture each: black is none of a row's attention, white is all of it.
 
-    It is figure 3 of Bahdanau et al. 2014, but with the square root for the brightness. `rows` [T] are the tokens that
-    attend and `columns` [S] those attended to.
+    Like figure 3 of Bahdanau et al. 2014, but the brightness is the square root. `rows` [T] are the tokens that attend,
+    `columns` [S] the tokens attended to.
     """
     across = min(len(weights), 2)
     down, size = -(-len(weights) // across), 9 if across == 1 else 7
@@ -83,10 +83,10 @@ def filters(kernel: Any, columns: int = 8) -> Figure:
 
 
 def confusion(counts: np.ndarray, classes: tuple[str, ...]) -> Figure:
-    """A confusion matrix [K, K]: rows the true class, columns the predicted one, colour the share that is mistaken."""
+    """A confusion matrix [K, K]: rows are true classes, columns predicted ones, colour the share of mistakes."""
     figure = Figure(figsize=(5.4, 5), dpi=150, layout="constrained")
     axis = figure.subplots()
-    # Colour only the mistakes: beside a diagonal of 99 % they would all look white.
+    # Colour only the mistakes: next to a diagonal of 99 % they would all look white.
     mistakes = counts / np.maximum(counts.sum(1, keepdims=True), 1) * (1 - np.eye(len(counts)))
     axis.imshow(mistakes, cmap="Reds", vmin=0)
     for (i, j), count in np.ndenumerate(counts):
@@ -104,7 +104,7 @@ def confusion(counts: np.ndarray, classes: tuple[str, ...]) -> Figure:
 def mistakes(
     images: np.ndarray, logits: np.ndarray, label: np.ndarray, classes: tuple[str, ...], most: int = 24
 ) -> Figure:
-    """The images [N, H, W, C] (uint8) on which the logits [N, K] are furthest from the label, with both answers."""
+    """The images [N, H, W, C] (uint8) whose logits [N, K] are furthest from the label, with both answers."""
     shifted = logits - logits.max(-1, keepdims=True)
     probability = np.exp(shifted) / np.exp(shifted).sum(-1, keepdims=True)
     answer = logits.argmax(-1)
@@ -161,9 +161,9 @@ def sheet(rows: dict[str, np.ndarray], stacks: int = 1) -> Figure:
 
 
 def _mosaic(images: np.ndarray, columns: int, fill: float | int) -> np.ndarray:
-    """Images [N, H, W, ...] row by row in one, `columns` across, with a line of `fill` between them.
+    """Images [N, H, W, ...] side by side in one array, `columns` across, with a line of `fill` between them.
 
-    One picture, because matplotlib takes a tenth of a second for every few axes.
+    One picture, because matplotlib needs a tenth of a second for every few axes.
     """
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)

@@ -5,8 +5,9 @@
 Shapes: B batch, N images of the test set, K classes, S seeds.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -17,7 +18,7 @@ import optax
 import tyro
 
 from dlc import batches, losses, metrics, sharding, train
-from dlc.data import Dataset
+from dlc.data import Dataset, pictures, stream
 from dlc.data.stream import Batches
 from dlc.run import plot
 from dlc.run.fit import Plan, start
@@ -165,7 +166,7 @@ def first_seed(variables: Any, seeds: int) -> Any:
     return variables if seeds == 1 else jax.tree.map(lambda leaf: leaf[0], variables)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pictures:
     """Pictures that are read when they are needed, the model that learns them, and how they meet.
 
@@ -177,8 +178,36 @@ class Pictures:
     size: int
     learn: Batches
     held: Batches
-    classes: tuple[str, ...]
+    found: pictures.Pictures
     devices: jax.sharding.Mesh
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How pictures are read: `batch` at a time, split among `devices`, decoded by that many `workers`."""
+
+    batch: int
+    devices: jax.sharding.Mesh
+    workers: int = 0
+    seed: int = 0
+
+
+@contextlib.contextmanager
+def batches_of(
+    found: pictures.Pictures, part: Callable[..., Any], size: int, reading: Reading
+) -> Iterator[tuple[Batches, Batches]]:
+    """The batches to learn from, of random parts of pictures, and those of the squares in the middle to validate with.
+
+    Raises UserError if a batch cannot be split among the devices.
+    """
+    sharding.fits(reading.batch, reading.devices)
+    place = sharding.split(reading.devices, axis=1)
+    middle = functools.partial(stream.centre, side=round(size * stream.WHOLE))
+    common: dict[str, Any] = {"batch": reading.batch, "workers": reading.workers, "sharding": place}
+    learn = Batches(found.train, part, seed=reading.seed, **common)
+    held = Batches(found.validation, middle, **common)
+    with contextlib.closing(learn), contextlib.closing(held):
+        yield learn, held
 
 
 def fit_stream(
@@ -246,7 +275,7 @@ class Validation:
         _, logits = self._program(variables)(variables, batch)
         image, logits, label = (np.asarray(leaf) for leaf in (batch["image"][0], logits, batch["label"][0]))
         shown = slice(held.examples)  # without the copies that fill up a batch
-        figure = plot.mistakes(image[shown], logits[shown].astype(np.float32), label[shown], self.task.classes)
+        figure = plot.mistakes(image[shown], logits[shown].astype(np.float32), label[shown], self.task.found.classes)
         self.run.figure("mistakes", figure)
 
     def _program(self, variables: Any) -> Any:

@@ -133,7 +133,7 @@ def against_seconds(history: list[dict[str, Any]], target: int | float) -> Figur
     accuracy = [100 * (1 - error) for error in errors]
     axis.plot(seconds, accuracy, color=plot.ACCENT, marker="o", markersize=3, linewidth=1.4)
     axis.axhline(target, color=plot.INK, linewidth=0.8, linestyle=":")
-    label = {"textcoords": "offset points", "xytext": (2, 3), "fontsize": 8, "color": plot.INK}
+    label: dict[str, Any] = {"textcoords": "offset points", "xytext": (2, 3), "fontsize": 8, "color": plot.INK}
     axis.annotate(f"{target:g} %", (0, target), **label)
     axis.set(xlabel="seconds of training", ylabel="test accuracy (%), of one view", xlim=(0, None))
     axis.grid(alpha=0.25)

@@ -160,7 +160,7 @@ def _from_checkpoint(folder: Path) -> dict[str, Any]:
     finally:
         checkpoints.close()
     if not arrays or "step" not in arrays:
-        raise UserError(f"the run in {folder} has not saved any weights yet: resume it, or wait for its first checkpoint")
+        raise UserError(f"the run in {folder} has not saved any weights yet: wait for its first checkpoint")
     several = arrays.pop("step").ndim > 0  # seeds that were trained at once: the first is read
     variables: dict[str, Any] = {}
     for name, array in arrays.items():

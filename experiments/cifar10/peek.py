@@ -42,8 +42,8 @@ SMOKE = Config(dataset="digits32")
 COLORS = ("red", "green", "blue")
 
 
-def augmentations(classes):
-    """Name -> a function of a key and a batch of uint8 images, to what becomes of the images."""
+def augmentations(classes: int) -> dict:
+    """Name -> a function of a key and a batch of uint8 images, which returns the changed images."""
 
     def of_images(change, *settings):
         return lambda key, batch: change(key, batch["image"], *settings)
@@ -52,11 +52,8 @@ def augmentations(classes):
         return lambda key, batch: augment.alternating_flip(key, batch["image"], batch["row"], epoch)
 
     def of_colors(**strength):
-        def jittered(key, batch):
-            floats = augment.color_jitter(key, jnp.asarray(batch["image"], jnp.float32), **strength)
-            return jnp.rint(floats.clip(0, 255)).astype(jnp.uint8)
-
-        return jittered
+        jitter = lambda key, image: augment.color_jitter(key, image.astype("float32"), **strength)  # noqa: E731
+        return lambda key, batch: jnp.rint(jitter(key, batch["image"]).clip(0, 255)).astype(jnp.uint8)
 
     def of_pairs(mix):
         return lambda key, batch: mix(key, batch, 1.0, classes)["image"]
@@ -90,8 +87,7 @@ def train(config: Config, run: Run) -> dict:
     shape = " x ".join(map(str, tensor.shape))
     run.say(f"image {config.image}, {dataset.classes[label[config.image]]}: a tensor of {shape} numbers")
     for name, channel in zip(COLORS, tensor, strict=True):
-        lines = (" ".join(f"{value:3}" for value in row) for row in channel[:4, :12])
-        run.say("\n".join(f"{name if i == 0 else '':6} {line} ..." for i, line in enumerate(lines)))
+        run.say(f"{name:6} {' '.join(f'{value:3}' for value in channel[0, :16])} ...")
 
     mean, std = channel_mean_and_std(images)
     for name, m, s in zip(COLORS, mean, std, strict=True):
@@ -102,33 +98,30 @@ def train(config: Config, run: Run) -> dict:
     rows = {name: images[label == k][:many] for k, name in enumerate(dataset.classes)}
     run.figure("classes", plot.sheet(rows, stacks=-(-classes // 25)))
     run.figure("statistics", histogram(images))
-    # Three images, four draws of each; as many rows, so that each draw tosses a coin of its own.
+    # Three images, four draws of each, each with a row number of its own, so that it tosses its own coin.
     shown = np.repeat((config.image + np.arange(3)) % len(images), 4)
     batch = {"image": images[shown], "label": label[shown], "row": np.arange(len(shown))}
     names, changes = zip(*augmentations(classes).items(), strict=True)
     looks = jax.jit(lambda key, batch: [change(key, batch) for change in changes])(jax.random.key(config.seed), batch)
     run.figure("augmentations", plot.sheet(dict(zip(names, map(np.asarray, looks), strict=True))))
 
-    figures = {f"first_{name}": int(value) for name, value in zip(COLORS, tensor[:, 0, 0], strict=True)}
-    figures |= {f"mean_{name}": float(value) for name, value in zip(COLORS, mean, strict=True)}
-    return figures | {f"deviation_{name}": float(value) for name, value in zip(COLORS, std, strict=True)}
+    found = {"first": tensor[:, 0, 0], "mean": mean, "deviation": std}
+    return {f"{what}_{name}": float(value[i]) for what, value in found.items() for i, name in enumerate(COLORS)}
 
 
 def histogram(images: np.ndarray) -> Figure:
-    """How often each value, 0 to 255, occurs in each channel of images [N, H, W, C] (uint8); dashes mark the means.
+    """How often each value, 0 to 255, occurs in each colour of images [N, H, W, 3] (uint8); dashes mark the means.
 
     The bars of 0 and 255, where cameras clip, may end above the picture.
     """
-    C = images.shape[-1]
-    names = ("red", "green", "blue") if C == 3 else ("grey",) * C
-    colors = (plot.ACCENT, "#3f8f5b", "#2f6fb0") if C == 3 else (plot.INK,) * C
     figure = Figure(figsize=(7.2, 3.8), dpi=150, layout="constrained")
     axis = figure.subplots()
     values, top = np.arange(256), 0.1
-    for c, (name, color) in enumerate(zip(names, colors, strict=True)):
-        count = np.zeros(256)
-        for piece in np.array_split(images[..., c].reshape(-1), max(1, images.size // 2**22)):
-            count += np.bincount(piece, minlength=256)  # in pieces, because it makes eight bytes of every one
+    for name, color, channel in zip(
+        COLORS, (plot.ACCENT, "#3f8f5b", "#2f6fb0"), np.moveaxis(images, -1, 0), strict=True
+    ):
+        # In pieces, because every byte becomes eight.
+        count = sum(np.bincount(piece.ravel(), minlength=256) for piece in np.array_split(channel, 16))
         share = count / count.sum()
         mean = share @ values
         std = np.sqrt(share @ (values - mean) ** 2)
@@ -137,11 +130,9 @@ def histogram(images: np.ndarray) -> Figure:
         axis.axvline(mean, color=color, linestyle="--", linewidth=0.9)
         top = max(top, 100 * share[1:-1].max())
     axis.set(xlabel="value of a pixel", ylabel="share of the pixels (%)", xlim=(-2, 257), ylim=(0, 1.1 * top))
-    above = axis.secondary_xaxis("top", functions=(lambda v: np.divide(v, 255), lambda v: np.multiply(v, 255)))
-    above.set_xlabel("on the scale 0 to 1")
     axis.set_xticks(range(0, 256, 51))
     axis.grid(alpha=0.25)
-    figure.legend(frameon=False, loc="outside upper center", ncols=C, fontsize=8)
+    figure.legend(frameon=False, loc="outside upper center", ncols=3, fontsize=8)
     return figure
 
 

@@ -18,7 +18,6 @@ https://huggingface.co/timm link the files. Reading a *.pth needs PyTorch, readi
 
 import tempfile
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,41 +29,19 @@ from tyro.conf import Positional
 
 from dlc.data import imagenet, images
 from dlc.errors import UserError
-from dlc.models.alexnet import alexnet_2014
-from dlc.models.densenet import densenet121
-from dlc.models.googlenet import googlenet_bn
-from dlc.models.inception import inception_v3
-from dlc.models.inception_v4 import inception_v4
-from dlc.models.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
-from dlc.models.squeezenet import squeezenet1_0, squeezenet1_1
-from dlc.models.vgg import vgg11, vgg13, vgg16, vgg19
 from dlc.run import plot
 from dlc.run.flags import Positive, Shown
 from dlc.run.launch import launch
 from dlc.run.run import Run
+from dlc.weights.imagenet import NETWORKS, RULES
 
-MODELS = {
-    "alexnet": alexnet_2014, "squeezenet1_0": squeezenet1_0, "squeezenet1_1": squeezenet1_1,
-    "vgg11": vgg11, "vgg13": vgg13, "vgg16": vgg16, "vgg19": vgg19,
-    "vgg11_bn": partial(vgg11, norm=True), "vgg13_bn": partial(vgg13, norm=True),
-    "vgg16_bn": partial(vgg16, norm=True), "vgg19_bn": partial(vgg19, norm=True),
-    "googlenet": partial(googlenet_bn, aux=False), "inception_v3": partial(inception_v3, aux=False),
-    "inception_v4": inception_v4, "densenet121": densenet121,
-    "resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50, "resnet101": resnet101, "resnet152": resnet152,
-}  # fmt: skip
 DRAWN = 12  # photographs in the figure, at most
-# Some weights expect [-1, 1]; torchvision's GoogLeNet and Inception-v3 convert to it first.
-CENTRED = imagenet.Rule(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-RULES = {
-    "googlenet": CENTRED, "inception_v3": CENTRED._replace(resize=342, crop=299),
-    "inception_v4": CENTRED._replace(resize=341, crop=299, smooth="bicubic"),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Config:
     images: Shown[Positional[tuple[Path, ...]]] = ()  # photographs
-    model: Shown[Literal[*MODELS]] = "resnet50"  # of published weights; those of a run know theirs
+    model: Shown[Literal[*NETWORKS]] = "resnet50"  # of published weights; those of a run know theirs
     classes: Shown[Path | None] = None  # names of other classes than ImageNet's, one a line
     resize: Shown[Positive[int] | None] = None  # the shorter side before the crop; by default the model's own
     made_up: bool = False  # random weights and a picture of coloured squares: shows the program, not what it can do
@@ -74,7 +51,7 @@ SMOKE = Config(model="squeezenet1_1", made_up=True)
 
 
 def published(config: Config) -> Any:
-    return MODELS[config.model]()
+    return NETWORKS[config.model]()
 
 
 def rule_of(config: Config) -> imagenet.Rule:

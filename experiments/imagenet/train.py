@@ -19,8 +19,8 @@ Expect: 17.50 % validation error on scikit-learn's digits, small pictures that s
     python -m experiments.imagenet.train --weights FILE     evaluates torchvision's weights of --model, or a run's
 """
 
-import contextlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -93,8 +93,8 @@ def published(config: Config) -> Any:
     return RECIPES[config.model].network(dtype=config.dtype)
 
 
-@contextlib.contextmanager
-def problem(config: Config, run: Run, model: Any = None) -> Iterator[tuple[images.Pictures, pictures.Pictures]]:
+@contextmanager
+def problem(config: Config, run: Run, model: Any = None) -> Iterator[images.Pictures]:
     """The pictures in batches, and the model that looks at them."""
     if config.images and config.dataset != Config.dataset:
         raise UserError("--images and --dataset are two sets: give one of them")
@@ -102,22 +102,18 @@ def problem(config: Config, run: Run, model: Any = None) -> Iterator[tuple[image
     found = pictures.folder(config.images) if config.images else pictures.load(config.dataset)
     run.facts |= {"dataset": found.name, "source": found.source}
     run.text("classes", "\n".join(found.classes))
-    sharding.fits(recipe.batch, devices)
-    common = {"batch": recipe.batch, "workers": config.workers, "sharding": sharding.split(devices, axis=1)}
-    part = partial(stream.random_part, how=recipe.crop, size=recipe.size)
-    side = round(recipe.size * stream.WHOLE)
-    learn = stream.Batches(found.train, part, seed=config.seed, **common)
-    held = stream.Batches(found.validation, partial(stream.centre, side=side), **common)
     prepare = standardise(np.array(imagenet.MEAN), recipe.std)
     model = model or recipe.network(num_classes=len(found.classes), dtype=config.dtype)
-    with contextlib.closing(learn), contextlib.closing(held):
-        yield images.Pictures(model, prepare, recipe.size, learn, held, found.classes, devices), found
+    part = partial(stream.random_part, how=recipe.crop, size=recipe.size)
+    reading = images.Reading(recipe.batch, devices, config.workers, config.seed)
+    with images.batches_of(found, part, recipe.size, reading) as (learn, held):
+        yield images.Pictures(model, prepare, recipe.size, learn, held, found, devices)
 
 
 def train(config: Config, run: Run) -> dict:
     recipe = recipe_of(config)
-    with problem(config, run) as (task, found):
-        colors = color_components(stream.some_pixels(found.train)) / recipe.std
+    with problem(config, run) as task:
+        colors = color_components(stream.some_pixels(task.found.train)) / recipe.std
         change = partial(augment.color_noise, components=colors, strength=config.color)
         epoch, usual = batches.steps_per_epoch(task.learn.examples, recipe.batch), RECIPES[config.model].lr
         rate = optim.drops(recipe.lr, config.epochs * epoch, config.drops, config.warmup * epoch, usual)
@@ -127,7 +123,7 @@ def train(config: Config, run: Run) -> dict:
 
 
 def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
-    with problem(config, run, model.clone(dtype=config.dtype)) as (task, _):
+    with problem(config, run, model.clone(dtype=config.dtype)) as task:
         return evaluate(config, run, task, sharding.kept(variables, task.devices))
 
 

@@ -208,8 +208,8 @@ def evaluation(loss_fn: LossFn, arrays: PyTree, size: int) -> Callable[[State], 
     return Partial(evaluate, jax.device_put(arrays, may_alias=False))
 
 
-def in_batches(forward: Callable[[State, Any], Any], arrays: PyTree, size: int) -> Callable[[State], Any]:
-    """`forward(state, batch)` over all N rows of `arrays`, `size` at a time: `state -> outputs [N, ...]`.
+def in_batches(forward: Callable[[Any, Any], Any], arrays: PyTree, size: int) -> Callable[[Any], Any]:
+    """`forward(state, batch)` over all N rows of `arrays`, `size` at a time: `state -> outputs [N, ...]`, any state.
 
     The last batch is padded with copies of the last row, whose outputs are dropped.
     """
@@ -217,7 +217,7 @@ def in_batches(forward: Callable[[State, Any], Any], arrays: PyTree, size: int) 
     size = min(size, examples)
     index = np.minimum(np.arange(-(-examples // size) * size), examples - 1).reshape(-1, size)
 
-    def outputs(arrays: PyTree, index: Int[Array, "batches size"], state: State) -> Any:
+    def outputs(arrays: PyTree, index: Int[Array, "batches size"], state: Any) -> Any:
         batches = jax.lax.map(lambda rows: forward(state, jax.tree.map(lambda array: array[rows], arrays)), index)
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:examples], batches)
 

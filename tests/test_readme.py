@@ -83,10 +83,19 @@ def test_the_models_are_those_of_the_table():
     assert shown.split("<!-- end of models -->")[0] == table.markdown()  # to mend it, paste what this is
 
 
-def test_the_tree_is_the_tree():
-    tree = README.split("## The tree")[1]
-    there = {p.name for p in (ROOT / "dlc").glob("[!_]*.py")}
-    assert there - set(re.findall(r"\w+\.py", tree)) == {"errors.py"}
-    assert set(re.findall(r"\w+\.py", tree)) <= there
-    for p in (ROOT / "dlc/models").glob("[!_]*.py"):
-        assert p.stem in tree
+def test_the_tree_in_the_design_is_the_tree():
+    tree = (ROOT / "docs" / "design.md").read_text().split("```\ndlc/\n")[1].split("```")[0]
+    ours, experiments = tree.split("experiments/")
+    for p in [*(ROOT / "dlc").glob("[!_]*.py")]:
+        assert p.name in ours or p.name == "errors.py", p
+    named = set(re.findall(r"\w+\.py", ours))
+    assert named <= {p.name for p in (ROOT / "dlc").glob("*.py")}
+    for folder in (p for p in (ROOT / "dlc").iterdir() if p.is_dir() and not p.name.startswith("_")):
+        line = re.search(rf"^  {folder.name}/ .*(?:\n {{4,}}.*)*", ours, re.MULTILINE)
+        assert line, folder
+        words = set(re.findall(r"\w+", line[0]))
+        if folder.name not in ("models", "data"):  # which are lists of nouns
+            assert {p.stem for p in folder.glob("[!_]*.py")} <= words, folder
+    for p in (ROOT / "experiments").glob("*/[!_]*.py"):
+        if p.parent.name != "bench":
+            assert p.stem in re.findall(r"\w+", experiments), p

@@ -92,11 +92,13 @@ def test_weights_are_evaluated_without_training(whole, tmp_path, here):
     assert before["figures"] == after["figures"]
     assert after["dataset"] == "digits"  # that of the run
     assert after["train_flops"] is None
+    assert after["weights"] == str(whole[0])
     assert "compil" in stdout
     assert "train" not in after["seconds"] or not after["seconds"]["train"]
     assert {p.name for p in (folder_of(tmp_path) / "figures").iterdir()} == {
         "confusion.png", "mistakes.png", "filters.png"
     }  # fmt: skip
+    assert_refused(here(MLP_, "--resume", folder_of(tmp_path)), "only showed weights, and has nothing to continue")
 
 
 def test_a_flag_that_has_no_meaning_with_weights_is_refused(whole, tmp_path, here):
@@ -118,6 +120,15 @@ def test_training_begins_from_weights(whole, tmp_path, here):
     result = here(MLP_, *SOFTMAX, 1, "--hidden", 5, "--init-from", whole[0], "--out", tmp_path / "other")
     assert_refused(result, "has shape|has no params/")
     assert not list((tmp_path / "other").glob("*/*"))
+
+
+def test_a_run_that_began_with_weights_and_was_killed_at_once_begins_with_them_again(whole, tmp_path, here):
+    words = (*SOFTMAX, 2, "--init-from", whole[0], "--out", tmp_path)
+    code, *_ = python("killed", "SIGKILL", 14, MLP_, *words)  # before the first checkpoint
+    assert code == -signal.SIGKILL
+    code, _, stderr = here(MLP_, "--resume", folder_of(tmp_path))
+    assert code == 0, stderr
+    assert lines(folder_of(tmp_path))[0]["loss"] == pytest.approx(lines(whole[0])[-2]["loss"], rel=0.05)
 
 
 def test_several_seeds_begin_from_the_same_weights(whole, tmp_path, here):

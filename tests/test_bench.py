@@ -127,6 +127,8 @@ def test_an_older_record_is_counted_by_tracing_its_experiment(tmp_path):
         compute.traced({**given, "experiment": "mnist.linear"})
     with pytest.raises(UserError, match="which only the run itself can count"):
         counting.operations(lambda config, run: run.part("residual-20"), None)
+    with pytest.raises(UserError, match="only the run itself can count"):
+        counting.operations(lambda config, run: None, None)
 
 
 def test_a_folder_without_records_is_refused(tmp_path):

@@ -18,11 +18,14 @@ from dlc.run.run import Run
 def operations(train: Callable[[Any, Run], Any], config: Any) -> float:
     """The operations that `train(config, run)` would take, by XLA's count (`dlc.costs.flops`). It reads its data.
 
-    Raises UserError if it trains several parts in turn: their number and sizes may depend on each other's results.
+    Raises UserError if it trains several parts in turn, because one part may decide the size of the next, or if it
+    does not train with `dlc.run.fit`.
     """
     run = _Counting()
     with contextlib.suppress(_Counted):
         train(config, run)
+    if not run.work:
+        raise UserError("it does not say what it computes before its first step: only the run itself can count")
     return sum((count() * steps for count, steps in run.work), 0.0)
 
 

@@ -6,6 +6,7 @@ Models of attention are in test_attention_models.py, their writing in test_gener
 import functools
 import math
 
+import drawn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +34,7 @@ GPTS = {
 both = pytest.mark.parametrize("model", GPTS.values(), ids=GPTS)
 
 
-def drawn(*shapes, dtype=jnp.float32):
+def arrays(*shapes, dtype=jnp.float32):
     """Normal numbers of these shapes, others for each."""
     rng = np.random.default_rng(0)
     return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
@@ -41,11 +42,8 @@ def drawn(*shapes, dtype=jnp.float32):
 
 @functools.cache
 def weights(model):
-    """Weights of a GPT, moved off their initial values: none is zero or one."""
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 12), int))["params"]
-    leaves, tree = jax.tree.flatten(params)
-    noise = [0.3 * jax.random.normal(jax.random.key(i), leaf.shape) for i, leaf in enumerate(leaves)]
-    return {"params": jax.tree.unflatten(tree, [leaf + more for leaf, more in zip(leaves, noise, strict=True)])}
+    """Weights of a GPT that are far from its initial ones: none is zero or one."""
+    return {"params": drawn.variables(model, jnp.zeros((1, 12), int))["params"]}
 
 
 def by_the_book(query, key, value, causal=False, mask=None):
@@ -80,8 +78,10 @@ def operands(case, dtype):
     N, K, T, S, causal, masked = case
     mask = None
     if masked:  # the first key always remains
-        mask = (jax.random.uniform(jax.random.key(1), (2, 1, T, S)) < 0.6).at[..., 0].set(True)
-    return drawn((2, T, N, 8), (2, S, K, 8), (2, S, K, 8), dtype=dtype), {"causal": causal, "mask": mask}
+        mask = np.random.default_rng(1).random((2, 1, T, S)) < 0.6
+        mask[..., 0] = True
+        mask = jnp.asarray(mask)
+    return arrays((2, T, N, 8), (2, S, K, 8), (2, S, K, 8), dtype=dtype), {"causal": causal, "mask": mask}
 
 
 @every_case
@@ -101,7 +101,7 @@ def test_attention_and_its_gradients_are_those_of_jax(case):
     """`jax.nn.dot_product_attention` is another's implementation of the same, with scores of float32."""
     with jax.enable_x64(True):
         inputs, how = operands(case, jnp.float64)
-        (towards,) = drawn((2, case[2], case[0], 8), dtype=jnp.float64)
+        (towards,) = arrays((2, case[2], case[0], 8), dtype=jnp.float64)
 
         def gradients(form):
             return jax.jit(jax.value_and_grad(lambda inputs: jnp.sum(form(inputs) * towards)))(inputs)
@@ -116,7 +116,7 @@ def test_attention_and_its_gradients_are_those_of_jax(case):
 @pytest.mark.parametrize("length", [128, 131])
 def test_a_long_causal_text_in_halves_equals_the_plain_form(length):
     with jax.enable_x64(True):
-        *inputs, towards = drawn(
+        *inputs, towards = arrays(
             (2, length, 4, 8), (2, length, 2, 8), (2, length, 2, 8), (2, length, 4, 8), dtype=jnp.float64
         )
 
@@ -133,14 +133,15 @@ def test_a_long_causal_text_in_halves_equals_the_plain_form(length):
 
 def test_attention_under_vmap_is_a_loop_and_forward_mode_agrees_with_reverse():
     inputs, how = operands(CASES["grouped"], jnp.float32)
-    several = [jnp.stack([a, 2 * a, a + 1]) for a in inputs]
+    several = [np.stack([a, 2 * a, a + 1]) for a in map(np.asarray, inputs)]
     apply = jax.jit(functools.partial(attention, **how))
     mapped = jax.vmap(apply)(*several)
     for i in range(3):
         np.testing.assert_allclose(mapped[i], apply(*(a[i] for a in several)), rtol=1e-5, atol=1e-6)
     value = jax.jit(lambda inputs: attention(*inputs, **how).sum())
-    _, forward = jax.jvp(value, (inputs,), ([jnp.cos(a) for a in inputs],))
-    reverse = sum(jnp.vdot(g, jnp.cos(a)) for g, a in zip(jax.grad(value)(inputs), inputs, strict=True))
+    tangents = [np.cos(a) for a in map(np.asarray, inputs)]
+    _, forward = jax.jit(lambda inputs, tangents: jax.jvp(value, (inputs,), (tangents,)))(inputs, tangents)
+    reverse = sum(np.vdot(g, t) for g, t in zip(jax.jit(jax.grad(value))(inputs), tangents, strict=True))
     np.testing.assert_allclose(forward, reverse, rtol=1e-4)
 
 
@@ -154,21 +155,23 @@ def test_the_weights_of_a_query_sum_to_one_and_are_zero_where_it_may_not_look():
 
 
 def test_a_query_that_may_attend_to_nothing_attends_to_everything_alike():
-    query, key, value = drawn(*[(1, 3, 2, 4)] * 3)
+    query, key, value = arrays(*[(1, 3, 2, 4)] * 3)
     nothing = jnp.zeros((1, 1, 3, 3), bool)
     seen = jax.jit(lambda query: attention(query, key, value, mask=nothing))
-    np.testing.assert_allclose(seen(query), jnp.broadcast_to(value.mean(1, keepdims=True), value.shape), rtol=1e-5)
-    assert np.isfinite(jax.grad(lambda query: seen(query).sum())(query)).all()
+    np.testing.assert_allclose(
+        seen(query), np.broadcast_to(np.asarray(value).mean(1, keepdims=True), value.shape), rtol=1e-5
+    )
+    assert np.isfinite(jax.jit(jax.grad(lambda query: seen(query).sum()))(query)).all()
 
 
 def test_attention_in_bfloat16_is_near_float32_and_its_softmax_sums_to_one():
     inputs, how = operands(CASES["grouped"], jnp.float32)
-    half = [a.astype(jnp.bfloat16) for a in inputs]
+    half = [jnp.asarray(np.asarray(a), jnp.bfloat16) for a in inputs]
     y = attention(*half, **how)
     assert y.dtype == jnp.bfloat16
-    np.testing.assert_allclose(y.astype(jnp.float32), attention(*inputs, **how), atol=0.03)
-    long = drawn((1, 1, 1, 8), (1, 4096, 1, 8), dtype=jnp.bfloat16)
-    total = attention_weights(*long).astype(jnp.float32).sum()
+    np.testing.assert_allclose(np.float32(y), jax.jit(functools.partial(attention, **how))(*inputs), atol=0.03)
+    long = arrays((1, 1, 1, 8), (1, 4096, 1, 8), dtype=jnp.bfloat16)
+    total = np.float32(attention_weights(*long)).sum()
     np.testing.assert_allclose(total, 1, atol=0.01)  # summed in bfloat16 it would be far off
 
 
@@ -177,26 +180,28 @@ def test_attention_in_bfloat16_is_near_float32_and_its_softmax_sums_to_one():
 
 def test_a_memory_read_once_is_attended_to_as_its_projections():
     module = Attention(16, 4, cross=True)
-    x, source = drawn((2, 3, 16), (2, 5, 16))
-    params = jax.jit(module.init)(jax.random.key(0), x, KeyValue(*[jnp.zeros((2, 5, 4, 4))] * 2))
-    params["params"]["key_value"] = {"kernel": drawn((16, 32))[0], "bias": jnp.arange(32.0) / 32}
-    memory = module.apply(params, source, method="read")
-    both = source @ params["params"]["key_value"]["kernel"] + jnp.arange(32.0)[None, None] / 32
-    np.testing.assert_allclose(memory.key.reshape(2, 5, 16), both[..., :16], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(memory.value.reshape(2, 5, 16), both[..., 16:], rtol=1e-4, atol=1e-5)
-    assert module.apply(params, x, memory).shape == (2, 3, 16)
+    x, source = arrays((2, 3, 16), (2, 5, 16))
+    params = drawn.variables(module, x, KeyValue(*[jnp.zeros((2, 5, 4, 4))] * 2))
+    params["params"]["key_value"] = {"kernel": arrays((16, 32))[0], "bias": np.arange(32, dtype=np.float32) / 32}
+    memory = jax.jit(functools.partial(module.apply, method="read"))(params, source)
+    kernel, bias = map(np.asarray, (params["params"]["key_value"][name] for name in ("kernel", "bias")))
+    both = np.asarray(source) @ kernel + bias[None, None]
+    np.testing.assert_allclose(np.reshape(memory.key, (2, 5, 16)), both[..., :16], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.reshape(memory.value, (2, 5, 16)), both[..., 16:], rtol=1e-4, atol=1e-5)
+    assert jax.eval_shape(module.apply, params, x, memory).shape == (2, 3, 16)
 
 
 def test_weights_that_are_looked_at_are_those_that_were_used():
     module = Attention(16, 4, kv_heads=2, qk_norm=True, theta=100.0)
-    (x,) = drawn((2, 5, 16))
-    params = jax.jit(module.init)(jax.random.key(0), x)
+    (x,) = arrays((2, 5, 16))
+    params = drawn.variables(module, x)
     params.pop("intermediates", None)
-    seen, state = module.apply(params, x, causal=True, mutable=["intermediates"])
-    np.testing.assert_allclose(seen, module.apply(params, x, causal=True), rtol=1e-5, atol=1e-6)
+    apply = functools.partial(module.apply, causal=True)
+    seen, state = jax.jit(functools.partial(apply, mutable=["intermediates"]))(params, x)
+    np.testing.assert_allclose(seen, jax.jit(apply)(params, x), rtol=1e-5, atol=1e-6)
     (rows,) = state["intermediates"]["weights"]
     assert rows.shape == (2, 4, 5, 5)
-    np.testing.assert_allclose(rows.sum(-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.sum(rows, -1), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +213,7 @@ def test_weights_that_are_looked_at_are_those_that_were_used():
 )
 def test_heads_that_do_not_divide_are_named(heads, kv_heads, sentence):
     with pytest.raises(UserError, match=sentence):
-        Attention(16, heads, kv_heads).init(jax.random.key(0), jnp.zeros((1, 2, 16)))
+        jax.eval_shape(Attention(16, heads, kv_heads).init, jax.random.key(0), jnp.zeros((1, 2, 16)))
 
 
 # GPT
@@ -227,8 +232,8 @@ def test_a_token_depends_on_nothing_after_it_and_on_all_before(model):
         )
         return kept["intermediates"]["norm"]["__call__"][0][0].sum(-1)
 
-    by_token = jax.jit(jax.jacrev(features))(params["token"]["embedding"])[:, :12]
-    size = np.abs(np.asarray(by_token)).sum(-1)
+    by_token = np.asarray(jax.jit(jax.jacrev(features))(params["token"]["embedding"]))[:, :12]
+    size = np.abs(by_token).sum(-1)
     assert (size[np.triu_indices(12, 1)] == 0).all()
     assert (size[np.tril_indices(12)] > 0).all()
 
@@ -236,7 +241,7 @@ def test_a_token_depends_on_nothing_after_it_and_on_all_before(model):
 @both
 @pytest.mark.parametrize("pieces", [(12,), (1,) * 12, (5, 1, 4, 2)], ids=str)
 def test_read_in_pieces_into_a_cache_it_is_the_same(model, pieces):
-    tokens = jax.random.randint(jax.random.key(1), (3, 12), 0, 40)
+    tokens = np.random.default_rng(1).integers(0, 40, (3, 12))
     whole = jax.jit(model.apply)(weights(model), tokens)
     cache, parts, at = model.cache(3, 12), [], 0
     step = jax.jit(lambda tokens, cache: model.apply(weights(model), tokens, cache=cache))
@@ -244,7 +249,7 @@ def test_read_in_pieces_into_a_cache_it_is_the_same(model, pieces):
         logits, cache = step(tokens[:, at : at + length], cache)
         parts.append(logits)
         at += length
-    np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(np.concatenate(parts, 1), whole, rtol=1e-4, atol=1e-4)
     assert cache.length == 12
     assert [entry.key.shape for entry in cache.layers] == [(3, 12, model.config.kv_heads or 2, 8)] * 2
 
@@ -261,22 +266,23 @@ def test_more_tokens_than_the_context_has_places_are_refused(model):
 
 
 def test_rotary_products_depend_on_the_distance_alone():
-    query, key = drawn((1, 1, 1, 16), (1, 1, 1, 16))
+    query, key = arrays((1, 1, 1, 16), (1, 1, 1, 16))
+    turn = jax.jit(rotary)
 
     def product(i, j):
-        return jnp.vdot(rotary(query, jnp.array([i])), rotary(key, jnp.array([j])))
+        return np.vdot(turn(query, np.array([i])), turn(key, np.array([j])))
 
     near = product(3, 1)
     np.testing.assert_allclose(product(40, 38), near, rtol=1e-4)
     np.testing.assert_allclose(product(1002, 1000), near, rtol=1e-3)
     assert abs(product(3, 0) - near) > 0.01
-    np.testing.assert_array_equal(rotary(query, jnp.array([0])), query)
-    turned = rotary(query, jnp.array([17]))
-    np.testing.assert_allclose(jnp.linalg.norm(turned), jnp.linalg.norm(query), rtol=1e-5)
+    np.testing.assert_array_equal(turn(query, np.array([0])), query)
+    turned = turn(query, np.array([17]))
+    np.testing.assert_allclose(np.linalg.norm(turned), np.linalg.norm(query), rtol=1e-5)
 
 
 def test_sinusoids_are_those_of_the_paper():
-    table = sinusoidal(jnp.arange(50), 8)
+    table = np.asarray(sinusoidal(jnp.arange(50), 8))
     for place, i in [(0, 0), (7, 1), (49, 3)]:
         angle = place / 10_000 ** (2 * i / 8)
         np.testing.assert_allclose(
@@ -297,7 +303,8 @@ def test_a_padding_mask_says_where_there_is_something():
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_dropout_keeps_the_expectation_and_drops_its_rate(rate, dtype):
     x = jnp.ones((101, 1001), dtype)  # an odd count: bits are drawn in pairs
-    y = layers.Dropout(rate).apply({}, x, train=True, rngs={"dropout": jax.random.key(0)})
+    apply = functools.partial(layers.Dropout(rate).apply, train=True)
+    y = jax.jit(apply)({}, x, rngs={"dropout": jax.random.key(0)})
     assert y.dtype == dtype
     y = np.asarray(y, np.float32)
     deviation = math.sqrt(rate * (1 - rate) / y.size)
@@ -310,11 +317,12 @@ def test_dropout_keeps_the_expectation_and_drops_its_rate(rate, dtype):
 
 
 def test_dropout_does_nothing_but_in_training_and_draws_by_its_key():
-    (x,) = drawn((40, 50))
+    (x,) = arrays((40, 50))
     module = layers.Dropout(0.5)
     np.testing.assert_array_equal(module.apply({}, x), x)
     np.testing.assert_array_equal(layers.Dropout(0.0).apply({}, x, train=True), x)
-    one, same, two = (module.apply({}, x, train=True, rngs={"dropout": jax.random.key(i)}) for i in (1, 1, 2))
+    draw = jax.jit(lambda key: module.apply({}, x, train=True, rngs={"dropout": key}))
+    one, same, two = (np.asarray(draw(jax.random.key(i))) for i in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert ((one == 0) != (two == 0)).mean() > 0.4
 
@@ -325,12 +333,17 @@ def test_dropout_does_nothing_but_in_training_and_draws_by_its_key():
 @pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 3, 5), (0, 5)], ids=str)
 def test_a_dense_product_and_its_gradients_are_the_plain_ones(shape):
     with jax.enable_x64(True):
-        x, kernel, towards = drawn(shape, (5, 7), (*shape[:-1], 7), dtype=jnp.float64)
+        x, kernel, towards = arrays(shape, (5, 7), (*shape[:-1], 7), dtype=jnp.float64)
 
         def results(form):
-            value = jax.jit(lambda x, kernel: jnp.sum(jnp.sin(form(x, kernel)) * towards))
-            tangent = jax.jvp(value, (x, kernel), (jnp.cos(x), jnp.cos(kernel)))[1]
-            return form(x, kernel), jax.grad(value, (0, 1))(x, kernel), tangent
+            def value(x, kernel):
+                return jnp.sum(jnp.sin(form(x, kernel)) * towards)
+
+            def all_three(x, kernel):
+                tangent = jax.jvp(value, (x, kernel), (jnp.cos(x), jnp.cos(kernel)))[1]
+                return form(x, kernel), jax.grad(value, (0, 1))(x, kernel), tangent
+
+            return jax.jit(all_three)(x, kernel)
 
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13),
@@ -340,7 +353,7 @@ def test_a_dense_product_and_its_gradients_are_the_plain_ones(shape):
 
 
 def test_dense_under_vmap_and_in_scan():
-    x, kernels = drawn((6, 2, 5), (3, 5, 5))
+    x, kernels = arrays((6, 2, 5), (3, 5, 5))
 
     def trained(kernel):
         def step(kernel, x):
@@ -353,8 +366,9 @@ def test_dense_under_vmap_and_in_scan():
             kernel = kernel - 0.1 * jax.grad(lambda kernel: jnp.square(row @ kernel).sum())(kernel)  # noqa: B023
         return kernel
 
-    mapped = jax.jit(jax.vmap(trained))(0.1 * kernels)
-    np.testing.assert_allclose(mapped, jnp.stack([plainly(kernel) for kernel in 0.1 * kernels]), rtol=1e-4, atol=1e-5)
+    kernels, plain = 0.1 * np.asarray(kernels), jax.jit(plainly)
+    mapped = jax.jit(jax.vmap(trained))(kernels)
+    np.testing.assert_allclose(mapped, np.stack([plain(kernel) for kernel in kernels]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("heads", [1, 2, 7, 12, 16, 20])

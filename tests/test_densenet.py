@@ -2,6 +2,7 @@
 
 import re
 
+import drawn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +23,7 @@ def test_sizes_of_table_1():
 
 def test_files_with_points_in_the_names_of_modules_are_read(tmp_path):
     model = DenseNet((2, 1), growth=4, stem=8, num_classes=3)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    variables = drawn.variables(model, jnp.zeros((1, 32, 32, 3)))
     weights.save_state_dict(tmp_path / "today.safetensors", model, variables)
     today = load_file(tmp_path / "today.safetensors")
     old = {re.sub(r"(denselayer\d\.)(conv|norm)(\d)", r"\1\2.\3", name): tensor for name, tensor in today.items()}

@@ -1,5 +1,6 @@
 """Schedules, momentum and Muon against their definitions, written out."""
 
+import drawn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +26,7 @@ def test_a_triangle_rises_to_its_peak_and_falls():
 
 def test_muon_keeps_filters_at_their_norm_and_steps_by_orthogonal_ones():
     """The rows [O, KH KW I] of an update are nearly orthogonal, and its length depends only on the rate."""
-    kernel, gradient = (jax.random.normal(jax.random.key(i), (3, 3, 8, 16)) for i in (0, 1))
+    kernel, gradient = (drawn.normal(3, 3, 8, 16, seed=i) for i in (0, 1))
     tx = optim.muon(0.1, newton_schulz_steps=8)
     update = jax.jit(lambda gradient: tx.update({"k": gradient}, tx.init({"k": kernel}), {"k": kernel})[0]["k"])
     scaled = kernel * 4 / jnp.linalg.norm(kernel.ravel())  # sqrt(16) filters
@@ -39,13 +40,14 @@ def test_muon_keeps_filters_at_their_norm_and_steps_by_orthogonal_ones():
 
 
 def test_muon_under_vmap_is_muon_for_each():
-    kernels = jax.random.normal(jax.random.key(0), (3, 3, 3, 4, 8))
+    kernels = drawn.normal(3, 3, 3, 4, 8)
     tx = optim.muon(0.1)
 
     def one(kernel):
         return tx.update({"k": kernel**2}, tx.init({"k": kernel}), {"k": kernel})[0]["k"]
 
-    together, alone = jax.jit(jax.vmap(one))(kernels), jnp.stack([jax.jit(one)(kernel) for kernel in kernels])
+    apply = jax.jit(one)
+    together, alone = jax.jit(jax.vmap(one))(kernels), np.stack([apply(kernel) for kernel in np.asarray(kernels)])
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-6)
 
 

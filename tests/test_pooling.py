@@ -52,7 +52,8 @@ def by_hand(x, window, strides, padding, ceil, reduce):
 def test_max_pool(window, strides, padding, ceil, image):
     x = np.random.default_rng(0).normal(size=(2, *image, 3)).astype(np.float32) - 3  # a zero of the padding would win
     expected = by_hand(x, window, strides, padding, ceil, lambda a, kind: np.where(kind, -np.inf, a).max((1, 2)))
-    np.testing.assert_array_equal(pooling.max_pool(jnp.asarray(x), window, strides, padding, ceil), expected)
+    found = jax.jit(functools.partial(pooling.max_pool, window=window, strides=strides, padding=padding, ceil=ceil))(x)
+    np.testing.assert_array_equal(found, expected)
 
 
 @cases
@@ -63,13 +64,13 @@ def test_avg_pool(window, strides, padding, ceil, image, count_padding):
     def mean(a, kind):
         return a.sum((1, 2)) / (kind < (2 if count_padding else 1)).sum((1, 2))
 
-    ours = pooling.avg_pool(jnp.asarray(x), window, strides, padding, ceil, count_padding)
+    ours = jax.jit(lambda x: pooling.avg_pool(x, window, strides, padding, ceil, count_padding))(x)
     np.testing.assert_allclose(ours, by_hand(x, window, strides, padding, ceil, mean), rtol=1e-5, atol=1e-6)
 
 
 @cases
 def test_both_forms_have_one_gradient_that_goes_to_the_first_of_equal_maxima(window, strides, padding, ceil, image):
-    x = jax.random.randint(jax.random.key(0), (2, *image, 3), 0, 3).astype(jnp.float32)  # many equals
+    x = np.random.default_rng(0).integers(0, 3, (2, *image, 3)).astype(np.float32)  # many equals
 
     def weighted(pool, x):
         y = pool(x)
@@ -78,8 +79,8 @@ def test_both_forms_have_one_gradient_that_goes_to_the_first_of_equal_maxima(win
     fast = functools.partial(pooling.max_pool, window=window, strides=strides, padding=padding, ceil=ceil)
     pads = pooling._whole("window", x, window, strides, padding, ceil)
     plain = functools.partial(pooling.plain_max_pool, window=window, strides=strides, padding=pads)
-    np.testing.assert_array_equal(jax.grad(functools.partial(weighted, fast))(x),
-                                  jax.grad(functools.partial(weighted, plain))(x))  # fmt: skip
+    ours, theirs = (jax.jit(jax.grad(functools.partial(weighted, form)))(x) for form in (fast, plain))
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_local_response_norm_is_equation_3_3():
@@ -91,7 +92,9 @@ def test_local_response_norm_is_equation_3_3():
     ours = local_response_norm(jnp.asarray(x), 5, 0.1, 0.75, 2)
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
     even = local_response_norm(jnp.asarray(x), 2, 0.1, 0.75, 2)  # the one before, as PyTorch has it
-    np.testing.assert_allclose(even[..., 1], x[..., 1] / (2 + 0.1 * (x[..., :2] ** 2).sum(-1)) ** 0.75, rtol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(even)[..., 1], x[..., 1] / (2 + 0.1 * (x[..., :2] ** 2).sum(-1)) ** 0.75, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(("groups", "dilation"), [(2, (1, 1)), (4, (1, 1)), (1, (2, 2)), (2, (3, 1))])
@@ -104,7 +107,8 @@ def test_convolution_in_groups_and_with_gaps(groups, dilation):
     for g in range(groups):
         outputs, inputs = slice(g * 12 // groups, (g + 1) * 12 // groups), slice(g * 8 // groups, (g + 1) * 8 // groups)
         spread[:: dilation[0], :: dilation[1], inputs, outputs] = kernel[..., outputs]
-    ours = layers.conv(x, jnp.asarray(kernel), strides=(2, 1), padding="SAME", groups=groups, dilation=dilation)
+    conv = functools.partial(layers.conv, strides=(2, 1), padding="SAME", groups=groups, dilation=dilation)
+    ours = jax.jit(conv)(x, kernel)
     expected = layers.plain_conv(x, jnp.asarray(spread), strides=(2, 1), padding="SAME")
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
 

@@ -246,7 +246,8 @@ def test_all_checkpoints_damaged_is_said(whole, tmp_path, here):
 
 def test_a_run_that_is_still_going_cannot_be_resumed(whole, tmp_path, here):
     folder = copy_of(whole, tmp_path)
-    holding = "import filelock, sys; filelock.FileLock(sys.argv[1]).acquire(); print('held', flush=True); input()"
+    holding = "import filelock, sys; held = filelock.FileLock(sys.argv[1]); held.acquire(); print('held', flush=True)"
+    holding += "; input()"
     command = [sys.executable, "-c", holding, str(folder / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
@@ -289,7 +290,8 @@ def test_a_signal_while_a_checkpoint_is_read_or_written_is_no_damage(tmp_path):
     [
         (["--epoch", 3], "Unrecognized options: --epoch"),
         (["--epochs", "many"], "Error parsing --epochs"),
-        (["--dataset", "minst"], "invalid choice 'minst' for argument '--dataset'"),
+        (["--dataset", "minst"], "--dataset must be one of mnist, fashion_mnist, digits, or tfds:NAME, not minst"),
+        (["--dtype", "float8"], "invalid choice 'float8' for argument '--dtype'"),
         (["--epochs", 0], "--epochs must be greater than 0, not 0"),
         (["--batch", -5], "--batch must be greater than 0, not -5"),
         (["--seed", -1], "--seed must not be negative, as -1 is"),

@@ -35,9 +35,9 @@ REACHED = {
     "attention.seq2seq": ("validation_loss", 4.5),
     "attention.translate": ("validation_loss", 4.5),
     "attention.vit": ("test_error", 0.6),
-    "cifar10.airbench": ("test_error", 0.6),
+    "cifar10.airbench": ("test_accuracy", 0.4),
     "cifar10.resnet": ("residual_8_error", 0.6),
-    "imagenet.train": ("validation_error", 0.8),
+    "imagenet.train": ("validation_error", 0.85),  # of 360 pictures; three standard deviations below guessing
     "mnist.convnet": ("test_error", 0.4),
     "mnist.lenet5": ("test_error", 0.6),
     "mnist.mlp": ("test_error", 0.3),
@@ -69,16 +69,16 @@ def test_smoke(module, tmp_path):
         assert reports[-1] < reports[0] if trains(experiment) else not reports
     if trains(experiment):
         name, bound = REACHED[short]
-        figures["test_error"] = figures.get("test_error", 1 - np.asarray(figures.get("test_accuracy", 0)))
-        assert np.mean(figures[name]) < bound
+        assert np.mean(figures[name]) < bound if name.endswith(("error", "loss")) else np.mean(figures[name]) > bound
     assert len(list(tmp_path.rglob("*.png"))) >= (2 if "attention" in module else 3 if reads_data(experiment) else 1)
     if trains(experiment):  # what was trained can be shown without training
         folder = here.parts[-1].folder if here.parts else tmp_path
         later = Run()
         later.weights = folder
         shown = experiment.show(experiment.SMOKE, later, *weights.load(folder))
-        for name in shown.keys() & figures.keys() - {"bleu"}:
-            np.testing.assert_allclose(shown[name], figures[name], rtol=1e-5, err_msg=name)
+        trained = {"test_error": figures[f"{folder.name.replace('-', '_')}_error"]} if here.parts else figures
+        for name in shown.keys() & trained.keys() - {"bleu"}:
+            np.testing.assert_allclose(shown[name], trained[name], rtol=1e-5, err_msg=name)
 
 
 @every

@@ -47,9 +47,9 @@ bench: .venv/.peers
 # A target that is missed ends with 5: its record is written all the same, and the next command runs.
 gpu: .venv/.peers
 	@$(INSTALL) '.[cuda]'; out=$$(mktemp -d); for command in "mnist.convnet" "mnist.convnet --seeds 8" \
-	"cifar10.record --seeds 50" "cifar10.record --seeds 50 --dtype bfloat16" \
-	"cifar10.record --seeds 64 --at-once 8 --dtype bfloat16" "cifar10.record --target 95 --seeds 5 --dtype bfloat16" \
-	"cifar10.record --target 96 --seeds 5 --dtype bfloat16" \
+	"cifar10.airbench --seeds 50" "cifar10.airbench --seeds 50 --dtype bfloat16" \
+	"cifar10.airbench --seeds 64 --at-once 8 --dtype bfloat16" "cifar10.airbench --target 95 --seeds 5 --dtype bfloat16" \
+	"cifar10.airbench --target 96 --seeds 5 --dtype bfloat16" \
 	"cifar10.resnet --depth 20 32 44 56 110 --seeds 3 --warmup 400" \
 	"cifar10.resnet --depth 20 56 --variant plain residual" \
 	"attention.gpt --layers 6 --heads 6 --width 384 --context 256 --batch 64 --steps 5000 --dropout 0.2 --evaluate-every 250" \
@@ -60,12 +60,12 @@ gpu: .venv/.peers
 	for bench in mnist cifar10 attention devices forward train_step; do \
 	$(BIN)/python -m experiments.bench.$$bench --out $$out; done; \
 	$(BIN)/python -m experiments.bench.attention --part gpt2 --out $$out; \
-	$(BIN)/python -m dlc.results $$(find $$out -name result.json -exec dirname {} +); \
+	$(BIN)/python -m dlc.run.pages $$(find $$out -name result.json -exec dirname {} +); \
 	$(BIN)/python -m experiments.bench.compute --out $$out/compute; \
-	$(BIN)/python -m dlc.results $$out/compute/*/*
+	$(BIN)/python -m dlc.run.pages $$out/compute/*/*
 
 results: .venv/.run
-	$(BIN)/python -m dlc.results
+	$(BIN)/python -m dlc.run.pages
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -28,8 +28,8 @@ def cross_entropy(
 ) -> Float[Array, "*runs B"]:
     """-sum_c q_c log softmax(logits)_c, in nats, at least float32, one for each example.
 
-    q is the label, a class or a distribution over classes, of which `smoothing` takes a share and spreads it evenly
-    over all C classes: q = (1 - smoothing) label + smoothing / C.
+    q is the smoothed label: q = (1 - smoothing) label + smoothing / C, where the label is a class or a distribution
+    over the C classes.
 
     References: label smoothing is section 7 of Szegedy, Vanhoucke, Ioffe, Shlens, Wojna 2015, "Rethinking the
     Inception architecture".
@@ -58,7 +58,7 @@ def classify(model: Any, prepare: Prepare = lambda image: image, criterion: Crit
         if isinstance(outputs, tuple) and criterion is cross_entropy:
             raise UserError("a model with auxiliary heads returns several logits: set criterion=losses.auxiliary()")
         loss = criterion(outputs, batch["label"]).mean()
-        label = batch["label"]  # of mixed images the larger share counts as the answer
+        label = batch["label"]  # for mixed images the larger share is the answer
         answer = label if label.ndim == 1 else label.argmax(-1)
         logits = outputs[0] if isinstance(outputs, tuple) else outputs
         return loss, (aux, {"error": metrics.error(logits, answer)})
@@ -67,9 +67,10 @@ def classify(model: Any, prepare: Prepare = lambda image: image, criterion: Crit
 
 
 def auxiliary(criterion: Criterion = cross_entropy, weight: int | float = 0.3) -> Criterion:
-    """The criterion for a model with auxiliary heads, which returns (logits, those of a head, ...) in training.
+    """The criterion for a model with auxiliary heads, which returns (logits, logits of a head, ...) in training.
 
-    It is the criterion of the logits and, times `weight`, that of every head; logits alone are taken as they are.
+    It adds the criterion of every head, times `weight`, to that of the logits. If a model returns only logits, it is
+    their criterion.
 
     References: Szegedy et al. 2014, "Going deeper with convolutions", section 5.
     """
@@ -129,10 +130,10 @@ def mask_tokens(
     rate: float = 0.15,
     special: tuple[int, ...] = (),
 ) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
-    """BERT's recipe for hiding tokens: the text as the model is to read it, and where it was chosen.
+    """BERT's recipe for hiding tokens: the text as the model reads it, and which tokens were chosen.
 
-    Every token but padding (0) and those that are `special`, such as [CLS] and [SEP], is chosen with probability
-    `rate`. Of the chosen ones 80 % become `mask_token`, 10 % any token of the vocabulary, and 10 % stay what they are.
+    Every token except padding (0) and the `special` ones, such as [CLS] and [SEP], is chosen with probability `rate`.
+    Of the chosen ones, 80 % become `mask_token`, 10 % a random token of the vocabulary, and 10 % stay the same.
 
     References: Devlin et al. 2018, "BERT", section 3.1, task 1, and appendix A.1.
     """
@@ -152,8 +153,7 @@ def maximum_a_posteriori(
         E = y_d + log(exp(-j) + sum_i exp(-y_i))
 
     The model returns -y (`negative`), so that its largest output is its answer. j (`rubbish`) is the constant penalty
-    of a class of its own for everything that is no digit: it keeps the penalties of classes that are far away already
-    from growing.
+    of an extra class for everything that is not a digit. It stops the penalties of distant classes from growing.
 
     References: LeCun, Bottou, Bengio, Haffner 1998, "Gradient-based learning applied to document recognition", eq. 9.
     The paper gives no value for j.
@@ -166,8 +166,8 @@ def sequence(model: Any, smoothing: float = 0.0) -> LossFn:
     """The mean cross-entropy of every real token of the target, given the source and the tokens before it.
 
     The batch holds `source` [B, S] and `target` [B, T + 1], where 0 is padding: the model reads the source and the
-    first T tokens of each target and predicts the last T. The loss has label smoothing. The metrics have not: `nll`, in
-    nats a token, and `error`, the share of tokens that were not the most likely ones.
+    first T tokens of each target and predicts the last T. Only the loss uses label smoothing. The metrics are `nll`, in
+    nats per token, and `error`, the share of tokens that were not the most likely ones.
     """
 
     def loss_fn(params: Any, aux: Any, batch: Any, key: Any) -> Any:
@@ -178,7 +178,7 @@ def sequence(model: Any, smoothing: float = 0.0) -> LossFn:
         weight = (label != 0) / count
         nll = cross_entropy(logits, label)
         loss = cross_entropy(logits, label, smoothing) if smoothing else nll
-        # Reductions to a maximum are faster than to its place.
+        # A reduction to the maximum is faster than one to its index.
         wrong = jnp.take_along_axis(logits, label[:, None], -1, mode="clip")[:, 0] < logits.max(-1)
         means = {"error": jnp.sum(weight * wrong), "nll": jnp.sum(weight * nll)}
         return jnp.sum(weight * loss), (aux, {**means, "weight": count})

@@ -1,15 +1,15 @@
-"""A training step is a value, a pure function `step(state, batch) -> (state, metrics)`, and changed by functions.
+"""A training step is a value, a pure function `step(state, batch) -> (state, metrics)`, and functions change it.
 
     step = make_step(loss_fn, tx)            # from a loss and an optimizer
     step = on_device(step, arrays)           # batches become row indices into arrays that stay on the device
-    step = windows(step, tokens, length)     # or places in a long text
+    step = windows(step, tokens, length)     # or positions in a long text
     step = over_seeds(step)                  # many seeds at once; state and metrics gain a leading axis
     step = scanned(step)                     # many steps in one compiled program; batch and metrics gain a leading axis
     state, metrics = compiled(step)(state, batch)
 
-Every function here takes and returns steps, so they compose in any order that makes sense. A step is also a pytree
-(`jax.tree_util.Partial`) whose leaves are the arrays it was given: `compiled` hands those to XLA as arguments, where a
-closure would have copied a whole data set into the program as a constant.
+These functions take and return steps, so they compose in any order that makes sense. A step is also a pytree
+(`jax.tree_util.Partial`) whose leaves are the arrays it was given: `compiled` passes them to XLA as arguments, where a
+closure would copy a whole data set into the program as a constant.
 
 Glossary: B batch, N examples, K steps in one program, S seeds.
 """
@@ -33,8 +33,8 @@ Metrics = dict[str, Any]
 class State(NamedTuple):
     """All that a step reads and writes.
 
-    `step` counts the updates made so far, an int32 scalar. `params` is whatever is optimised and `aux` what is carried
-    but not learnt (batch statistics, a target network). `key` is a typed PRNG key and never changes: a step draws from
+    `step`, an int32 scalar, counts the updates so far. `params` is what is optimised, and `aux` what is carried but not
+    learnt (batch statistics, a target network). `key` is a typed PRNG key and never changes: a step draws from
     `fold_in(key, step)`, so a resumed run draws what an uninterrupted one would have drawn.
     """
 
@@ -76,7 +76,7 @@ def make_step(loss_fn: LossFn, tx: optax.GradientTransformation) -> Step:
 def on_device(step: Step, arrays: PyTree, augment: Callable[[Any, Any], Any] | None = None) -> Step:
     """A step whose batch is an index `[B]` of rows of `arrays`, which are copied to the device once and stay there.
 
-    `augment(key, batch) -> batch` runs inside the step on the rows taken, with a key of its own for every step.
+    `augment(key, batch) -> batch` runs inside the step on the selected rows, with a new key for every step.
     """
 
     def indexed(step: Step, arrays: PyTree, state: State, index: Int[Array, " B"]) -> tuple[State, Metrics]:
@@ -87,7 +87,7 @@ def on_device(step: Step, arrays: PyTree, augment: Callable[[Any, Any], Any] | N
 
 
 def augmented(step: Step, augment: Callable[[Any, Any], Any]) -> Step:
-    """A step on what `augment(key, batch)` makes of its batch, with a key of its own for every step."""
+    """A step that first applies `augment(key, batch)` to its batch, with a new key for every step."""
 
     def changed(step: Step, state: State, batch: Batch) -> tuple[State, Metrics]:
         # The loss draws from fold_in(key, step); a second fold keeps the augmentation independent of it.
@@ -98,7 +98,7 @@ def augmented(step: Step, augment: Callable[[Any, Any], Any]) -> Step:
 
 
 def windows(step: Step, tokens: Integer[Array | np.ndarray, " N"], length: int) -> Step:
-    """A step whose batch is the places `[B]` in a text at which windows begin: it sees {"tokens": [B, length + 1]}.
+    """A step whose batch is the positions `[B]` in a text where windows begin: it sees {"tokens": [B, length + 1]}.
 
     The tokens are copied to the device once and stay there.
     """
@@ -121,8 +121,8 @@ def scanned(step: Step, steps: int | None = None) -> Step:
 def over_seeds(step: Step, batch_axis: Literal[0] | None = None) -> Step:
     """S runs trained at once: every leaf of the state, and of the metrics, gains a leading axis `[S]`.
 
-    All seeds see the same batch; with `batch_axis=0` the batch has a leading axis `[S]` too, one for each. States that
-    differ in a hyper-parameter (through `optax.inject_hyperparams`) instead of the key are trained just so.
+    All seeds see the same batch; with `batch_axis=0` the batch has a leading axis `[S]`, too. States that differ in a
+    hyper-parameter (through `optax.inject_hyperparams`) instead of the key are trained in the same way.
     """
     return Partial(lambda step, state, batch: for_each_seed(step, (0, batch_axis))(state, batch), _value(step))
 
@@ -130,8 +130,8 @@ def over_seeds(step: Step, batch_axis: Literal[0] | None = None) -> Step:
 def for_each_seed(function: Callable[..., Any], in_axes: Sequence[Literal[0] | None] = (0,)) -> Partial:
     """`jax.vmap` over leading axes, 0 or None, of the arguments; on a CPU one seed after another, in one program.
 
-    One seed fills a CPU: there vmap transposes more than its larger products save, and in turn each seed computes to
-    the bit what it would alone.
+    A single seed keeps a CPU busy, and there vmap costs more in transposes than its larger products save. One after
+    another, each seed gives the same bits as in a run of its own.
     """
 
     def mapped(function: Partial, *arguments: Any) -> Any:
@@ -153,8 +153,8 @@ def for_each_seed(function: Callable[..., Any], in_axes: Sequence[Literal[0] | N
 def compiled(function: Callable[..., Any], *example: Any, donate: bool = True) -> Callable[..., Any]:
     """A step, or any function of a state, as one XLA program.
 
-    The state passed in is donated: use the one returned, the old one is deleted; not so with `donate=False`. Given an
-    example of the arguments it is compiled now, for their shapes alone, and not at the first call.
+    With `donate=True` the state passed in is deleted: use the returned one. Given an example of the arguments, the
+    function is compiled now and only for their shapes, otherwise at the first call.
     """
     call: Any = jax.jit(lambda function, *arguments: function(*arguments), donate_argnums=1 if donate else ())
     function = _value(function)
@@ -162,9 +162,9 @@ def compiled(function: Callable[..., Any], *example: Any, donate: bool = True) -
 
 
 def fit(step: Step, state: State, batches: Sequence[Batch]) -> tuple[State, list[Metrics]]:
-    """The plain loop: one compiled step a batch. Returns the last state and the metrics of every step.
+    """The plain loop: one compiled step per batch. Returns the last state and the metrics of every step.
 
-    The caller's state survives. Experiments use `dlc.run.fit`, which also reports, evaluates and saves.
+    The caller's state is not deleted. Experiments use `dlc.run.fit`, which also reports, evaluates and saves.
     """
     step, history = compiled(step), []
     state = jax.tree.map(jnp.copy, state)
@@ -175,7 +175,7 @@ def fit(step: Step, state: State, batches: Sequence[Batch]) -> tuple[State, list
 
 
 def seed_keys(seed: int, seeds: int = 1) -> Key[Array, " S"]:
-    """The keys of `seeds` runs, `[S]`: run i of many has the key that a run of its own with `seed + i` would have."""
+    """The keys of `seeds` runs, `[S]`. Run i has the same key as a single run with `seed + i`."""
     return jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds))
 
 
@@ -208,16 +208,16 @@ def evaluation(loss_fn: LossFn, arrays: PyTree, size: int) -> Callable[[State], 
     return Partial(evaluate, jax.device_put(arrays, may_alias=False))
 
 
-def in_batches(forward: Callable[[State, Any], Any], arrays: PyTree, size: int) -> Callable[[State], Any]:
-    """`forward(state, batch)` over all N rows of `arrays`, `size` at a time: `state -> outputs [N, ...]`.
+def in_batches(forward: Callable[[Any, Any], Any], arrays: PyTree, size: int) -> Callable[[Any], Any]:
+    """`forward(state, batch)` over all N rows of `arrays`, `size` at a time: `state -> outputs [N, ...]`, any state.
 
-    The last batch is filled up with copies of the last row, whose outputs are cut off again.
+    The last batch is padded with copies of the last row, whose outputs are dropped.
     """
     examples = len(jax.tree.leaves(arrays)[0])
     size = min(size, examples)
     index = np.minimum(np.arange(-(-examples // size) * size), examples - 1).reshape(-1, size)
 
-    def outputs(arrays: PyTree, index: Int[Array, "batches size"], state: State) -> Any:
+    def outputs(arrays: PyTree, index: Int[Array, "batches size"], state: Any) -> Any:
         batches = jax.lax.map(lambda rows: forward(state, jax.tree.map(lambda array: array[rows], arrays)), index)
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:examples], batches)
 
@@ -225,5 +225,5 @@ def in_batches(forward: Callable[[State, Any], Any], arrays: PyTree, size: int) 
 
 
 def _value(step: Step) -> Partial:
-    """A step of the user's own, an ordinary function, as the pytree without leaves that jit takes as an argument."""
+    """An ordinary function as a pytree without leaves, which jit takes as an argument."""
     return step if isinstance(step, Partial) else Partial(step)

@@ -17,7 +17,7 @@ import optax
 
 from dlc import train
 from dlc.run.fit import Plan, fit
-from dlc.run.loop import training
+from dlc.run.loop import count_operations, training
 from dlc.run.run import Run
 
 TX = optax.adam(0.05)
@@ -92,6 +92,8 @@ def replay(run: Run, kill: int = 0) -> Any:
     learn = jax.jit(train.make_step(loss_fn, TX))
     learner = train.init({"w": jnp.float32(0)}, TX, jax.random.key(0))
     state = {"learner": learner, "buffer": np.zeros((32, 2), np.float32), "position": np.float32(1)}
+    batch = np.zeros(8, np.float32), np.zeros(8, np.float32)
+    count_operations(run, train.make_step(loss_fn, TX), learner, batch, 60)
     with training(run, state, steps=60) as loop:
         state = loop.state
         for done in range(loop.done + 1, 61):

@@ -1,9 +1,12 @@
 """What the benches count, choose, refuse and draw. The times that they measure are not tested."""
 
+import dataclasses
 import functools
 import io
 import json
 import re
+from math import nan
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +14,17 @@ import numpy as np
 import optax
 import pytest
 
-from dlc import batches, bench, costs, losses, plot, run, train
+from dlc import batches, costs, losses, train
 from dlc.errors import UserError
 from dlc.models.convnet import Convnet
 from dlc.models.mlp import MLP
 from dlc.models.squeezenet import squeezenet1_1
 from dlc.models.table import TABLE
-from experiments.bench import by_batch, classics, compute, devices, forward, train_step
+from dlc.run import bench, by_batch, ceilings, counting, flags, record, timing
+from dlc.run.fit import Plan, fit, start
+from dlc.run.run import Run
+from experiments.bench import _charts, classics, compute, devices, forward, milestones, train_step
+from experiments.mnist import mlp
 
 # Counting operations
 
@@ -53,27 +60,30 @@ def test_a_run_counts_the_operations_of_its_training(seeds):
     def init(key):
         return train.init(model.init(key, arrays["image"])["params"], tx, key)
 
-    here = run.Run()
+    here = Run()
     step = train.on_device(train.make_step(losses.classify(model), tx), arrays)
-    for part in (here, here.part("again")):
-        part.fit(init, step, batches.minibatches(40, 20), steps=5, keys=train.seed_keys(0, seeds), report_every=2)
-    result = here.finish("mnist.mlp", "none", compute.Config(), {}, "")
+    again = here.part("again")
+    again.clock.programs = here.clock.programs
+    for part in (here, again):
+        state = start(part, init, train.seed_keys(0, seeds))
+        fit(part, state, step, batches.minibatches(40, 20), Plan(5, report_every=2, seeds=seeds))
+    result = record.finish(here, "mnist.mlp", "none", compute.Config(), {}, "")
     forward = 20 * (64 * 32 + 32 * 10)
     assert result["train_flops"] == pytest.approx(2 * 5 * seeds * 2 * (3 * forward - 20 * 64 * 32), rel=0.1)
-    assert run.Run().finish("cifar10.peek", "none", compute.Config(), {}, "")["train_flops"] is None
+    assert record.finish(Run(), "cifar10.peek", "none", compute.Config(), {}, "")["train_flops"] is None
 
 
 # The chart of training compute
 
 
 def test_every_milestone_has_a_source():
-    sources = re.findall(r"^    \[(\d)\]", compute.__doc__, re.MULTILINE)
-    assert {str(source) for *_, source in compute.MILESTONES} == set(sources)
-    years = [year for year, *_ in compute.MILESTONES]
+    sources = re.findall(r"^    \[(\d)\]", milestones.__doc__, re.MULTILINE)
+    assert {str(source) for *_, source in milestones.MILESTONES} == set(sources)
+    years = [year for year, *_ in milestones.MILESTONES]
     assert years == sorted(years)
     assert years[0] == 1958
     assert len(years) >= 12
-    known = {name: flops / compute.DAY for _, name, flops, _ in compute.MILESTONES}
+    known = {name: flops / milestones.DAY for _, name, flops, _ in milestones.MILESTONES}
     assert known["AlexNet"] == pytest.approx(0.0054, rel=0.01)
     assert known["GPT-3"] == pytest.approx(3640, rel=0.01)
     assert known["AlphaGo Zero"] == pytest.approx(300_000 * 0.0058, rel=0.01)
@@ -90,58 +100,64 @@ def test_the_chart_has_what_the_records_say(tmp_path, capsys):
     written(tmp_path, "mnist.convnet", train_flops=8.64e19)
     written(tmp_path, "mnist.mlp")
     written(tmp_path, "cifar10.peek", seconds={"train": 0.0})
-    result, figure = compute.record_of(compute.Config(results=tmp_path, cpu_watts=100, price=0.5))
-    rows = result["rows"]
-    assert len(rows) == len(compute.MILESTONES) + 1
+    (found,) = compute.measured(compute.Config(results=tmp_path, cpu_watts=100, price=0.5))
+    rows = found.rows
+    assert len(rows) == len(milestones.MILESTONES) + 1
     ours = rows["`mnist.convnet`"]
     assert (ours["petaflop/s-days"], ours["kWh"], ours["price"]) == ("1", "0.1", "0.05")
     assert list(rows).index("*Deep Speech 2*") < list(rows).index("`mnist.convnet`") < list(rows).index("*BERT-large*")
     assert "no count in the records of mnist.mlp: add --count to trace them" in capsys.readouterr().err
-    (axis,) = figure.axes
+    (axis,) = found.figures["compute"].axes
     assert axis.get_yscale() == "log"
-    assert {text.get_text() for text in axis.texts} == {"mnist.convnet", *(name for _, name, *_ in compute.MILESTONES)}
+    assert {text.get_text() for text in axis.texts} == {
+        "mnist.convnet",
+        *(name for _, name, *_ in milestones.MILESTONES),
+    }
 
 
 def test_an_older_record_is_counted_by_tracing_its_experiment(tmp_path):
-    from experiments.mnist import linear
-
-    config = {**vars(linear.SMOKE)}
-    given = {"experiment": "mnist.linear", "config": config}
+    config = {**vars(mlp.SMOKE), "hidden": [], "seeds": 2}
+    given = {"experiment": "mnist.mlp", "config": config}
     flops = compute.traced(given)
-    steps = linear.SMOKE.epochs * (1437 // linear.SMOKE.batch)
-    assert flops == pytest.approx(steps * linear.SMOKE.batch * 784 * 10 * 2 * 2, rel=0.2)
-    with pytest.raises(UserError, match="configuration is that of another version"):
+    steps = mlp.SMOKE.epochs * (1437 // mlp.SMOKE.batch)
+    assert flops == pytest.approx(2 * steps * mlp.SMOKE.batch * 784 * 10 * 2 * 2, rel=0.2)
+    with pytest.raises(UserError, match="configuration is from another version"):
         compute.traced({**given, "config": {**config, "flag": 1}})
+    with pytest.raises(UserError, match=r"there is no experiments\.mnist\.linear: it may have another name now"):
+        compute.traced({**given, "experiment": "mnist.linear"})
     with pytest.raises(UserError, match="which only the run itself can count"):
-        compute.Counting().part("residual-20")
+        counting.operations(lambda config, run: run.part("residual-20"), None)
+    with pytest.raises(UserError, match="only the run itself can count"):
+        counting.operations(lambda config, run: None, None)
 
 
 def test_a_folder_without_records_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"holds no record of an experiment: run one"):
-        compute.record_of(compute.Config(results=tmp_path))
+        list(compute.measured(compute.Config(results=tmp_path)))
 
 
 # The machine's ceilings
 
 
 def test_ceilings_are_measured_for_every_precision(monkeypatch):
-    monkeypatch.setattr(devices, "CHUNK", 0.001)
-    result = devices.record_of(devices.Config(sizes=(32, 64), rounds=2))
-    assert list(result["rows"]) == ["matrix product, float32", "matrix product, bfloat16", "copy"]
-    assert set(result["ceilings"]) == {"float32", "bfloat16", "copy"}
-    assert min(result["ceilings"].values()) > 0
-    np.testing.assert_allclose(devices.product(8, "float32")(0).shape, (8, 8))
-    monkeypatch.setattr(devices, "LIMIT", 0.0)
+    monkeypatch.setattr(ceilings, "CHUNK", 0.001)
+    monkeypatch.setattr(ceilings, "NUMBERS", {"cpu": 2**10})
+    (result,) = devices.measured(devices.Config(sizes=(32, 64), rounds=2))
+    assert list(result.rows) == ["matrix product, float32", "matrix product, bfloat16", "copy"]
+    assert set(result.more["ceilings"]) == {"float32", "bfloat16", "copy"}
+    assert min(result.more["ceilings"].values()) > 0
+    np.testing.assert_allclose(ceilings.product(8, "float32")(0).shape, (8, 8))
+    monkeypatch.setattr(ceilings, "LIMIT", 0.0)
     with pytest.raises(UserError, match=r"one product of 32x32 takes over 0 s: choose smaller --sizes"):
-        devices.ceilings((32, 64))
-    with pytest.raises(UserError, match=r"--sizes takes numbers greater than 0, not 0"):
-        devices.Config(sizes=(0,))
+        ceilings.ceilings((32, 64))
+    with pytest.raises(UserError, match=r"--sizes must be greater than 0, not 0"):
+        flags.check(devices.Config(sizes=(0,)))
 
 
 def test_a_share_is_of_the_ceiling(monkeypatch):
-    monkeypatch.setattr(devices, "ceiling", {"float32": 2e9, "bfloat16": 8e9}.get)
-    assert devices.share(1e9, 1.0) == 0.5
-    assert devices.share(1e9, 0.5, "bfloat16") == 0.25
+    monkeypatch.setattr(ceilings, "ceiling", {"float32": 2e9, "bfloat16": 8e9}.get)
+    assert ceilings.share(1e9, 1.0) == 0.5
+    assert ceilings.share(1e9, 0.5, "bfloat16") == 0.25
 
 
 # The classics
@@ -152,13 +168,27 @@ def test_every_family_of_imagenet_is_timed():
     for_imagenet = {row.module.rpartition(".")[2] for row in TABLE if row.inputs[0][0] >= 224}
     assert timed == for_imagenet
     assert all(50 < classic.top1 < 85 for classic in classics.CLASSICS.values() if classic.top1)
-    with pytest.raises(UserError, match="no classic is called lenet: --models takes alexnet "):
-        forward.Config(models=("lenet",))
-    with pytest.raises(UserError, match="--batches takes sizes of at least 1"):
-        train_step.Config(batches=(0,))
+    with pytest.raises(UserError, match="--models cannot be lenet: choose from alexnet "):
+        flags.check(forward.Config(models=("lenet",)))
+    for module in (forward, train_step):
+        with pytest.raises(UserError, match="--batches must be greater than 0, not 0"):
+            flags.check(module.Config(batches=(0,)))
+    with pytest.raises(UserError, match="--batches needs at least one value"):
+        flags.check(forward.Config(batches=()))
 
 
-SMALL = classics.Classic(squeezenet1_1, image=32)
+def test_a_compiler_is_timed_on_a_gpu_and_only_beside_a_peer():
+    assert classics.forms(forward.FORMS, ("nin", "resnet18")) == {
+        "nin": ["dlc"],
+        "resnet18": ["dlc", "PyTorch, channels_last", "PyTorch, eager"],
+    }
+
+
+def classic(make, side):
+    return classics.CLASSICS["alexnet"]._replace(make=make, inputs=((side, side, 3),))
+
+
+SMALL = classic(squeezenet1_1, 32)
 
 
 def test_random_variables_are_those_of_the_model_and_keep_activations_alive():
@@ -166,21 +196,22 @@ def test_random_variables_are_those_of_the_model_and_keep_activations_alive():
     drawn, one = classics.variables(model, 32), classics.images(1, 32)
     equal = jax.tree.map(lambda a, b: a.shape == b.shape, drawn, jax.eval_shape(model.init, jax.random.key(0), one))
     assert all(jax.tree.leaves(equal))
-    assert 1e-3 < float(jnp.std(model.apply(drawn, jnp.asarray(one)))) < 1e3
+    assert 1e-3 < float(jnp.std(jax.jit(model.apply)(drawn, one))) < 1e3
 
 
 @pytest.mark.parametrize("module", [forward, train_step])
 def test_our_form_answers(module, monkeypatch):
     monkeypatch.setattr(by_batch, "CHUNK", 0.0)
-    tiny = classics.Classic(functools.partial(MLP, (8,), 1000), image=8)
-    answer = module.ours(tiny, "float32")
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)  # other tests use the compilation cache
+    monkeypatch.setitem(classics.CLASSICS, "tiny", classic(functools.partial(MLP, (8,), 1000), 8))
+    answer = module.ours("tiny", "float32")
     assert answer("time", "2") > 0
     assert answer("compile", "2") > 0
     assert answer("memory") > 1e6
 
 
 def test_costs_stand_in_the_table(monkeypatch):
-    monkeypatch.setattr(devices, "ceiling", {"float32": 1e11}.get)
+    monkeypatch.setattr(ceilings, "ceiling", {"float32": 1e11}.get)
     cost = forward.cost(SMALL)
     assert cost["parameters"] == 1_235_496
     assert cost["flops"] == pytest.approx(2 * cost["macs"], rel=0.3)  # these include the padding
@@ -189,7 +220,7 @@ def test_costs_stand_in_the_table(monkeypatch):
         "PyTorch, eager": {1: np.array([0.001]), 4: np.array([0.012])},
         "PyTorch, channels_last": {1: np.array([0.002]), 4: np.array([0.008])},
     }
-    memory = {"dlc": 2**20, "PyTorch, eager": 3 * 2**20, "PyTorch, channels_last": 4 * 2**20}
+    memory = {"dlc": 2.0**20, "PyTorch, eager": 3 * 2.0**20, "PyTorch, channels_last": 4 * 2.0**20}
     found = by_batch.Measured(times, {"dlc": 1.0}, memory, [])
     row = forward.row(SMALL, cost, found, "float32")
     assert row["ms an image"] == "2 at 1, 1.5 at 4"
@@ -204,46 +235,96 @@ def test_costs_stand_in_the_table(monkeypatch):
 class Sleepless:
     """A worker that reports 0.1 s for each image."""
 
-    def __init__(self, module, *words):
-        self.closed = False
+    def __init__(self, module, form, name, *words):
+        self.dies = name == "vgg16"
 
     def measure(self, what, batch=0):
+        if self.dies:
+            raise UserError("no memory")
         return {"time": 0.1 * batch, "compile": 3.0, "memory": 7.0}[what]
 
     def close(self):
         pass
 
 
-def test_batches_and_models_that_take_too_long_are_left_out(monkeypatch, capsys):
-    monkeypatch.setattr(bench, "Worker", Sleepless)
-    two = classics.chosen(("resnet18", "resnet50"))
+def test_batches_and_models_that_take_too_long_or_fail_are_left_out(monkeypatch, capsys):
+    monkeypatch.setattr(timing, "Worker", Sleepless)
+    models = {name: ["dlc", "PyTorch, eager"] for name in ("resnet18", "vgg16", "resnet50")}
 
     def measured(minutes):
-        return dict(
-            by_batch.measured("m", two, lambda classic: ["dlc", "PyTorch, eager"], (), (1, 4, 8), 2, 0.5, minutes)
-        )
+        limits = by_batch.Limits(batches=(1, 4, 8), rounds=2, limit=0.5, minutes=minutes)
+        return by_batch.table("m", models, (), limits, lambda name, found: {f"{name}!": {"ms": "1", "empty": ""}})
 
-    found = measured(minutes=1)
+    rows, found = measured(minutes=1)
+    assert list(rows) == ["resnet18!", "resnet50!"]
     assert list(found) == ["resnet18", "resnet50"]
     assert found["resnet18"].batches == [1, 4]
     assert found["resnet18"].skipped == [8]
     assert found["resnet18"].compile["dlc"] == 3.0
-    assert "resnet18: no batches of 8, over 0.5 s" in capsys.readouterr().err
-    assert measured(minutes=-1) == {}
+    printed = capsys.readouterr()
+    assert printed.out == "resnet18!: ms 1\nresnet50!: ms 1\n"
+    assert "resnet18: no batches of 8, over 0.5 s" in printed.err
+    assert "vgg16 is left out: no memory" in printed.err
+    with pytest.raises(UserError, match="no model could be timed"):
+        measured(minutes=-1)
     assert "resnet50 is left out: -1 minutes are over" in capsys.readouterr().err
 
 
+# From flags to a record
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The flags of a bench of this file."""
+
+    rounds: flags.Positive[int] = 1
+    out: Path = Path("runs")
+
+
+def measured(config):
+    yield bench.Bench("here", "Here", "how", {"a": {"ms": config.rounds}})
+    yield bench.Bench("here.part", "Part", "how", {"a": {"ms": "2"}}, ["--part", "b"], {"more": 3})
+
+
+def launched(*argv, **options):
+    bench.launch(measured, Config, argv=list(map(str, argv)), **options)
+
+
+def test_a_bench_is_launched_and_saves_each_part(tmp_path, capsys):
+    launched("--rounds", 5, "--out", tmp_path)
+    records = [
+        json.loads(next(tmp_path.glob(f"bench.{name}/*/result.json")).read_text()) for name in ("here", "here.part")
+    ]
+    assert [one["command"] for one in records] == [
+        "python -m experiments.bench.here --rounds 5",
+        "python -m experiments.bench.here --part b",
+    ]
+    assert records[0]["rows"] == {"a": {"ms": 5}}
+    assert records[1]["more"] == 3
+    assert "| a | 5 |" in capsys.readouterr().out
+
+
+def test_mistakes_and_missing_peers_are_one_sentence(tmp_path):
+    with pytest.raises(SystemExit, match=r"^error: --rounds must be greater than 0, not 0$"):
+        launched("--rounds", 0, "--out", tmp_path)
+    with pytest.raises(SystemExit, match=r"^error: no_such_peer is not installed: make \.venv/\.peers installs it$"):
+        launched("--out", tmp_path, peers=("json", "no_such_peer"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_worker_is_given_its_words(monkeypatch, capsys):
+    """Its form's arguments keep their types; a line's words are those of one measurement."""
+    forms = {"a form": lambda part, size: lambda *words: float(len(words) + size if part == "steps" else nan)}
     monkeypatch.setattr("sys.stdin", io.StringIO("\ntime 8\n"))
-    bench.serve(lambda *words: float(len(words)))
-    assert capsys.readouterr().out == "0.0\n2.0\n"
+    launched("--worker", json.dumps(["a form", "steps", 3]), forms=forms)
+    assert capsys.readouterr().out == "3.0\n5.0\n"
 
 
 def test_flags_are_what_differs_from_the_defaults(tmp_path):
-    assert bench.flags(forward.Config(out=tmp_path)) == []
+    assert bench.given(forward.Config(out=tmp_path)) == []
     config = forward.Config(models=("enet", "nin"), dtype="float32", limit=1.5)
-    assert bench.flags(config) == ["--models", "enet", "nin", "--dtype", "float32", "--limit", 1.5]
-    assert bench.flags(compute.Config(count=True)) == ["--count"]
+    assert bench.given(config) == ["--models", "enet", "nin", "--dtype", "float32", "--limit", 1.5]
+    assert bench.given(compute.Config(count=True)) == ["--count"]
     assert [bench.three(value) for value in (0.01234, 12.345, 123.45, 12345.6)] == ["0.0123", "12.3", "123", "12,346"]
 
 
@@ -252,11 +333,11 @@ def test_flags_are_what_differs_from_the_defaults(tmp_path):
 
 def test_a_bench_saves_its_figures(tmp_path):
     figures = {
-        "batches": plot.time_per_image({"a": {1: 0.1, 8: 0.05}, "b": {1: 0.2}}),
-        "bubbles": plot.accuracy_against_operations({"a": (1.0, 70.0, 5_000_000)}),
-        "compute": plot.compute({"AlexNet": (2012, 0.0054)}, {}),
+        "batches": _charts.time_per_image({"a": {1: 0.1, 8: 0.05}, "b": {1: 0.2}}),
+        "bubbles": _charts.accuracy_against_operations({"a": (1.0, 70.0, 5_000_000)}),
+        "compute": _charts.compute({"AlexNet": (2012, 0.0054)}, {}),
     }
-    bench.save(tmp_path, {"bench": "forward", "rows": {"a": {"ms": "1"}}}, [], packages=(), figures=figures)
+    bench.save(tmp_path, bench.Bench("forward", "", "", {"a": {"ms": "1"}}, figures=figures), [])
     (path,) = tmp_path.glob("bench.forward/*/result.json")
     assert json.loads(path.read_text())["command"] == "python -m experiments.bench.forward"
     assert {p.stem for p in (path.parent / "figures").iterdir()} == {"batches", "bubbles", "compute"}

@@ -1,26 +1,28 @@
 """The user's photographs: read from any format, preprocessed as the published weights expect, and classified."""
 
-import dataclasses
 import importlib.util
 import io
 import json
-import re
 import typing
 
 import jax
 import numpy as np
 import pytest
-import tyro
+from cli import assert_refused, folder_of, here
 from PIL import Image
 
-from dlc import config as configs
 from dlc import weights
 from dlc.data import imagenet, images
 from dlc.errors import UserError
 from dlc.models.squeezenet import squeezenet1_1
-from dlc.run import Run
+from dlc.run import flags
+from dlc.weights.imagenet import NETWORKS, RULES
 from experiments.bench import vision_torch
 from experiments.imagenet import classify
+
+assert here  # a fixture
+
+MODULE = "experiments.imagenet.classify"
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
 
@@ -103,14 +105,15 @@ def test_the_names_are_a_thousand():
 
 
 def test_the_models_on_offer_have_published_weights():
-    assert set(typing.get_args(classify.Config.__annotations__["model"])) == set(classify.MODELS)
-    assert set(classify.RULES) < set(classify.MODELS)
-    for make in classify.MODELS.values():
+    offered, _ = typing.get_args(classify.Config.__annotations__["model"])
+    assert set(typing.get_args(offered)) == set(NETWORKS)
+    assert set(RULES) < set(NETWORKS)
+    for make in NETWORKS.values():
         weights.images.published(make())
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("name", classify.MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_photographs_are_prepared_as_torchvision_and_timm_do(name):
     pytest.importorskip("torch")
     if not (importlib.util.find_spec("torchvision") and importlib.util.find_spec("timm")):
@@ -118,7 +121,7 @@ def test_photographs_are_prepared_as_torchvision_and_timm_do(name):
     vision_torch.define_operators()  # the imports may fail without this
     timm, torchvision = importlib.import_module("timm"), importlib.import_module("torchvision")
 
-    rule = classify.RULES.get(name, imagenet.Rule())
+    rule = RULES.get(name, imagenet.Rule())
     image = np.random.default_rng(1).integers(0, 256, (365, 412, 3), dtype=np.uint8)
     ours = imagenet.standardised(imagenet.square(image, rule), rule)
     if name == "inception_v4":
@@ -150,56 +153,53 @@ def known(tmp_path_factory):
     return folder
 
 
-def config(known, *names, **changes):
-    given = {"weights": known / "weights.safetensors", "classes": known / "names.txt", "model": "squeezenet1_1"}
-    given["images"] = tuple(known / name for name in names or ["photograph.png"])
-    return classify.Config(**given | changes)
+def words(known, *names, **changes):
+    """The flags for these photographs; a flag that is changed to None is left out."""
+    given = {"model": "squeezenet1_1", "weights": known / "weights.safetensors", "classes": known / "names.txt"}
+    given |= changes
+    return *(known / name for name in names), *(w for k, v in given.items() if v for w in (f"--{k}", v))
 
 
-def test_photographs_are_named_with_probabilities(known, tmp_path, capsys):
-    figures = classify.main(config(known, "photograph.png", "grey.png"), Run(tmp_path))
+def test_photographs_are_named_with_probabilities(known, tmp_path, here):
+    code, stdout, stderr = here(MODULE, *words(known, "photograph.png", "grey.png"), "--out", tmp_path)
+    assert code == 0, stderr
     answers = ["   62.5%  dog", "   25.0%  horse", "   12.5%  cat", ""]
     written = [str(known / "photograph.png"), *answers, str(known / "grey.png"), *answers]
-    assert capsys.readouterr().out.splitlines() == written
-    assert (tmp_path / "answers.txt").read_text() == "\n".join(written)
-    assert (tmp_path / "figures" / "answers.png").exists()
+    folder = folder_of(tmp_path)
+    assert stdout.splitlines()[: len(written)] == written
+    assert (folder / "answers.txt").read_text() == "\n".join(written)
+    assert (folder / "figures" / "answers.png").exists()
+    figures = json.loads((folder / "result.json").read_text())["figures"]
     assert figures == {"images": 2, "probability_of_the_first": pytest.approx(0.625)}
+    saved = flags.load(folder, "imagenet.classify", classify.Config)
+    photographs = (known / "photograph.png", known / "grey.png")
+    assert saved == classify.Config(photographs, "squeezenet1_1", known / "names.txt")
 
 
 def refusals(known):
-    yield config(known, images=()), "nothing to look at: name the file of at least one photograph"
-    yield config(known, weights=None), "squeezenet1_1 needs published weights: fetch those"
-    yield config(known, "none.png"), "there is no .*none.png"
-    yield config(known, "names.txt"), "names.txt is not an image"
-    yield config(known, weights=known / "none.pth"), "there is no file .*none.pth"
-    yield config(known, weights=known / "photograph.png"), "photograph.png is not a safetensors file"
-    yield config(known, model="resnet18"), "is not a state dict of a ResNet: it lacks fc.bias"
-    yield config(known, model="squeezenet1_0"), r"weights.safetensors .*(has tensors|lacks|has shape \()"
-    yield config(known, classes=None), r"is for 3 classes, and ImageNet has 1,000: name each in a line .* --classes"
-    yield config(known, classes=known / "none.txt"), "none.txt cannot be read: give a text file"
-    yield config(known, classes=known / "photograph.png"), "photograph.png cannot be read: give a text file"
-    yield config(known, resize=100), "a crop of 224x224 is larger than its image of 128x100"
+    yield words(known), "there is nothing to look at: name the file of at least one photograph"
+    one = "photograph.png"
+    yield words(known, one, weights=None), "squeezenet1_1 needs published weights: download one from"
+    yield words(known, "none.png"), "there is no .*none.png"
+    yield words(known, "names.txt"), "names.txt is not an image"
+    yield words(known, one, weights=known / "none.pth"), "none.pth does not exist: give .* a file of weights"
+    yield words(known, one, weights=known / one), "photograph.png is not a safetensors file"
+    yield words(known, one, model="resnet18"), "is not a state dict of a ResNet: it lacks fc.bias"
+    yield words(known, one, model="squeezenet1_0"), r"weights.safetensors .*(has tensors|lacks|has shape \()"
+    few = "the weights are for 3 classes, and"
+    yield words(known, one, classes=None), rf"{few} ImageNet has 1,000: name each in a line of --classes FILE"
+    yield words(known, one, classes=known / "none.txt"), "none.txt cannot be read: give a text file"
+    yield words(known, one, classes=known / one), "photograph.png cannot be read: give a text file"
+    yield words(known, one, classes=known / "two.txt"), rf"{few} .*two.txt has 2: name each in a line"
+    yield words(known, one, resize=100), "a crop of 224x224 is larger than its image of 128x100"
+    yield words(known, one, resize=-1), "--resize must be greater than 0, not -1"
+    yield (*words(known, one), "--made-up"), "--made-up means nothing with --weights, which does not train: leave it"
 
 
-def test_mistakes_are_one_sentence(known):
+def test_mistakes_are_one_sentence(known, tmp_path, here):
     (known / "two.txt").write_text("cat\ndog\n")
-    two = (config(known, classes=known / "two.txt"), r"is for 3 classes, and .*two.txt has 2")
-    for wrong, sentence in [*refusals(known), two]:
-        with pytest.raises(UserError, match=sentence) as caught:
-            classify.main(wrong, Run())
-        assert re.fullmatch(r"[^\n]+(\n[^\n]+)?", str(caught.value))  # and at most one line from the reader of the file
-    with pytest.raises(UserError, match=r"^--images, --weights, --classes means nothing with --made-up: leave it out$"):
-        config(known, made_up=True)
-    with pytest.raises(UserError, match="--resize must be greater than 0"):
-        config(known, resize=0)
-
-
-def test_the_command_line_takes_photographs_and_gives_them_back(known, tmp_path):
-    weights = known / "weights.safetensors"
-    argv = ["--model", "vgg16", "--weights", str(weights), str(known / "a.jpg"), str(known / "b.jpg")]
-    parsed = tyro.cli(classify.Config, args=argv)
-    assert parsed == classify.Config((known / "a.jpg", known / "b.jpg"), "vgg16", weights)
-    configs.save(tmp_path, "imagenet.classify", parsed, "")
-    assert json.loads((tmp_path / "config.json").read_text())["config"]["images"][0].endswith("a.jpg")
-    assert configs.load(tmp_path, "imagenet.classify", classify.Config) == parsed
-    assert dataclasses.replace(parsed, images=()).images == ()
+    for wrong, sentence in refusals(known):
+        result = here(MODULE, *wrong, "--out", tmp_path)
+        assert_refused(result, sentence)
+        assert len(result[2].splitlines()) <= 2  # and at most one line from the reader of the file
+        assert not list(tmp_path.glob("*/*"))

@@ -121,10 +121,9 @@ def linear(first, last, steps):
 def test_the_record_follows_pytorch_in_float64(monkeypatch):
     """Muon, SGD, their schedules and decays, label smoothing, whitening, and batch statistics without a scale."""
     monkeypatch.setattr(optax, "linear_schedule", linear)
-    from experiments.cifar10.record import Config, optimizer
-
     from dlc.models.airbench import whitening
     from experiments.bench.cifar10_torch import Airbench, airbench_optimizers
+    from experiments.cifar10.airbench import Config, optimizer
 
     with jax.enable_x64(True):
         given = batches(24)

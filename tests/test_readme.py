@@ -1,15 +1,21 @@
 """The README is correct: its programs run, its commands exist, and its tree matches the files."""
 
+import json
 import re
-from importlib.util import find_spec
+import sys
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import pytest
+from cli import folder_of, here
 
 from dlc import tokens, weights
 from dlc.models import table
 from dlc.models.gpt import GPT, GPTConfig
+
+assert here  # a fixture
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -39,9 +45,28 @@ def test_an_experiment_of_ones_own_takes_thirty_lines(capsys):
     assert "the best of 200 learning rates" in capsys.readouterr().out
 
 
+def test_an_experiment_with_train_and_show_takes_thirty_lines_too(tmp_path, monkeypatch, here):
+    assert len([line for line in PROGRAMS[3].splitlines() if line]) <= 30
+    (tmp_path / "digits.py").write_text(PROGRAMS[3])
+    spec = spec_from_file_location("experiments.digits", tmp_path / "digits.py")
+    module = module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "experiments.digits", module)
+    spec.loader.exec_module(module)
+    module.SMOKE = module.Config(epochs=1)
+    errors = {}
+    for name, flags in {"trained": [], "shown": ["--weights"], "begun": ["--epochs", 1, "--init-from"]}.items():
+        words = [*flags, folder_of(tmp_path / "trained")] if flags else []
+        code, _, stderr = here("experiments.digits", *words, "--out", tmp_path / name)
+        assert code == 0, stderr
+        result = json.loads((folder_of(tmp_path / name) / "result.json").read_text())
+        errors[name] = result["figures"]["test_error"]
+    assert errors["trained"] == errors["shown"] == pytest.approx(0.1, abs=0.03)  # the claim
+    assert errors["begun"] == pytest.approx(errors["trained"], abs=0.02)  # after an epoch, which alone gives 0.2
+
+
 def test_every_module_that_is_named_exists():
     for module in set(re.findall(r"python -m ([a-z0-9_.]+)", README)):
-        assert find_spec(module), module
+        assert module == "experiments.digits" or find_spec(module), module  # that is the reader's own
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`?make ([a-z]+)", README)) - {"one"} <= targets
 
@@ -58,10 +83,19 @@ def test_the_models_are_those_of_the_table():
     assert shown.split("<!-- end of models -->")[0] == table.markdown()  # to mend it, paste what this is
 
 
-def test_the_tree_is_the_tree():
-    tree = README.split("## The tree")[1]
-    there = {p.name for p in (ROOT / "dlc").glob("[!_]*.py")}
-    assert there - set(re.findall(r"\w+\.py", tree)) == {"errors.py"}
-    assert set(re.findall(r"\w+\.py", tree)) <= there
-    for p in (ROOT / "dlc/models").glob("[!_]*.py"):
-        assert p.stem in tree
+def test_the_tree_in_the_design_is_the_tree():
+    tree = (ROOT / "docs" / "design.md").read_text().split("```\ndlc/\n")[1].split("```")[0]
+    ours, experiments = tree.split("experiments/")
+    for p in [*(ROOT / "dlc").glob("[!_]*.py")]:
+        assert p.name in ours or p.name == "errors.py", p
+    named = set(re.findall(r"\w+\.py", ours))
+    assert named <= {p.name for p in (ROOT / "dlc").glob("*.py")}
+    for folder in (p for p in (ROOT / "dlc").iterdir() if p.is_dir() and not p.name.startswith("_")):
+        line = re.search(rf"^  {folder.name}/ .*(?:\n {{4,}}.*)*", ours, re.MULTILINE)
+        assert line, folder
+        words = set(re.findall(r"\w+", line[0]))
+        if folder.name not in ("models", "data"):  # which are lists of nouns
+            assert {p.stem for p in folder.glob("[!_]*.py")} <= words, folder
+    for p in (ROOT / "experiments").glob("*/[!_]*.py"):
+        if p.parent.name != "bench":
+            assert p.stem in re.findall(r"\w+", experiments), p

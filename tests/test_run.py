@@ -12,7 +12,7 @@ import pytest
 from cli import ROOT, assert_refused, assert_same_weights, environment, finish, folder_of, here, lines, python, start
 from cli import weights as newest
 
-from dlc import weights
+from dlc import __main__, weights
 from dlc.models.mlp import MLP
 from dlc.run.loop import Interrupted
 from dlc.weights.checkpoint import Checkpoints
@@ -92,11 +92,13 @@ def test_weights_are_evaluated_without_training(whole, tmp_path, here):
     assert before["figures"] == after["figures"]
     assert after["dataset"] == "digits"  # that of the run
     assert after["train_flops"] is None
+    assert after["weights"] == str(whole[0])
     assert "compil" in stdout
     assert "train" not in after["seconds"] or not after["seconds"]["train"]
     assert {p.name for p in (folder_of(tmp_path) / "figures").iterdir()} == {
         "confusion.png", "mistakes.png", "filters.png"
     }  # fmt: skip
+    assert_refused(here(MLP_, "--resume", folder_of(tmp_path)), "only showed weights, and has nothing to continue")
 
 
 def test_a_flag_that_has_no_meaning_with_weights_is_refused(whole, tmp_path, here):
@@ -120,6 +122,16 @@ def test_training_begins_from_weights(whole, tmp_path, here):
     assert not list((tmp_path / "other").glob("*/*"))
 
 
+def test_killed_before_the_first_checkpoint_it_starts_from_the_same_beginning(whole, tmp_path, here):
+    words = (*SOFTMAX, 2, "--init-from", whole[0], "--out", tmp_path)
+    code, *_ = python("killed", "SIGKILL", 14, MLP_, *words)  # at the first report
+    assert code == -signal.SIGKILL
+    code, _, stderr = here(MLP_, "--resume", folder_of(tmp_path))
+    assert code == 0, stderr
+    assert "no checkpoint yet: starting from the beginning" in stderr
+    assert lines(folder_of(tmp_path))[0]["loss"] == pytest.approx(lines(whole[0])[-2]["loss"], rel=0.05)
+
+
 def test_several_seeds_begin_from_the_same_weights(whole, tmp_path, here):
     words = (*SOFTMAX, 1, "--seeds", 2, "--init-from", whole[0])
     code, _, stderr = here(MLP_, *words, "--out", tmp_path)
@@ -128,18 +140,6 @@ def test_several_seeds_begin_from_the_same_weights(whole, tmp_path, here):
     assert first["mean"] == pytest.approx(lines(whole[0])[-2]["loss"], rel=0.05)
     _, variables = weights.load(folder_of(tmp_path))
     assert variables["params"]["dense1"]["kernel"].shape == (784, 10)  # the first seed's
-
-
-def test_the_weights_of_a_killed_run_are_in_its_checkpoint(tmp_path, here):
-    code, *_ = python("killed", "SIGKILL", 42, MLP_, *SOFTMAX, 30, "--seeds", 2, "--out", tmp_path)
-    assert code == -signal.SIGKILL
-    folder = folder_of(tmp_path)
-    assert not (folder / "weights.safetensors").exists()
-    model, variables = weights.load(folder)
-    assert model == MLP((), 10, dtype="float32")
-    np.testing.assert_array_equal(variables["params"]["dense1"]["kernel"], newest(folder)["params/dense1/kernel"][0])
-    code, _, stderr = here(MLP_, "--weights", folder, "--out", tmp_path / "shown")
-    assert code == 0, stderr
 
 
 # Seeds
@@ -166,37 +166,43 @@ def test_a_seed_among_many_is_that_seed_alone(tmp_path, here):
 # Stopping and continuing
 
 
-@pytest.mark.parametrize(("how", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_ctrl_c_and_sigterm_save_and_say_how_to_resume(tmp_path, how, status):
-    code, _, stderr = python("killed", how, 42, MLP_, *SOFTMAX, 30, "--out", tmp_path)
-    folder = folder_of(tmp_path)
+def assert_stopped(result, status, folder):
+    code, _, stderr = result
     assert code == status
     assert f"continue with: python -m {MLP_} --resume {folder}" in stderr
     assert "Traceback" not in stderr
-    assert newest(folder)["step"] == max(line["step"] for line in lines(folder))
+    assert np.max(newest(folder)["step"]) == max(line["step"] for line in lines(folder))
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
-def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(whole, tmp_path, here, how):
-    """To the bit. The run is cut off at a third; then again at two thirds; then it is left to finish."""
-    code, *_ = python("killed", how, 140, MLP_, *SOFTMAX, 30, "--out", tmp_path)
-    assert code in (-signal.SIGKILL, 143)
-    code, *_ = python("killed", how, 280, MLP_, "--resume", folder_of(tmp_path), "--save-every", 0)
-    assert code in (-signal.SIGKILL, 143)
-    code, _, stderr = here(MLP_, "--resume", folder_of(tmp_path), "--save-every", 0)
+def test_ctrl_c_saves_and_says_how_to_resume_and_the_weights_can_be_read(tmp_path, here):
+    result = python("killed", "SIGINT", 42, MLP_, *SOFTMAX, 30, "--seeds", 2, "--out", tmp_path)
+    folder = folder_of(tmp_path)
+    assert_stopped(result, 130, folder)
+    assert not (folder / "weights.safetensors").exists()
+    model, variables = weights.load(folder)
+    assert model == MLP((), 10, dtype="float32")
+    np.testing.assert_array_equal(variables["params"]["dense1"]["kernel"], newest(folder)["params/dense1/kernel"][0])
+    code, _, stderr = here(MLP_, "--weights", folder, "--out", tmp_path / "shown")
+    assert code == 0, stderr
+
+
+@pytest.mark.parametrize(("how", "steps"), [("SIGTERM", [140]), ("SIGKILL", [140, 280])])
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(whole, tmp_path, here, how, steps):
+    """To the bit. The run is cut off once or twice; then it is left to finish."""
+    words = (*SOFTMAX, 30, "--out", tmp_path)
+    for step in steps:
+        result = python("killed", how, step, MLP_, *words)
+        if how == "SIGTERM":
+            assert_stopped(result, 143, folder_of(tmp_path))
+        else:
+            assert result[0] == -signal.SIGKILL
+        words = ("--resume", folder_of(tmp_path), "--save-every", 0)
+    code, _, stderr = here(MLP_, *words)
     assert code == 0, stderr
     assert "resuming after step" in stderr
     assert_same_weights(whole[0], folder_of(tmp_path))
     steps = [line["step"] for line in lines(folder_of(tmp_path)) if "loss" in line]
     assert steps == list(range(14, 421, 14))
-
-
-def test_killed_before_the_first_checkpoint_it_starts_from_the_beginning(tmp_path, here):
-    code, *_ = python("killed", "SIGKILL", 14, MLP_, *SOFTMAX, 2, "--out", tmp_path)  # the first report
-    assert code == -signal.SIGKILL
-    code, _, stderr = here(MLP_, "--resume", folder_of(tmp_path))
-    assert code == 0, stderr
-    assert "no checkpoint yet: starting from the beginning" in stderr
 
 
 def copy_of(whole, tmp_path):
@@ -240,7 +246,8 @@ def test_all_checkpoints_damaged_is_said(whole, tmp_path, here):
 
 def test_a_run_that_is_still_going_cannot_be_resumed(whole, tmp_path, here):
     folder = copy_of(whole, tmp_path)
-    holding = "import filelock, sys; filelock.FileLock(sys.argv[1]).acquire(); print('held', flush=True); input()"
+    holding = "import filelock, sys; held = filelock.FileLock(sys.argv[1]); held.acquire(); print('held', flush=True)"
+    holding += "; input()"
     command = [sys.executable, "-c", holding, str(folder / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
@@ -283,7 +290,8 @@ def test_a_signal_while_a_checkpoint_is_read_or_written_is_no_damage(tmp_path):
     [
         (["--epoch", 3], "Unrecognized options: --epoch"),
         (["--epochs", "many"], "Error parsing --epochs"),
-        (["--dataset", "minst"], "invalid choice 'minst' for argument '--dataset'"),
+        (["--dataset", "minst"], "--dataset must be one of mnist, fashion_mnist, digits, or tfds:NAME, not minst"),
+        (["--dtype", "float8"], "invalid choice 'float8' for argument '--dtype'"),
         (["--epochs", 0], "--epochs must be greater than 0, not 0"),
         (["--batch", -5], "--batch must be greater than 0, not -5"),
         (["--seed", -1], "--seed must not be negative, as -1 is"),
@@ -304,9 +312,12 @@ def test_mistakes_in_flags_get_one_sentence(tmp_path, here, flags, sentence):
     assert not list(tmp_path.glob("*/*"))  # what never began leaves nothing behind
 
 
-def test_data_that_cannot_be_had_is_said_and_never_replaced(tmp_path):
-    nowhere = dict.fromkeys(("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY"), "http://127.0.0.1:9")
-    code, stdout, stderr = python("experiments.mnist.convnet", "--out", tmp_path, **nowhere, no_proxy="", NO_PROXY="")
+def test_data_that_cannot_be_had_is_said_and_never_replaced(tmp_path, here, monkeypatch):
+    for name in ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")
+    code, stdout, stderr = here("experiments.mnist.convnet", "--out", tmp_path)
     assert code == 3
     assert "mnist" in stderr
     assert "digits" in stderr  # named as the one that needs no download
@@ -384,12 +395,17 @@ def test_on_a_terminal_there_is_a_bar(tmp_path):
     assert "420/420" in done.stdout
 
 
-def test_python_m_dlc_says_what_it_runs_on():
-    code, stdout, _ = python("dlc")
-    assert code == 0
+def test_python_m_dlc_says_what_it_runs_on(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["dlc"])
+    __main__.main()
+    said = capsys.readouterr().out
     for word in ("backend", "cpu", "devices", "jax", "flax", "data", "cache"):
-        assert word in stdout
-    assert_refused(python("dlc", "--require", "gpu"), "a gpu is required, but JAX finds only cpu here")
+        assert word in said
+    monkeypatch.setattr(sys, "argv", ["dlc", "--require", "gpu"])
+    with pytest.raises(SystemExit) as stopped:
+        __main__.main()
+    sentence = "a gpu is required, but JAX finds only cpu here"
+    assert_refused((stopped.value.code, *capsys.readouterr()), sentence)
 
 
 def test_help_is_short_and_shows_the_defaults(here):

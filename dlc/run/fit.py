@@ -1,7 +1,6 @@
 """The training loop that most experiments use."""
 
 import functools
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,9 +8,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from dlc import costs, process, train, weights
+from dlc import train, weights
 from dlc.batches import BatchesOf
-from dlc.run.loop import training
+from dlc.run.loop import count_operations, training
 from dlc.run.run import Run
 
 
@@ -102,10 +101,10 @@ def fit(
         _, before = kinds.get(_shape(single, 1), (None, 0))
         kinds[_shape(single, 1)] = single, before + count
 
-    run.work += [(functools.partial(costs.flops, one, _shapes(state), batch), count) for batch, count in kinds.values()]
+    for single, count in kinds.values():
+        count_operations(run, one, state, single, count)
     per_step = examples // plan.steps if examples % plan.steps == 0 else examples / plan.steps
-    run.facts |= {"seeds": plan.seeds, "steps": plan.steps, "examples_per_step": per_step}
-    run.facts["seconds_to_first_step"] = round(time.perf_counter() - process.STARTED, 3)
+    run.facts |= {"seeds": plan.seeds, "examples_per_step": per_step}
 
     with training(run, state, plan.steps) as loop:
         state = loop.state
@@ -129,10 +128,6 @@ def _group(several: bool, batch_axis: Literal[0] | None, count: int, step: train
 
 def _variables(state: train.State) -> dict[str, Any]:
     return {"params": state.params, **(state.aux or {})}
-
-
-def _shapes(tree: Any) -> Any:
-    return jax.eval_shape(lambda tree: tree, tree)
 
 
 def _shape(batch: Any, count: int) -> tuple[Any, ...]:

@@ -88,6 +88,8 @@ def parse(name: str, summary: str, default: Any, smoke: Any, kind: type[Options]
     weights = getattr(peek, "weights", None)
     if peek.resume:
         default = load(peek.resume, name, type(default))
+        if "weights" in read(peek.resume):
+            raise UserError(f"{peek.resume} only showed weights, and has nothing to continue: start a new run")
     elif weights and is_run(weights) and read(weights)["experiment"] == name:
         default = load(weights, name, type(default))
     elif peek.smoke:
@@ -127,9 +129,10 @@ def to_json(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=lambda path: str(path.absolute())))
 
 
-def save(folder: Path, name: str, config: Any, command: str) -> None:
-    """Writes `config.json`, which `load` reads."""
-    content = {"experiment": name, "command": command, "config": to_json(config)}
+def save(folder: Path, name: str, config: Any, command: str, begun: dict[str, Path | None] | None = None) -> None:
+    """Writes `config.json`, which `load` reads. `begun` has the paths of `--weights` and `--init-from`."""
+    paths = {option: str(path.absolute()) for option, path in (begun or {}).items() if path}
+    content = {"experiment": name, "command": command, **paths, "config": to_json(config)}
     files.write_whole(folder / "config.json", json.dumps(content, indent=2) + "\n")
 
 

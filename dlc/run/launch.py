@@ -61,13 +61,14 @@ def launch(
         require(options.require)
         command = shlex.join(["python", "-m", f"experiments.{name}", *argv])
         folder, resume = options.resume or new_folder(options.out, name), bool(options.resume)
+        source, init_from = getattr(options, "weights", None), getattr(options, "init_from", None)
         if resume:
-            command = flags.read(folder)["command"]
+            saved = flags.read(folder)
+            command, init_from = saved["command"], saved.get("init_from") and Path(saved["init_from"])
         else:
-            flags.save(folder, name, config, command)
-        run = Run(folder, resume, console, options.save_every, getattr(options, "init_from", None))
+            flags.save(folder, name, config, command, {"weights": source, "init_from": init_from})
+        run = Run(folder, resume, console, options.save_every, init_from)
         with _alone(folder), _signals(run), contextlib.closing(run):
-            source = getattr(options, "weights", None)
             if source and show:
                 figures = _shown(source, config, run, show, published)
             elif train:
@@ -105,6 +106,7 @@ def _shown(source: Path, config: Any, run: Run, show: Any, published: Any) -> Fi
     described = flags.is_run(source) or published is None
     model, variables = weights.load(source, None if described else published(config))
     run.weights = source
+    run.facts["weights"] = str(source)
     return show(config, run, model, variables)
 
 

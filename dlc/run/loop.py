@@ -8,12 +8,14 @@
             if loop.due(done, every=100):
                 loop.evaluate(done, evaluate, state)    # `evaluate(state) -> numbers`
                 loop.save(done, state)
+    count_operations(run, step, state, batch(0), 1000)  # for the record
 
 `fit` is this loop for steps that JAX compiles. A state is any pytree of arrays; whatever decides the next step belongs
 into it, so that a resumed run equals an uninterrupted one.
 """
 
 import contextlib
+import functools
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlc import train
+from dlc import costs, process, train
 from dlc.errors import UserError
 from dlc.run import log, progress, record
 from dlc.run.run import Run
@@ -50,6 +52,8 @@ def training(run: Run, state: Any, steps: int) -> Iterator["Loop"]:
     Raises UserError if the run is resumed and none of its checkpoints can be read.
     """
     done, state = _restored(run, state)
+    run.facts["steps"] = steps
+    run.facts["seconds_to_first_step"] = round(time.perf_counter() - process.STARTED, 3)
     if run.folder:
         run.log = log.Log(run.folder, run.history, done)
     run.signals.training = True
@@ -60,6 +64,12 @@ def training(run: Run, state: Any, steps: int) -> Iterator["Loop"]:
         run.signals.training = False
     if run.checkpoints:
         run.checkpoints.wait()
+
+
+def count_operations(run: Run, step: train.Step, state: Any, batch: Any, steps: int) -> None:
+    """Adds `steps` times the operations of `step(state, batch)` to the record. They are counted after training."""
+    shapes = jax.eval_shape(lambda *tree: tree, state, batch)
+    run.work.append((functools.partial(costs.flops, step, *shapes), steps))
 
 
 class Loop:

@@ -27,26 +27,26 @@ FIGURES = (
     "compute",
     "batches",
     "bubbles",
-)  # those that pages show
-LONG = 10  # rows: a longer table of a benchmark stands in docs/results.md alone
+)  # shown in pages
+LONG = 10  # rows; longer tables of benchmarks appear only in docs/results.md
 BEGIN, END = "<!-- results: written by `make results` -->", "<!-- end of results -->"
 
 
 def add(root: Path, run: Path) -> Path:
-    """Copies the record of a finished run to results/, and of its figures those that pages show to docs/figures/.
+    """Copies the record of a finished run to results/, and the figures that pages show to docs/figures/.
 
-    The record's name is made of its experiment, flags and platform. Raises UserError if the run has no record.
+    The record is named after its experiment, flags and platform. Raises UserError if the run has no record.
     """
     try:
         result = json.loads((run / "result.json").read_text())
     except (OSError, ValueError):
-        raise UserError(f"{run} has no result.json that can be read; only a run that ended by itself has one") from None
+        raise UserError(f"{run} has no result.json that can be read: only a finished run has one") from None
     what = result.get("experiment") or f"bench.{result['bench']}"
     flags = ("-".join(flag).removeprefix("--") for flag in _flags(result["command"]))
     name = ".".join([what, *flags, result["device"]["platform"]]).replace("/", "_")
     target = root / "results" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
-    # Where it ran is no part of the result.
+    # Where it ran is not part of the result.
     kept = [word for flag in _flags(result["command"]) for word in flag]
     result["command"] = shlex.join([*shlex.split(result["command"])[:3], *kept])
     target.write_text(json.dumps(result, indent=2) + "\n")
@@ -58,7 +58,7 @@ def add(root: Path, run: Path) -> Path:
 
 
 def tables(results: Path) -> tuple[str, str]:
-    """The Markdown of docs/results.md, and of the part of it that stands in README.md."""
+    """The Markdown of docs/results.md, and the part of it that goes into README.md."""
     records = []
     for path in sorted(results.glob("*.json")):
         try:
@@ -85,7 +85,7 @@ def tables(results: Path) -> tuple[str, str]:
 
 
 def write(root: Path) -> None:
-    """Writes docs/results.md, and README.md between its two marks. Raises UserError if they are not there."""
+    """Writes docs/results.md, and the part of README.md between its two marks. Raises UserError without marks."""
     page, short = tables(root / "results")
     readme = root / "README.md"
     text = readme.read_text()
@@ -98,7 +98,7 @@ def write(root: Path) -> None:
 
 
 def _flags(command: str) -> list[list[str]]:
-    """What tells one record of an experiment from another: its flags with their values, but not where it runs."""
+    """What distinguishes records of one experiment: flags with their values, without those about where it runs."""
     flags: list[list[str]] = []
     for word in shlex.split(command)[3:]:
         if word.startswith("--"):

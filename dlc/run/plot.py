@@ -14,9 +14,9 @@ INK, ACCENT = "#1b3a5c", "#c8553d"
 
 
 def curves(history: list[dict[str, Any]], steps_per_epoch: int = 1, seeds: int = 1, held_out: str = "test") -> Figure:
-    """Loss and, where there is one, error against epochs (or, one to an epoch, steps), in training and `held_out`.
+    """Loss and error, if any, against epochs (or steps, if `steps_per_epoch` is 1), in training and on `held_out`.
 
-    Several seeds are their mean, in a band of one deviation.
+    Several seeds are drawn as their mean, in a band of one standard deviation.
     """
     names = [name for name in ("loss", "error") if any(name in line for line in history)]
     figure = Figure(figsize=(4.5 * len(names), 3.4), dpi=150, layout="constrained")
@@ -48,97 +48,11 @@ def curves(history: list[dict[str, Any]], steps_per_epoch: int = 1, seeds: int =
     return figure
 
 
-def compute(milestones: dict[str, tuple[int, float]], ours: dict[str, tuple[int, float]]) -> Figure:
-    """Training compute (petaflop/s-days) against the year: `milestones` name -> (year, compute), and `ours` in red.
-
-    It is the chart of Amodei and Hernandez 2018, "AI and compute", with its addendum.
-    """
-    figure = Figure(figsize=(10, 7), dpi=150, layout="constrained")
-    axis = figure.subplots()
-    right = max(year for year, _ in (*milestones.values(), *ours.values())) + 2
-    for points, color, marker in ((milestones, INK, "o"), (ours, ACCENT, "_")):
-        years, amounts = zip(*points.values(), strict=True) if points else ((), ())
-        axis.scatter(years, amounts, color=color, marker=marker, s=22, zorder=3)
-    axis.set(yscale="log", xlabel="year", ylabel="training, petaflop/s-days", xlim=(1945, right + 18))
-    low, high = np.log10(axis.get_ylim())
-    line, letter = (high - low) / 48, 0.65  # the size of text, in powers of ten and in years
-
-    taken = [(year - 0.5, year + 0.5, np.log10(amount)) for year, amount in milestones.values()]
-    for name, (year, amount) in sorted(milestones.items(), key=lambda item: -item[1][1]):
-        wide, y = letter * len(name), np.log10(amount)
-        places = [(x, y + up * line) for up in (0, 1, -1, 2, -2) for x in (year - 1 - wide, year + 1)]
-        free = (
-            (x, y)
-            for x, y in places
-            if not any(x < end and x + wide > begin and abs(y - z) < 0.9 * line for begin, end, z in taken)
-        )
-        x, y = next(free, places[0])
-        taken.append((x, x + wide, y))
-        x, side = (x, "left") if x > year else (x + wide, "right")
-        axis.text(x, 10**y, name, fontsize=7, color=INK, va="center", ha=side)
-
-    below, heights = -np.inf, {}
-    for name, (_, amount) in sorted(ours.items(), key=lambda item: item[1][1]):
-        below = heights[name] = max(below + line, np.log10(amount))  # names that would lie on one another move up
-    down = np.mean([y - np.log10(ours[name][1]) for name, y in heights.items()]) if ours else 0.0  # and all down again
-    arrow = {"arrowstyle": "-", "color": ACCENT, "linewidth": 0.4, "relpos": (0, 0.5), "shrinkB": 3}
-    for name, y in heights.items():
-        place = (right, 10 ** (y - down))
-        axis.annotate(name, ours[name], place, fontsize=7, color=ACCENT, va="center", arrowprops=arrow)
-    axis.grid(alpha=0.25)
-    return figure
-
-
-def time_per_image(seconds: dict[str, dict[int, float]]) -> Figure:
-    """Milliseconds an image against the batch size, a line for each network name -> {batch: seconds}.
-
-    It is figure 3 of Canziani et al. 2016, "An analysis of deep neural network models for practical applications".
-    """
-    figure = Figure(figsize=(7.5, 5.5), dpi=150, layout="constrained")
-    axis = figure.subplots()
-    slowest_first = sorted(seconds, key=lambda name: -list(seconds[name].values())[-1])  # as the lines end
-    for i, name in enumerate(slowest_first):
-        points = seconds[name]
-        milliseconds = [1e3 * second for second in points.values()]
-        axis.plot(list(points), milliseconds, color=f"C{i % 10}", marker="osv^D"[i // 10 % 5], markersize=4, label=name)
-    axis.set(xscale="log", yscale="log", xlabel="batch", ylabel="milliseconds an image")
-    batches = sorted({batch for points in seconds.values() for batch in points})
-    axis.set_xticks(batches, [str(batch) for batch in batches])
-    axis.minorticks_off()
-    axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axis.grid(alpha=0.25)
-    figure.legend(frameon=False, loc="outside right upper", fontsize=8)
-    return figure
-
-
-def accuracy_against_operations(networks: dict[str, tuple[float, float, int]]) -> Figure:
-    """Top-1 accuracy (%) against billions of operations, name -> (operations, accuracy, weights): discs, of that area.
-
-    It is figure 2 of Canziani et al. 2016, "An analysis of deep neural network models for practical applications".
-    """
-    figure = Figure(figsize=(7.5, 5), dpi=150, layout="constrained")
-    axis = figure.subplots()
-    names: list[tuple[float, float]] = []  # where they stand
-    for i, name in enumerate(sorted(networks, key=lambda name: networks[name])):
-        operations, accuracy, weights = networks[name]
-        axis.scatter(operations, accuracy, s=weights / 1e5, color=f"C{i % 10}", alpha=0.5, linewidth=0)
-        axis.scatter(operations, accuracy, s=3, color=INK)
-        taken = any(operations - x < 5 and abs(accuracy + 0.5 - y) < 1 for x, y in names)
-        names.append((operations, accuracy + (-1 if taken else 0.5)))
-        offset = 4, -10 if taken else 4
-        axis.annotate(name, (operations, accuracy), offset, textcoords="offset points", fontsize=7)
-    axis.set(xlabel="billions of operations an image", ylabel="top-1 accuracy (%)")
-    axis.margins(0.12)
-    axis.set_title("the area of a disc: the weights", fontsize=8)
-    axis.grid(alpha=0.25)
-    return figure
-
-
 def attention(weights: dict[str, np.ndarray], rows: Sequence[str], columns: Sequence[str]) -> Figure:
-    """Attention weights [T, S] by name, a picture each: black is none of a row's attention and white all of it.
+    """Attention weights [T, S] by name, one picture each: black is none of a row's attention, white is all of it.
 
-    It is figure 3 of Bahdanau et al. 2014, but with the square root for the brightness. `rows` [T] are the tokens that
-    attend and `columns` [S] those attended to.
+    Like figure 3 of Bahdanau et al. 2014, but the brightness is the square root. `rows` [T] are the tokens that attend,
+    `columns` [S] the tokens attended to.
     """
     across = min(len(weights), 2)
     down, size = -(-len(weights) // across), 9 if across == 1 else 7
@@ -169,10 +83,10 @@ def filters(kernel: Any, columns: int = 8) -> Figure:
 
 
 def confusion(counts: np.ndarray, classes: tuple[str, ...]) -> Figure:
-    """A confusion matrix [K, K]: rows the true class, columns the predicted one, colour the share that is mistaken."""
+    """A confusion matrix [K, K]: rows are true classes, columns predicted ones, colour the share of mistakes."""
     figure = Figure(figsize=(5.4, 5), dpi=150, layout="constrained")
     axis = figure.subplots()
-    # Colour only the mistakes: beside a diagonal of 99 % they would all look white.
+    # Colour only the mistakes: next to a diagonal of 99 % they would all look white.
     mistakes = counts / np.maximum(counts.sum(1, keepdims=True), 1) * (1 - np.eye(len(counts)))
     axis.imshow(mistakes, cmap="Reds", vmin=0)
     for (i, j), count in np.ndenumerate(counts):
@@ -190,7 +104,7 @@ def confusion(counts: np.ndarray, classes: tuple[str, ...]) -> Figure:
 def mistakes(
     images: np.ndarray, logits: np.ndarray, label: np.ndarray, classes: tuple[str, ...], most: int = 24
 ) -> Figure:
-    """The images [N, H, W, C] (uint8) on which the logits [N, K] are furthest from the label, with both answers."""
+    """The images [N, H, W, C] (uint8) whose logits [N, K] are furthest from the label, with both answers."""
     shifted = logits - logits.max(-1, keepdims=True)
     probability = np.exp(shifted) / np.exp(shifted).sum(-1, keepdims=True)
     answer = logits.argmax(-1)
@@ -247,9 +161,9 @@ def sheet(rows: dict[str, np.ndarray], stacks: int = 1) -> Figure:
 
 
 def _mosaic(images: np.ndarray, columns: int, fill: float | int) -> np.ndarray:
-    """Images [N, H, W, ...] row by row in one, `columns` across, with a line of `fill` between them.
+    """Images [N, H, W, ...] side by side in one array, `columns` across, with a line of `fill` between them.
 
-    One picture, because matplotlib takes a tenth of a second for every few axes.
+    One picture, because matplotlib needs a tenth of a second for every few axes.
     """
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)

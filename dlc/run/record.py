@@ -73,7 +73,7 @@ def finish(run: Run, name: str, claim: str, config: Any, figures: dict[str, Any]
         **run.facts,
         "seeds": list(range(seed, seed + run.facts.get("seeds", 1))),
         "seconds": {key: round(value, 3) for key, value in seconds.items()},
-        "examples_per_second": round(trained / seconds["train"], 1) if seconds["train"] else None,
+        "examples_per_second": round(trained / seconds["train"], 1) if trained and seconds["train"] else None,
         **({"missed": run.missed} if run.missed else {}),
         "train_flops": _flops(run),
         "peak_memory_bytes": peak_memory(),

@@ -1,36 +1,38 @@
-"""Timing side by side: each form in a process of its own that stays alive, a short chunk of each in turn.
+"""Timing side by side: each form runs in its own process, which stays alive, and they run short chunks in turn.
 
-A parent starts a `Worker` for each form and asks them round by round, so that a machine whose speed drifts slows all of
-them alike; what it reports are medians and their ratios. The form itself is a function that runs one chunk and returns
-seconds per step, handed to `serve`.
+The parent starts a `Worker` for each form and asks them round by round, so that a machine whose speed drifts slows all
+of them alike. It reports medians and their ratios. A form is a function that runs one chunk and returns the seconds per
+step; the worker hands it to `serve`.
 """
 
-import shlex
+import contextlib
+import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from dlc.errors import UserError
-from dlc.run import launch, pages, record
 
 
 class Worker:
-    """`python -m module words...`, a process that measures one chunk each time it is asked."""
+    """The process `python -m module --worker [form, ...]`, which measures one chunk each time it is asked.
 
-    def __init__(self, module: str, *words: str):
-        self._name = " ".join([module, *words])
-        command = [sys.executable, "-m", module, *words]
+    `words` are the name of a form and its arguments, as JSON can hold them; `dlc.run.bench.launch` reads them.
+    """
+
+    def __init__(self, module: str, *words: Any):
+        self._name = " ".join(map(str, [module, *words]))
+        command = [sys.executable, "-m", module, "--worker", json.dumps(words)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def measure(self, *words: str | int) -> float:
-        """Seconds per step of one chunk, or whatever number the process has for these words.
+        """Seconds per step of one chunk, or whatever number the process returns for these words.
 
-        Raises UserError if the process ended, whose own message stands above.
+        Raises UserError if the process ended. Its own message was printed before.
         """
         assert self._process.stdin
         assert self._process.stdout
@@ -47,7 +49,7 @@ class Worker:
 
 
 def serve(chunk: Callable[..., float]) -> None:
-    """The worker's side: calls `chunk` with the words of every line on standard input and prints what it returns."""
+    """The worker's side: calls `chunk` with the words of each line of standard input and prints what it returns."""
     for line in sys.stdin:
         print(chunk(*line.split()), flush=True)
 
@@ -55,7 +57,7 @@ def serve(chunk: Callable[..., float]) -> None:
 def chunks(run: Callable[[Any, int], Any], state: Any, chunk: int, warm: int = 3) -> Callable[[], float]:
     """A function that runs the next chunk and returns its seconds per step, after `warm` chunks that are not timed.
 
-    `run(state, at)` takes `chunk` steps from step `at` on and returns the state once they are done.
+    `run(state, at)` takes `chunk` steps, the first of which has number `at`, and returns the state once they are done.
     """
     at = 0
     for _ in range(warm):
@@ -71,17 +73,26 @@ def chunks(run: Callable[[Any, int], Any], state: Any, chunk: int, warm: int = 3
     return measure
 
 
-def interleaved(measures: dict[str, Callable[[], float]], rounds: int, warmup: int = 1) -> dict[str, np.ndarray]:
-    """Calls every measure once a round, in turn; returns what each gave, [rounds], the first `warmup` left out."""
-    gave: dict[str, list[float]] = {name: [] for name in measures}
+def interleaved(measures: Mapping[str, Callable[[], float]], rounds: int, warmup: int = 1) -> dict[str, np.ndarray]:
+    """Calls every measure once a round, in turn. Returns their values [rounds], without those of `warmup` rounds."""
+    values: dict[str, list[float]] = {name: [] for name in measures}
     for _ in range(warmup + rounds):
         for name, measure in measures.items():
-            gave[name].append(measure())
-    return {name: np.array(values[warmup:]) for name, values in gave.items()}
+            values[name].append(measure())
+    return {name: np.array(each[warmup:]) for name, each in values.items()}
+
+
+def side_by_side(module: str, forms: Iterable[str], arguments: Iterable[Any], rounds: int) -> dict[str, np.ndarray]:
+    """Seconds per step of each of the `forms` of a bench, [rounds], each called with `arguments` in its own process."""
+    with contextlib.ExitStack() as stack:
+        workers = {form: Worker(module, form, *arguments) for form in forms}
+        for worker in workers.values():
+            stack.callback(worker.close)
+        return interleaved({form: worker.measure for form, worker in workers.items()}, rounds)
 
 
 def command(words: list[str], **options: Any) -> tuple[float, str]:
-    """Seconds that a command takes from its start to its end, and what it printed, on both of its outputs.
+    """The seconds that a command takes from start to end, and what it printed to either output.
 
     Raises UserError if it fails.
     """
@@ -92,56 +103,11 @@ def command(words: list[str], **options: Any) -> tuple[float, str]:
     return time.perf_counter() - began, done.stdout
 
 
-def step_rows(times: dict[str, np.ndarray], against: str) -> dict[str, dict[str, str]]:
-    """The rows of a table of times per step: medians, quartiles, and ratios to the form `against`."""
-    ratio = ratios(times, against)
-    return {
-        name: {
-            "ms per step": f"{1e3 * np.median(seconds):.2f}",
-            "quartiles": "{:.2f} to {:.2f}".format(*1e3 * np.percentile(seconds, [25, 75])),
-            "of PyTorch's best": f"{ratio[name]:.2f}",
-        }
-        for name, seconds in times.items()
-    }
-
-
-def three(value: float) -> str:
-    """A number with three digits, or with more before its point, and no exponent above."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def flags(config: Any) -> list[Any]:
-    """The flags in which a configuration differs from its defaults, but for where its record goes."""
-    words: list[Any] = []
-    for name, value in vars(config).items():
-        if name != "out" and value != getattr(type(config)(), name):
-            rest = value if isinstance(value, tuple) else [] if value is True else [value]
-            words += [f"--{name.replace('_', '-')}", *rest]
-    return words
-
-
-def save(
-    out: Path,
-    result: dict[str, Any],
-    words: list[Any],
-    packages: tuple[str, ...] = ("torch",),
-    figures: dict[str, Any] | None = None,
-) -> None:
-    """Writes the record of the benchmark `result["bench"]`, "module" or "module.part", run with the flags `words`.
-
-    Prints it, and saves the matplotlib `figures` beside it. `packages` are those whose versions count, too.
-    """
-    module = result["bench"].partition(".")[0]
-    command = shlex.join(["python", "-m", f"experiments.bench.{module}", *map(str, words)])
-    result = {**result, "columns": list(next(iter(result["rows"].values()))), **record.origin(command, *packages)}
-    folder = launch.new_folder(out, f"bench.{result['bench']}")
-    for name, figure in (figures or {}).items():
-        (folder / "figures").mkdir(exist_ok=True)
-        figure.savefig(folder / "figures" / f"{name}.png", bbox_inches="tight")
-    record.write(folder, result)
-    print(f"{pages.bench_table(result)}\n\nrecord {folder}/result.json\n")
-
-
 def ratios(times: dict[str, np.ndarray], against: str) -> dict[str, float]:
     """The median time of each form divided by that of `against`."""
     return {name: float(np.median(values) / np.median(times[against])) for name, values in times.items()}
+
+
+def fastest(times: dict[str, np.ndarray], prefix: str) -> str:
+    """The form with the smallest median time among those whose names start with `prefix`."""
+    return min((name for name in times if name.startswith(prefix)), key=lambda name: np.median(times[name]))

@@ -9,6 +9,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
@@ -20,6 +21,7 @@ import tyro
 from dlc import batches, losses, metrics, sharding, train
 from dlc.data import Dataset, pictures, stream
 from dlc.data.stream import Batches
+from dlc.errors import UserError
 from dlc.run import plot
 from dlc.run.fit import Plan, start
 from dlc.run.fit import fit as fit_plan
@@ -139,11 +141,14 @@ def fit(
 
 
 def show(run: Run, task: Task, variables: Any) -> dict[str, Any]:
-    """The test error of one model, and the figures "confusion" and "mistakes"."""
+    """The test error of one model, and the figures "confusion" and "mistakes".
+
+    Raises UserError if the model is for another number of classes.
+    """
     dataset = task.dataset
     run.facts |= {"dataset": dataset.name, "source": dataset.source}
-    answer = run.clock.compiled(task.on_test_set(), variables)
-    logits = run.clock.timed("evaluate", answer, variables)
+    logits = run.clock.timed("evaluate", run.clock.compiled(task.on_test_set(), variables), variables)
+    _same_classes(logits, dataset)
     draw_answers(run, dataset, np.asarray(logits, np.float32))
     return {"test_error": metrics.error(logits, dataset.test["label"])}
 
@@ -154,6 +159,15 @@ def draw_answers(run: Run, dataset: Dataset, logits: np.ndarray) -> None:
     counts = metrics.confusion(logits.argmax(-1), label, len(dataset.classes))
     run.figure("confusion", plot.confusion(np.asarray(counts), dataset.classes))
     run.figure("mistakes", plot.mistakes(image, logits, label, dataset.classes))
+
+
+def _same_classes(logits: Any, found: Dataset | pictures.Pictures) -> None:
+    outputs, classes = logits.shape[-1], len(found.classes)
+    if outputs != classes:
+        raise UserError(
+            f"the weights are for {outputs:,} classes, but {found.name} has {classes:,}: "
+            "choose the data set they were trained on"
+        )
 
 
 def variables_of(state: train.State) -> dict[str, Any]:
@@ -192,22 +206,37 @@ class Reading:
     seed: int = 0
 
 
-@contextlib.contextmanager
-def batches_of(
-    found: pictures.Pictures, part: Callable[..., Any], size: int, reading: Reading
-) -> Iterator[tuple[Batches, Batches]]:
-    """The batches to learn from, of random parts of pictures, and those of the squares in the middle to validate with.
+def find(run: Run, dataset: str, folder: Path | None = None) -> pictures.Pictures:
+    """The pictures in the user's `folder`, or else those of the data set. Saves the names of the classes."""
+    found = pictures.folder(folder) if folder else pictures.load(dataset)
+    run.facts |= {"dataset": found.name, "source": found.source}
+    run.text("classes", "\n".join(found.classes))
+    return found
 
+
+@contextlib.contextmanager
+def opened(
+    found: pictures.Pictures,
+    model: Any,
+    prepare: losses.Prepare,
+    crop: stream.How,
+    size: int,
+    reading: Reading,
+) -> Iterator[Pictures]:
+    """The model, and the batches that it learns from and is validated with, of crops of `size` pixels.
+
+    It learns from random parts of pictures, chosen as `crop` says, and is validated with the squares in the middle.
     Raises UserError if a batch cannot be split among the devices.
     """
     sharding.fits(reading.batch, reading.devices)
     place = sharding.split(reading.devices, axis=1)
+    part = functools.partial(stream.random_part, how=crop, size=size)
     middle = functools.partial(stream.centre, side=round(size * stream.WHOLE))
     common: dict[str, Any] = {"batch": reading.batch, "workers": reading.workers, "sharding": place}
     learn = Batches(found.train, part, seed=reading.seed, **common)
     held = Batches(found.validation, middle, **common)
     with contextlib.closing(learn), contextlib.closing(held):
-        yield learn, held
+        yield Pictures(model, prepare, size, learn, held, found, reading.devices)
 
 
 def fit_stream(
@@ -254,6 +283,17 @@ def fit_stream(
     return variables
 
 
+def validate(run: Run, task: Pictures, variables: Any, crops: Literal[1, 10]) -> dict[str, float]:
+    """The error and the top-5 error on the validation set, and the figure "mistakes".
+
+    Raises UserError if the model is for another number of classes.
+    """
+    validation = Validation(run, task, crops)
+    measured = run.clock.timed("evaluate", validation, variables)
+    validation.draw(variables)
+    return {f"validation_{name}": measured[name] for name in ("error", "top5_error")}
+
+
 @dataclass(frozen=True)
 class Validation:
     """The evaluation of a model's variables over one pass of `task.held`, by 1 or 10 crops of each picture."""
@@ -290,6 +330,7 @@ def _summed(task: Pictures, crops: Literal[1, 10]) -> Callable[[Any, Any], Any]:
         batch = jax.tree.map(lambda leaf: leaf[0], batch)
         apply = lambda crop: task.model.apply(variables, task.prepare(crop))  # noqa: E731
         logits, label, counts = over_crops(apply, batch["image"], task.size, crops), batch["label"], batch["counts"]
+        _same_classes(logits, task.found)
         right = {k: metrics.among_top_k(logits, label, k) for k in (1, 5)}
         each = {"loss": losses.cross_entropy(logits, label), "error": ~right[1], "top5_error": ~right[5]}
         return {name: jnp.where(counts, value, 0).sum(dtype=jnp.float32) for name, value in each.items()}, logits

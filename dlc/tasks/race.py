@@ -22,7 +22,7 @@ from dlc.errors import UserError
 from dlc.run import plot
 from dlc.run.fit import Plan, fit, start
 from dlc.run.run import Run
-from dlc.tasks.images import draw_answers, first_seed, variables_of
+from dlc.tasks import images
 
 
 class Finish(NamedTuple):
@@ -86,6 +86,16 @@ def race(run: Run, contest: Contest, seed: int = 0, seeds: int = 1, at_once: int
     return Finish(np.concatenate(outputs), seconds, runs)
 
 
+def on_test_set(task: images.Task, size: int) -> dict[str, Any]:
+    """The fields of a `Contest` of image classifiers: one view of the test set during training, six in the answer."""
+    return {
+        "answer": dataclasses.replace(task, level=2).on_test_set(size),
+        "predict": task.on_test_set(size),
+        "measure": task.measure(),
+        "model": task.model,
+    }
+
+
 def judge(run: Run, finish: Finish, dataset: Dataset, target: int | float) -> dict[str, Any]:
     """Test accuracy, seconds and seeds a second of a race to `target` % whose answers are logits on the test set.
 
@@ -96,7 +106,7 @@ def judge(run: Run, finish: Finish, dataset: Dataset, target: int | float) -> di
     epoch = next(line["step"] for line in history if "test_error" in line)
     run.figure("curves", plot.curves(history, epoch, len(finish.outputs) // len(finish.runs)))
     run.figure("seconds", against_seconds(history, target))
-    draw_answers(run, dataset, finish.outputs[0])
+    images.draw_answers(run, dataset, finish.outputs[0])
     accuracy = 1 - np.asarray(metrics.error(finish.outputs, dataset.test["label"]))
     if (mean := 100 * accuracy.mean()) < target:
         run.miss(f"the test accuracy is {mean:.2f} %, below the target of {target} %")
@@ -119,7 +129,7 @@ def _heat(run: Run, contest: Contest, first: int, at_once: int) -> np.ndarray:
     answer = run.clock.compiled(contest.answer, state, wrap=wrap)
     answers = np.asarray(run.clock.timed("answer", answer, state))
     if contest.model is not None:
-        run.keep(contest.model, first_seed(variables_of(state), at_once))
+        run.keep(contest.model, images.first_seed(images.variables_of(state), at_once))
     return answers
 
 

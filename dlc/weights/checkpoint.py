@@ -177,13 +177,20 @@ def _filled(like: Any, arrays: dict[str, Any]) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, like)
 
 
-@jax.jit
 def _checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """A checksum, uint32, of each array: the sum over its words, each times an odd number that depends on its place.
 
     A change of one word always changes it. Integer sums do not depend on their order, so neither does the checksum on
-    how the arrays are split among devices.
+    how the arrays are split among devices. Arrays on the same devices are summed by one program.
     """
+    groups: dict[Any, dict[str, jax.Array]] = {}
+    for name, array in arrays.items():
+        groups.setdefault(frozenset(array.devices()), {})[name] = array
+    return {name: checksum for group in groups.values() for name, checksum in _sums(group).items()}
+
+
+@jax.jit
+def _sums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: _checksum(array) for name, array in arrays.items()}
 
 

@@ -1,4 +1,4 @@
-"""The CIFAR-10 networks in PyTorch, as one would write them there: what ours are timed against and compared with.
+"""The CIFAR-10 networks in PyTorch, as one would write them there: ours are timed and compared with these.
 
     python -m experiments.bench.cifar10_torch --epochs 5
 
@@ -8,13 +8,16 @@ trains ResNet-20 as `experiments.cifar10.resnet` does and prints the test error 
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from dlc import data
+from experiments.bench import _torch
 
 
 class Block(nn.Module):
@@ -110,7 +113,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(x: torch.Tensor, steps: int = 3) -> torch.Tensor:
-    """Three Newton-Schulz steps towards the orthogonal matrix next to x."""
+    """Three Newton-Schulz steps towards the orthogonal matrix nearest to x."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
@@ -122,7 +125,7 @@ def orthogonal(x: torch.Tensor, steps: int = 3) -> torch.Tensor:
 
 
 def airbench_optimizers(model: Airbench, batch: int) -> list[torch.optim.Optimizer]:
-    """Those of airbench94_muon for a loss that is the mean over the batch."""
+    """The optimizers of airbench94_muon for a loss that is the mean over the batch."""
     named = dict(model.named_parameters())
     groups: dict[str, list[nn.Parameter]] = {"filters": [], "bias": []}
     for name, p in named.items():
@@ -135,6 +138,49 @@ def airbench_optimizers(model: Airbench, batch: int) -> list[torch.optim.Optimiz
     return [torch.optim.SGD(sgd, momentum=0.85, nesterov=True), Muon(groups["filters"], lr=0.24)]
 
 
+def training(
+    part: Literal["resnet", "record"],
+    image: np.ndarray,
+    label: np.ndarray,
+    batch: int,
+    chunk: int,
+    channels_last: bool = False,
+    compiled: bool = False,
+) -> Callable[[Any, int], None]:
+    """`run(state, at)`, which takes `chunk` steps from step `at` on; the state is None.
+
+    With `channels_last` in PyTorch's fastest layout, with `compiled` through its compiler. On a GPU it computes in
+    bfloat16 through autocast.
+    """
+    device, smoothing = _torch.device(), 0.2 * (part == "record")
+    images, labels = _torch.images(image).to(device), torch.tensor(label).long().to(device)
+    model: Any = (ResNet(20) if part == "resnet" else Airbench()).to(device)
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)
+    if part == "resnet":
+        optimizers = [torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)]
+    else:
+        optimizers = airbench_optimizers(model, batch)
+    forward = torch.compile(model) if compiled else model
+
+    def run(state: Any, at: int) -> None:
+        for i in range(at, at + chunk):
+            first = i % (len(images) // batch) * batch
+            rows = slice(first, first + batch)
+            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+                logits = forward(images[rows])
+            loss = F.cross_entropy(logits.float(), labels[rows], label_smoothing=smoothing)
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+        _torch.wait()
+
+    return run
+
+
 def load(device: str) -> tuple[torch.Tensor, ...]:
     """Images [N, 3, 32, 32] minus the mean image of the training set, and labels [N]."""
     cifar = data.load("cifar10")
@@ -145,7 +191,7 @@ def load(device: str) -> tuple[torch.Tensor, ...]:
 
 
 def augmented(images: torch.Tensor) -> torch.Tensor:
-    """Each image flipped with probability 1/2 and cut out of itself with four pixels of zeros around it."""
+    """Each image is flipped with probability 1/2, padded with four pixels of zeros, and cropped at random."""
     count, device = len(images), images.device
     images = torch.where(torch.rand(count, 1, 1, 1, device=device) < 0.5, images.flip(3), images)
     padded = F.pad(images, (4, 4, 4, 4))
@@ -156,9 +202,9 @@ def augmented(images: torch.Tensor) -> torch.Tensor:
 
 
 def main(epochs: int, batch: int = 128, seed: int = 0) -> Iterator[tuple[int, float, float]]:
-    """Trains ResNet-20; after each epoch gives its number, the test error and the seconds of training so far."""
+    """Trains ResNet-20; after each epoch yields its number, the test error and the seconds of training so far."""
     torch.manual_seed(seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _torch.device()
     train, test, train_label, test_label = load(device)
     model = ResNet(20).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)

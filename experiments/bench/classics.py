@@ -1,54 +1,55 @@
-"""The classics of ImageNet as benches time them: which they are, their peers, and random weights and images."""
+"""The classics of ImageNet as benches time them: their names and forms, and random weights, images and labels."""
 
+import functools
 import os
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
 
-from dlc.errors import UserError
-from dlc.models.table import TABLE
-from experiments.bench import vision_torch
+from dlc.models.table import TABLE, Row
+from dlc.run.flags import Bound
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
 
-
-class Classic(NamedTuple):
-    """A network, its peer for `vision_torch.build`, if there is one, and its published top-1 accuracy (percent)."""
-
-    make: Callable[..., Any]
-    peer: str | None = None
-    top1: float | None = None
-    image: int = 224
-
-    def build_peer(self) -> Any:
-        """PyTorch's, without auxiliary heads."""
-        heads = self.peer in ("torchvision.googlenet", "torchvision.inception_v3")
-        return vision_torch.build(self.peer or "", **({"aux_logits": False, "init_weights": False} if heads else {}))
+CLASSICS = {row.bench: row for row in TABLE if row.bench is not None}
+Name = Annotated[str, Bound(CLASSICS.__contains__, f"cannot be {{}}: choose from {' '.join(CLASSICS)}")]
+Dtype = Literal["float32", "bfloat16"]
 
 
-CLASSICS = {
-    row.bench: Classic(row.make, row.peer, row.top1, row.inputs[0][0]) for row in TABLE if row.bench is not None
-}
+def side(classic: Row) -> int:
+    """Height and width of the network's images."""
+    return classic.inputs[0][0]
 
 
-def compute_dtype(asked: str | None) -> Literal["float32", "bfloat16"]:
-    """What was asked for, or else float32 on a CPU and bfloat16 elsewhere."""
-    if asked is None:
-        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return "bfloat16" if asked == "bfloat16" else "float32"
+def all_forms(ours: Callable[..., Any], torch_form: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    """Our form, and by their names those of PyTorch that `torch_form(..., channels_last=, compiled=)` gives."""
+    return {
+        "dlc": ours,
+        "PyTorch, channels_last": functools.partial(torch_form, channels_last=True),
+        "PyTorch, eager": torch_form,
+        "PyTorch, compiled, channels_last": functools.partial(torch_form, channels_last=True, compiled=True),
+    }
 
 
-def chosen(names: tuple[str, ...]) -> dict[str, Classic]:
-    """The classics of these names, or all. Raises UserError if there is none of a name."""
-    if unknown := [name for name in names if name not in CLASSICS]:
-        raise UserError(f"no classic is called {unknown[0]}: --models takes {' '.join(CLASSICS)}")
-    return {name: CLASSICS[name] for name in names or CLASSICS}
+def forms(every: dict[str, Any], names: tuple[str, ...]) -> dict[str, list[str]]:
+    """The forms of each network that are timed: PyTorch's if it has a peer, and its compiler only on a GPU."""
+    on_gpu = jax.default_backend() == "gpu"
+
+    def timed(form: str, classic: Row) -> bool:
+        return form == "dlc" or (classic.peer is not None and (on_gpu or "compiled" not in form))
+
+    return {name: [form for form in every if timed(form, CLASSICS[name])] for name in names}
+
+
+def compute_dtype(asked: Dtype | None) -> Dtype:
+    """The dtype that was asked for; by default float32 on a CPU and bfloat16 elsewhere."""
+    return asked or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
 
 
 def variables(model: Any, image: int) -> Any:
-    """Random variables, drawn fast: kernels as He et al. 2015 have them, so that activations keep their size."""
+    """Random variables, drawn fast: kernels as in He et al. 2015, so that activations keep their size."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, image, image, 3), "float32"))
     drawn = np.random.default_rng(0).standard_normal(2**20, np.float32)
 
@@ -62,4 +63,10 @@ def variables(model: Any, image: int) -> Any:
 
 
 def images(batch: int, image: int) -> np.ndarray:
+    """Random images [batch, image, image, 3], float32."""
     return np.random.default_rng(1).standard_normal((batch, image, image, 3), np.float32)
+
+
+def labels(batch: int) -> np.ndarray:
+    """Random classes [batch], int32."""
+    return np.random.default_rng(2).integers(1000, size=batch, dtype=np.int32)

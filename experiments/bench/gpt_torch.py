@@ -1,11 +1,17 @@
-"""A GPT in PyTorch, as one would write it there today: what ours is timed against and compared with.
+"""A GPT in PyTorch, as one would write it there today: ours is timed and compared with it.
 
 It needs the extra `peers`.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from experiments.bench import _torch
 
 Cached = list[tuple[Tensor, Tensor]]  # the keys and values of every layer, [B, N, T, H] each
 
@@ -32,7 +38,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """From tokens [B, T] to the logits of the next ones [B, T, V]; the embedding is also the last layer's weight."""
+    """From tokens [B, T] to the logits of the next tokens [B, T, V]; the last layer shares the embedding's weight."""
 
     def __init__(self, vocab: int, context: int, layers: int, heads: int, width: int, bias: bool = True) -> None:
         super().__init__()
@@ -46,7 +52,7 @@ class GPT(nn.Module):
                 nn.init.zeros_(weight)
 
     def read(self, tokens: Tensor, cached: Cached | None = None) -> tuple[Tensor, Cached]:
-        """The features of the last layer, and the keys and values of all; the tokens go on after those in `cached`."""
+        """The last layer's features, and the keys and values of all layers; the tokens continue those in `cached`."""
         at = cached[0][0].shape[2] if cached else 0
         x = self.token(tokens) + self.position(torch.arange(at, at + tokens.shape[1], device=tokens.device))
         kept = []
@@ -60,7 +66,7 @@ class GPT(nn.Module):
 
     @torch.inference_mode()
     def generate(self, tokens: Tensor, length: int) -> Tensor:
-        """`tokens` [B, P] and `length` more, each drawn from what the model expects after those before it."""
+        """`tokens` [B, P] followed by `length` more, each drawn from the model's distribution given those before it."""
         x, cached = self.read(tokens)
         for left in range(length, 0, -1):
             logits = F.linear(x[:, -1], self.token.weight)
@@ -72,7 +78,7 @@ class GPT(nn.Module):
 
 
 def adamw(model: nn.Module, lr: float = 1e-3, decay: float = 0.1, fused: bool = True) -> torch.optim.AdamW:
-    """AdamW that lets only matrices decay."""
+    """AdamW with weight decay only for matrices."""
     matrices = [weight for weight in model.parameters() if weight.ndim >= 2]
     others = [weight for weight in model.parameters() if weight.ndim < 2]
     groups = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
@@ -82,9 +88,9 @@ def adamw(model: nn.Module, lr: float = 1e-3, decay: float = 0.1, fused: bool = 
 def train_step(
     model: nn.Module, forward: nn.Module, optimizer: torch.optim.Optimizer, tokens: Tensor, half: bool = False
 ) -> Tensor:
-    """One update from windows [B, T + 1], with the gradient clipped at norm 1; returns the loss before it.
+    """One update from windows [B, T + 1], with the gradient clipped at norm 1; returns the loss before the update.
 
-    `forward` is the model, or what the compiler made of it; with `half` it computes in bfloat16 where that is safe.
+    `forward` is the model or its compiled version; with `half` it computes in bfloat16 where that is safe.
     """
     with torch.autocast(tokens.device.type, torch.bfloat16, enabled=half):
         logits = forward(tokens[:, :-1])
@@ -94,3 +100,40 @@ def train_step(
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return loss.detach()
+
+
+def training(
+    model: GPT, tokens: np.ndarray, starts: Callable[[int], np.ndarray], compiled: bool = False, half: bool = False
+) -> Callable[[Any, int], None]:
+    """`run(state, at)`, which takes a step for each row of `starts(at)` [chunk, B]; the state is None."""
+    device = _prepared()
+    text = torch.from_numpy(tokens).long().to(device)
+    model = model.to(device)
+    optimizer, forward = adamw(model), torch.compile(model) if compiled else model
+    window = torch.arange(model.position.num_embeddings + 1, device=device)
+
+    def run(state: Any, at: int) -> None:
+        for row in torch.from_numpy(starts(at)).to(device):
+            train_step(model, forward, optimizer, text[row[:, None] + window], half=half)
+        _torch.wait()
+
+    return run
+
+
+def writing(model: GPT, tokens: np.ndarray, length: int) -> Callable[[Any, int], None]:
+    """`run(state, at)`, which writes a text of `length` tokens after the first of `tokens`; the state is None."""
+    device = _prepared()
+    model, first = model.to(device), torch.from_numpy(tokens[None, :1]).long().to(device)
+
+    def run(state: Any, at: int) -> None:
+        model.generate(first, length)
+        _torch.wait()
+
+    return run
+
+
+def _prepared() -> str:
+    """The device. On a GPU, float32 products use the precision that is JAX's default there."""
+    if _torch.device() == "cuda":
+        torch.set_float32_matmul_precision("high")
+    return _torch.device()

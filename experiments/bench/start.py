@@ -2,22 +2,22 @@
 
     python -m experiments.bench.start                      about two minutes on two CPU cores
 
-Each program is a process of its own, timed whole and in turn with the others. A cold start compiles; a warm one finds
-the programs that the one before it left in JAX's compilation cache. PyTorch's is eager: it compiles nothing.
+Each program is a process of its own, timed as a whole and in turn with the others. A cold start compiles; a warm one
+finds the programs that the previous one left in JAX's compilation cache. PyTorch runs eagerly and compiles nothing.
 """
 
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 
-from dlc import bench
-from dlc.config import positive
-from dlc.errors import UserError
+from dlc.run import timing
+from dlc.run.bench import Bench, launch
+from dlc.run.flags import Positive
 
 DLC = """
 import experiments  # sets malloc and the compilation cache, as every experiment does
@@ -44,50 +44,39 @@ for module in pkgutil.iter_modules(dlc.models.__path__, "dlc.models."):
     importlib.import_module(module.name)
 print(time.perf_counter() - began)
 """
+PROGRAMS = {"cold": DLC, "warm": DLC, "torch": TORCH, "models": MODELS}
 
 
 @dataclass(frozen=True)
 class Config:
-    rounds: int = 3
+    rounds: Positive[int] = 3
     out: Path = Path("runs")  # folder in which the record gets a folder of its own
 
-    def __post_init__(self) -> None:
-        positive(self, "rounds")
 
-
-def record_of(config: Config) -> dict:
-    times: dict[str, list[float]] = {name: [] for name in ("cold", "warm", "torch", "models")}
+def measured(config: Config) -> Iterator[Bench]:
+    times: dict[str, list[float]] = {name: [] for name in PROGRAMS}
     for _ in range(config.rounds):
         with tempfile.TemporaryDirectory() as cache:
             environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
-            for name, program in (("cold", DLC), ("warm", DLC), ("torch", TORCH), ("models", MODELS)):
-                seconds, printed = bench.command([sys.executable, "-W", "ignore", "-c", program], env=environment)
+            for name, program in PROGRAMS.items():
+                seconds, printed = timing.command([sys.executable, "-W", "ignore", "-c", program], env=environment)
                 times[name].append(float(printed.split()[-1]) if name == "models" else seconds)
 
     def row(name: str) -> dict[str, str]:
         return {"seconds": f"{np.median(times[name]):.2f}", "all": ", ".join(f"{s:.2f}" for s in times[name])}
 
-    return {
-        "bench": "start",
-        "title": "To the first logits of ResNet-50",
-        "method": f"Whole processes, medians of {config.rounds}; the import is what it adds to that of Flax.",
-        "rows": {
+    yield Bench(
+        "start",
+        "To the first logits of ResNet-50",
+        f"Whole processes, medians of {config.rounds}; the import is what it adds to that of Flax.",
+        {
             "dlc, warm cache": row("warm"),
             "dlc, cold cache": row("cold"),
             "PyTorch and torchvision": row("torch"),
             "importing all of dlc.models": row("models"),
         },
-    }
-
-
-def main(config: Config) -> None:
-    bench.save(config.out, record_of(config), bench.flags(config), packages=("torch", "torchvision"))
+    )
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, prog="python -m experiments.bench.start", description=__doc__.splitlines()[0]))
-    except (UserError, ModuleNotFoundError) as error:
-        sys.exit(
-            f"error: {error}" + ("; make .venv/.peers installs it" if isinstance(error, ModuleNotFoundError) else "")
-        )
+    launch(measured, Config, peers=("torch", "torchvision"))

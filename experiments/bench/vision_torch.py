@@ -1,4 +1,4 @@
-"""torchvision's and timm's models, whose import wants compiled operators that a PyTorch for CPU may not have."""
+"""torchvision's and timm's models. Importing them needs compiled operators, which a PyTorch for CPU may not have."""
 
 import importlib
 import importlib.util
@@ -8,9 +8,9 @@ from typing import Any
 
 
 def build(name: str, **options: Any) -> Any:
-    """A model with random weights by its name, "torchvision.resnet50" or "timm.inception_v4".
+    """The model of this name, such as "torchvision.resnet50" or "timm.inception_v4", with random weights.
 
-    Raises ModuleNotFoundError if the library is not there.
+    Raises ModuleNotFoundError if the library is not installed.
     """
     package, model = name.split(".")
     define_operators()
@@ -21,7 +21,7 @@ def build(name: str, **options: Any) -> Any:
 
 
 def define_operators() -> None:
-    """Gives torchvision's operators names, if they have none; no model for classification calls one."""
+    """Declares torchvision's operators if they are missing. No model for classification calls one of them."""
     import torch
 
     found = importlib.util.find_spec("torchvision")

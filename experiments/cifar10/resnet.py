@@ -3,12 +3,11 @@
 Claim: 8.75, 7.51, 7.17, 6.97 and (the best of five) 6.43 % test error with 20, 32, 44, 56 and 110 layers; without
 shortcuts 56 layers are worse than 20, on the training set too.
 
-Source: He, Zhang, Ren, Sun 2015, "Deep residual learning for image recognition", https://arxiv.org/abs/1512.03385,
-section 4.2, table 6 and figure 6. The paper held out 5,000 images; here all 50,000 train. At 110 layers it began with a
-rate of 0.01 for about 400 iterations: `--warmup 400`. Pre-activation is He et al. 2016, wide networks Zagoruyko and
-Komodakis 2016, with this paper's settings. Several depths and variants are trained in turn and drawn together.
+Source: He et al. 2015, https://arxiv.org/abs/1512.03385, section 4.2, table 6 and figure 6. The paper holds out 5,000
+images; here all 50,000 train. With 110 layers its rate is 0.01 for the first 400 iterations: `--warmup 400`.
+Pre-activation (He et al. 2016) and wide networks (Zagoruyko and Komodakis 2016) train with this paper's settings.
 
-Expect: 43.63 % after one epoch of 20 layers (`--iterations 390`), in two minutes on two CPU cores; the paper's 64,000
+Expect: 43.63 % after one epoch of 20 layers (`--iterations 390`), in two minutes on two CPU cores. The paper's 64,000
 iterations were not run here.
 
     python -m experiments.cifar10.resnet --depth 20 56 --variant plain residual

@@ -3,13 +3,13 @@
 Claim: trained on 1.2 million photographs of 1,000 classes, a network names what is on one that it has not seen: one of
 ResNet-50's five best answers is right for 92.9 % of ImageNet's validation images.
 
-Source: Russakovsky et al. 2015, "ImageNet large scale visual recognition challenge", for the classes and the rule of
-five answers; the figure is torchvision's, for the weights resnet50-0676ba61.pth. Photographs are resized and cropped as
-when each model's weights were evaluated; torchvision's newer ones (IMAGENET1K_V2) expect `--resize 232`.
+Source: Russakovsky et al. 2015, "ImageNet large scale visual recognition challenge"; the figure is torchvision's, for
+resnet50-0676ba61.pth. Photographs are resized and cropped as in the evaluation of each model's weights; torchvision's
+newer ones (IMAGENET1K_V2) expect `--resize 232`.
 
-Expect: names and probabilities on the terminal and in answers.txt, and a picture of them; a few seconds on a CPU.
-Weights are not downloaded: torchvision's documentation, https://pytorch.org/vision/stable/models.html, and
-https://huggingface.co/timm link the files. Reading a *.pth needs PyTorch, reading a *.safetensors does not.
+Expect: names and probabilities on the terminal and in answers.txt, and a figure of them, in a few seconds on a CPU.
+Download weights from https://pytorch.org/vision/stable/models.html or https://huggingface.co/timm. Reading a *.pth
+needs PyTorch; reading a *.safetensors does not.
 
     python -m experiments.imagenet.classify --model resnet50 --weights resnet50-0676ba61.pth dog.jpg cat.jpg
     python -m experiments.imagenet.classify --model vgg16 --weights mine.safetensors --classes names.txt dog.jpg
@@ -44,7 +44,7 @@ class Config:
     model: Shown[Literal[*NETWORKS]] = "resnet50"  # of published weights; those of a run know theirs
     classes: Shown[Path | None] = None  # names of other classes than ImageNet's, one a line
     resize: Shown[Positive[int] | None] = None  # the shorter side before the crop; by default the model's own
-    made_up: bool = False  # random weights and a picture of coloured squares: shows the program, not what it can do
+    made_up: bool = False  # random weights and, unless photographs are given, a picture of coloured squares
 
 
 SMOKE = Config(model="squeezenet1_1", made_up=True)
@@ -60,19 +60,17 @@ def rule_of(config: Config) -> imagenet.Rule:
 
 
 def made_up(config: Config, run: Run) -> dict:
-    """Without weights: a made-up picture and random weights, if that was asked for."""
+    """Without --weights: random ones, if that was asked for."""
     if not config.made_up:
-        raise UserError(
-            f"{config.model} needs published weights: download one from https://pytorch.org/vision/stable/models.html "
-            "(for Inception-v4 https://huggingface.co/timm), and name it with --weights"
-        )
+        where = f"https://{'huggingface.co/timm' if 'v4' in config.model else 'pytorch.org/vision/stable/models.html'}"
+        raise UserError(f"{config.model} needs published weights: download some from {where} and give --weights FILE")
     squares = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     side = rule_of(config).crop
     variables = jax.jit(published(config).init)(jax.random.key(0), np.zeros((1, side, side, 3), np.float32))
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder, "squares.png")
         Image.fromarray(np.kron(squares, np.ones((40, 40, 1), np.uint8))).save(picture)
-        return show(replace(config, images=(picture,)), run, published(config), variables)
+        return show(replace(config, images=config.images or (picture,)), run, published(config), variables)
 
 
 def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
@@ -89,6 +87,7 @@ def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
     if count != len(names):
         known = f"{config.classes or 'ImageNet'} has {len(names):,}"
         raise UserError(f"the weights are for {count:,} classes, and {known}: name each in a line of --classes FILE")
+
     predict = run.clock.compiled(probabilities, variables, prepared[0])
     every = np.stack([run.clock.timed("predict", predict, variables, image) for image in prepared])
     best = np.argsort(-every, axis=-1, kind="stable")[:, :5]
@@ -112,9 +111,8 @@ def beside_answers(squares: np.ndarray, titles: list[str], names: list[list[str]
         places = np.arange(len(labels))[::-1]
         right.barh(places, values, color=plot.ACCENT, height=0.35)
         for place, label, value in zip(places, labels, values, strict=True):
-            right.text(
-                0, place + 0.25, f"{label}  {value:.1%}", fontsize=7, color=plot.INK, va="bottom", parse_math=False
-            )
+            text = f"{label}  {value:.1%}"
+            right.text(0, place + 0.25, text, fontsize=7, color=plot.INK, va="bottom", parse_math=False)
         right.set(xlim=(0, 1), ylim=(-0.5, len(labels)), xticks=(), yticks=())
         right.set_title(title, fontsize=7, loc="left", color=plot.INK, parse_math=False)
         right.spines[:].set_visible(False)

@@ -3,14 +3,14 @@
 Claim: by ten crops, ResNet-50 errs on 22.85 % of ImageNet's validation set, and on 6.71 % with five answers (table 3);
 AlexNet, one network, on 40.7 % and 18.2 % (table 2).
 
-Sources: He, Zhang, Ren, Sun 2015, https://arxiv.org/abs/1512.03385, section 3.4; Krizhevsky, Sutskever, Hinton 2012,
-https://papers.nips.cc/paper/4824, sections 4 and 5. Both divided the rate by ten when the error stopped falling; here
-it is at equal distances, for ResNets after each third of 90 epochs: Goyal et al. 2017, https://arxiv.org/abs/1706.02677,
-whose are `--crop area --color 0` and, with large batches, `--warmup 5`, too. Blocks have their stride in the 3x3
-convolution, as in published weights; from AlexNet's pixels the mean of each channel is taken, not that of each place.
+Sources: He et al. 2015, https://arxiv.org/abs/1512.03385, section 3.4; Krizhevsky et al. 2012,
+https://papers.nips.cc/paper/4824, sections 4 and 5. Both divide the rate by ten when the error stops falling; here the
+drops are equally spaced, as in Goyal et al. 2017, https://arxiv.org/abs/1706.02677 (`--crop area --color 0`, and
+`--warmup 5` for large batches). Strides are in the 3x3 convolutions, as in published weights, and AlexNet's pixels lose
+the mean of their channel, not that of their place.
 
-Expect: 17.50 % validation error on scikit-learn's digits, small pictures that say nothing about the claim, with
-`--dataset digits32 --model resnet8 --epochs 20 --batch 64`, in a minute on two cores; ImageNet was not tried.
+Expect: 17.50 % validation error with `--dataset digits32 --model resnet8 --epochs 20 --batch 64`, small pictures that
+say nothing about the claim, in a minute on two cores. ImageNet was not tried.
 
     python -m experiments.imagenet.train --mesh data=8 --dtype bfloat16 --workers 32
     python -m experiments.imagenet.train --model alexnet --drops 3
@@ -19,8 +19,7 @@ Expect: 17.50 % validation error on scikit-learn's digits, small pictures that s
     python -m experiments.imagenet.train --weights FILE     evaluates torchvision's weights of --model, or a run's
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from dlc import augment, batches, optim, sharding
-from dlc.data import imagenet, pictures, stream
+from dlc.data import imagenet, stream
 from dlc.errors import UserError
 from dlc.models import alexnet, resnet, resnet_cifar
 from dlc.prepare import color_components, standardise
@@ -39,7 +38,7 @@ from dlc.run.run import Run
 from dlc.tasks import images
 
 
-class Recipe(NamedTuple):  # what the papers differ in
+class Recipe(NamedTuple):  # the settings in which the papers differ
     network: Any
     batch: int = 256
     lr: float = 0.1
@@ -93,21 +92,16 @@ def published(config: Config) -> Any:
     return RECIPES[config.model].network(dtype=config.dtype)
 
 
-@contextmanager
-def problem(config: Config, run: Run, model: Any = None) -> Iterator[images.Pictures]:
-    """The pictures in batches, and the model that looks at them."""
+def problem(config: Config, run: Run, model: Any = None) -> AbstractContextManager[images.Pictures]:
+    """The pictures in batches, and the model that learns them or is shown."""
     if config.images and config.dataset != Config.dataset:
         raise UserError("--images and --dataset are two sets: give one of them")
-    recipe, devices = recipe_of(config), sharding.mesh(config.mesh)
-    found = pictures.folder(config.images) if config.images else pictures.load(config.dataset)
-    run.facts |= {"dataset": found.name, "source": found.source}
-    run.text("classes", "\n".join(found.classes))
+    recipe = recipe_of(config)
+    reading = images.Reading(recipe.batch, sharding.mesh(config.mesh), config.workers, config.seed)
+    found = images.find(run, config.dataset, config.images)
     prepare = standardise(np.array(imagenet.MEAN), recipe.std)
     model = model or recipe.network(num_classes=len(found.classes), dtype=config.dtype)
-    part = partial(stream.random_part, how=recipe.crop, size=recipe.size)
-    reading = images.Reading(recipe.batch, devices, config.workers, config.seed)
-    with images.batches_of(found, part, recipe.size, reading) as (learn, held):
-        yield images.Pictures(model, prepare, recipe.size, learn, held, found, devices)
+    return images.opened(found, model, prepare, recipe.crop, recipe.size, reading)
 
 
 def train(config: Config, run: Run) -> dict:
@@ -119,19 +113,12 @@ def train(config: Config, run: Run) -> dict:
         rate = optim.drops(recipe.lr, config.epochs * epoch, config.drops, config.warmup * epoch, usual)
         tx = optim.papers_momentum(rate, 0.9, recipe.weight_decay)
         variables = images.fit_stream(run, task, tx, change, config.epochs, config.seed)
-        return evaluate(config, run, task, variables)
+        return images.validate(run, task, variables, config.crops)
 
 
 def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
     with problem(config, run, model.clone(dtype=config.dtype)) as task:
-        return evaluate(config, run, task, sharding.kept(variables, task.devices))
-
-
-def evaluate(config: Config, run: Run, task: images.Pictures, variables: Any) -> dict:
-    validation = images.Validation(run, task, config.crops)
-    measured = run.clock.timed("evaluate", validation, variables)
-    validation.draw(variables)
-    return {f"validation_{name}": measured[name] for name in ("error", "top5_error")}
+        return images.validate(run, task, sharding.kept(variables, task.devices), config.crops)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights are float32
 
 
-SMOKE = Config(dataset="digits", epochs=2)
+SMOKE = Config(dataset="digits", epochs=5)
 
 
 def problem(config: Config) -> images.Task:

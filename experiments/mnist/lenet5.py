@@ -44,7 +44,7 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights are float32
 
 
-SMOKE = Config(dataset="digits", epochs=2)
+SMOKE = Config(dataset="digits", epochs=8)
 
 # Section III-B: 0.0005 for two passes, 0.0002 for three, 0.0001 for three, 0.00005 for four, 0.00001 thereafter.
 SCHEDULE = {0: 1.0, 2: 0.4, 5: 0.2, 8: 0.1, 12: 0.02}

@@ -393,7 +393,7 @@ def test_cudnn_is_asked_for_what_it_has(monkeypatch, width, masked, tokens, fuse
     asked = []
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, *_, **how: asked.append(how["implementation"]) or q)
-    mask = np.ones((1, 1, tokens, tokens), bool) if masked else None
+    mask = jnp.ones((1, 1, tokens, tokens), bool) if masked else None
     for dtype in (jnp.bfloat16, jnp.float32):
         x = jax.ShapeDtypeStruct((1, tokens, 2, width), dtype)
         jax.eval_shape(lambda x: attention(x, x, x, mask=mask), x)

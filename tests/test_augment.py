@@ -428,7 +428,7 @@ def test_color_noise_goes_along_the_principal_components():
     np.testing.assert_allclose(abs(components[0]) / lengths[0], np.full(3, 3**-0.5), atol=0.02)
     np.testing.assert_allclose(lengths.sum(), np.trace(np.cov(pixels.T / 255.0)), rtol=1e-5)
     images = np.zeros((2000, 2, 2, 3), np.float32)
-    noise = jax.jit(augment.color_noise)
+    noise = jax.jit(augment.color_noise, static_argnums=3)
     noisy = np.asarray(noise(jax.random.key(0), images, components, 0.1))
     assert (noisy == noisy[:, :1, :1]).all()  # one draw an image
     covariance = np.cov(noisy[:, 0, 0].T)

@@ -111,7 +111,7 @@ def test_attention_rows_sum_to_one():
 
 
 def test_begins_near_log_v_and_learns_a_batch_by_heart():
-    model = Transformer(TransformerConfig(V, 1, 4, D, F, 0.0, True))
+    model, _ = made(True)
     variables = drawn.initial(model, SOURCE, TARGET)
     batch = {"source": SOURCE, "target": jnp.array([[1, 4, 5, 6, 2, 0], [1, 8, 9, 10, 11, 2]])}
     step = train.make_step(losses.sequence(model), optax.adam(1e-2))

@@ -96,7 +96,7 @@ def test_attention_is_the_equation_in_float64(case):
             )
 
 
-@every_case
+@pytest.mark.parametrize("case", [CASES[name] for name in ("causal and masked", "grouped", "another memory")])
 def test_attention_and_its_gradients_are_those_of_jax(case):
     """`jax.nn.dot_product_attention` is another's implementation of the same, with scores of float32."""
     with jax.enable_x64(True):

@@ -95,7 +95,7 @@ def test_tokens_come_as_often_as_their_probability_says():
     prompt = jnp.tile(PROMPT[:1], (4000, 1))
     logits = np.asarray(logits_of(model)({"params": params}, PROMPT[:1]))[0, -1]
     drawn = np.asarray(sample(model, params, prompt, length=1, temperature=2.0, top_k=6))[:, -1]
-    expected = jax.nn.softmax(generate.filtered(logits / 2, 6))
+    expected = jax.nn.softmax(generate.filtered(jnp.asarray(logits / 2), 6))
     np.testing.assert_allclose(np.bincount(drawn, minlength=17) / 4000, expected, atol=0.03)
 
 

@@ -179,7 +179,7 @@ def test_photographs_are_named_with_probabilities(known, tmp_path, here):
 def refusals(known):
     yield words(known), "there is nothing to look at: name the file of at least one photograph"
     one = "photograph.png"
-    yield words(known, one, weights=None), "squeezenet1_1 needs published weights: download one from"
+    yield words(known, one, weights=None), "squeezenet1_1 needs published weights: download some from https"
     yield words(known, "none.png"), "there is no .*none.png"
     yield words(known, "names.txt"), "names.txt is not an image"
     yield words(known, one, weights=known / "none.pth"), "none.pth does not exist: give .* a file of weights"

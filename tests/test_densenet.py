@@ -6,6 +6,7 @@ import drawn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from safetensors.numpy import load_file, save_file
 from test_resnet import outputs
 
@@ -13,6 +14,7 @@ from dlc import weights
 from dlc.models.densenet import DenseNet, densenet121
 
 
+@pytest.mark.usefixtures("_plain")
 def test_sizes_of_table_1():
     shapes = outputs(densenet121(), (224, 224))
     assert shapes["conv"] == (112, 112, 64)

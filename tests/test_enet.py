@@ -15,6 +15,7 @@ from dlc.layers import pooling
 from dlc.models.enet import _Block, _transposed_conv, enet, enet_classifier, max_places, max_unpool
 
 
+@pytest.mark.usefixtures("_plain")
 def test_sizes_of_table_1():
     shapes = outputs(enet(num_classes=12), (512, 512))
     assert shapes["initial_norm"] == (256, 256, 16)
@@ -30,6 +31,7 @@ def test_sizes_of_table_1():
         assert {shapes[path] for path in paths} == {shape}
 
 
+@pytest.mark.usefixtures("_plain")
 def test_the_classifier_has_the_encoder_of_the_segmenter():
     x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     segmenter, classifier = (jax.eval_shape(m.init, jax.random.key(0), x) for m in (enet(), enet_classifier()))

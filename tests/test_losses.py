@@ -120,10 +120,10 @@ def test_masked_tokens_have_berts_proportions():
 class Reader:
     """A model whose parameters are its logits [B, T, V]; it notes what it was given to read."""
 
-    def apply(self, variables, tokens, segments, *, mask, train, rngs):
+    def apply(self, variables, tokens, segments, *, mask, train, mutable, rngs):
         assert train
         self.read, self.segments, self.mask = tokens, segments, mask
-        return variables["params"]
+        return variables["params"], {}
 
 
 def test_the_masked_token_loss_depends_on_the_chosen_places_alone():

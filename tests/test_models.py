@@ -231,6 +231,7 @@ def test_the_first_filters_of_the_record_pass_their_input_on():
     assert others.min() > 0
 
 
+@pytest.mark.usefixtures("_plain")
 def test_the_whitening_kernel_is_frozen():
     """It is carried through a step of training and not changed by it."""
     model, tx = Airbench((8, 8, 8)), optax.sgd(1.0)

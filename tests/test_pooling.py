@@ -70,7 +70,7 @@ def test_avg_pool(window, strides, padding, ceil, image, count_padding):
 
 @cases
 def test_both_forms_have_one_gradient_that_goes_to_the_first_of_equal_maxima(window, strides, padding, ceil, image):
-    x = np.random.default_rng(0).integers(0, 3, (2, *image, 3)).astype(np.float32)  # many equals
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 3, (2, *image, 3)), jnp.float32)  # many equals
 
     def weighted(pool, x):
         y = pool(x)

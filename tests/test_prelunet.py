@@ -16,6 +16,7 @@ def tiny(**changes):
     return PReLUNet(**{"depth": 1, "widths": (4, 5, 6), "hidden": 8, "num_classes": 3, **changes})
 
 
+@pytest.mark.usefixtures("_plain")
 def test_sizes_of_table_3():
     shapes = outputs(prelunet_a(), (224, 224))
     assert shapes["conv1"] == (112, 112, 96)
@@ -46,6 +47,7 @@ def test_sizes_without_a_pyramid_are_refused(size):
         jax.eval_shape(tiny().init, jax.random.key(0), jax.ShapeDtypeStruct((1, *size, 3), jnp.float32))
 
 
+@pytest.mark.usefixtures("_plain")
 def test_slopes_are_learnt_one_for_each_channel():
     model, x = tiny(), drawn.normal(1, 112, 112, 3)
     params = drawn.initial(model, x)["params"]

@@ -25,6 +25,7 @@ def outputs(model, image):
     return {"/".join(str(key.key) for key in at[:-2]): leaf.shape[1:] for at, leaf in flat}
 
 
+@pytest.mark.usefixtures("_plain")
 def test_output_sizes_of_table_1():
     shapes = outputs(resnet50(), (224, 224))
     assert shapes["conv1"] == (112, 112, 64)
@@ -32,6 +33,7 @@ def test_output_sizes_of_table_1():
     assert last == [(56, 56, 256), (28, 28, 512), (14, 14, 1024), (7, 7, 2048)]
 
 
+@pytest.mark.usefixtures("_plain")
 @pytest.mark.parametrize(("stride_at", "conv1"), [("1x1", 28), ("3x3", 56)])
 def test_where_a_bottleneck_halves_the_image(stride_at, conv1):
     shapes = outputs(resnet50(stride_at=stride_at), (224, 224))
@@ -39,12 +41,14 @@ def test_where_a_bottleneck_halves_the_image(stride_at, conv1):
     assert shapes["stage2_block1/conv2"][0] == 28
 
 
+@pytest.mark.usefixtures("_plain")
 @pytest.mark.parametrize(("shortcut", "projections"), [("A", 0), ("B", 3), ("C", 8), ("none", 0)])
 def test_which_shortcuts_are_projections(shortcut, projections):
     shapes = outputs(resnet18(shortcut=shortcut), (64, 64))
     assert sum(path.endswith("/shortcut") for path in shapes) == projections
 
 
+@pytest.mark.usefixtures("_plain")
 def test_shortcuts_of_option_a_take_every_second_pixel_and_add_zeros():
     model = tiny(shortcut="A", zero_norm=True)  # blocks are their shortcuts at first
     x = drawn.normal(2, 16, 16, 3)
@@ -57,6 +61,7 @@ def test_shortcuts_of_option_a_take_every_second_pixel_and_add_zeros():
     assert before.any()
 
 
+@pytest.mark.usefixtures("_plain")
 def test_without_shortcuts_a_block_that_ends_at_zero_passes_nothing():
     x = drawn.normal(2, 16, 16, 3)
     model = tiny(shortcut="none", zero_norm=True)

@@ -36,7 +36,13 @@ TX = optax.adam(0.1)
 
 @jax.jit
 def init(key):
-    return train.init(MODEL.init(key, jnp.zeros((1, 6)))["params"], TX, key)
+    """Other weights for each key, from one draw: all draws of the model's own `init` take long to compile."""
+    factor = 1 + jax.random.uniform(key)
+    params = drawn.variables(MODEL, jnp.zeros((1, 6)))["params"]
+    return train.init(jax.tree.map(lambda leaf: factor * leaf, params), TX, key)
+
+
+inits = jax.jit(jax.vmap(init))
 
 
 def plain_step():
@@ -66,10 +72,9 @@ def raw(tree):
 
 def test_a_step_without_jit_is_the_step_with_it(arrays):
     batch = {name: jnp.asarray(array[:B]) for name, array in arrays.items()}
-    eager, compiled = (
-        plain_step()(init(jax.random.key(0)), batch),
-        jitted_step()(init(jax.random.key(0)), batch),
-    )
+    step, state = train.make_step(losses.classify(MODEL), optax.sgd(0.1)), init(jax.random.key(0))
+    state = state._replace(opt_state=optax.sgd(0.1).init(state.params))
+    eager, compiled = step(state, batch), jax.jit(step)(state, batch)
     chex.assert_trees_all_close(raw(eager), raw(compiled), rtol=1e-5, atol=1e-7)
 
 
@@ -116,7 +121,7 @@ def test_scanned_is_the_plain_loop(arrays, index):
 
 def test_over_seeds_is_many_plain_loops(arrays, index):
     keys = train.seed_keys(3, 4)
-    together = jax.vmap(init)(keys)
+    together = inits(keys)
     step = train.compiled(train.over_seeds(train.on_device(plain_step(), arrays)))
     for rows in index:
         together, _ = step(together, rows)
@@ -127,7 +132,7 @@ def test_over_seeds_is_many_plain_loops(arrays, index):
 
 def test_over_seeds_is_a_vmap_where_there_is_no_cpu(arrays, index):
     """Lowered for a GPU the seeds share one batched product; on this CPU that form gives the same weights."""
-    state, step = jax.vmap(init)(train.seed_keys(0, 4)), train.on_device(plain_step(), arrays)
+    state, step = inits(train.seed_keys(0, 4)), train.on_device(plain_step(), arrays)
     call = train.compiled(train.over_seeds(step))
     traced = call.func.trace(*call.args, state, index[0])
     assert "batching_dims = [0] x [0]" in traced.lower(lowering_platforms=("cuda",)).as_text()
@@ -141,7 +146,7 @@ def test_over_seeds_with_batches_of_their_own(arrays):
     rows = batches.minibatches(N, B, shuffle=True, seeds=(0, 1))(0, 1)[0]
     assert rows.shape == (2, B)
     step = train.on_device(plain_step(), arrays)
-    state = jax.vmap(init)(train.seed_keys(0, 2))
+    state = inits(train.seed_keys(0, 2))
     _, together = train.compiled(train.over_seeds(step, batch_axis=0))(state, rows)
     for i, key in enumerate(train.seed_keys(0, 2)):
         _, alone = train.compiled(step)(init(key), rows[i])
@@ -173,9 +178,9 @@ def test_the_functions_compose_in_any_order(arrays, index, order):
         chex.assert_trees_all_equal(raw(there), raw(state))
     else:
         inner, outer = (train.over_seeds, train.scanned) if "inside" in order else (train.scanned, train.over_seeds)
-        there, metrics = train.compiled(outer(inner(step)))(jax.vmap(init)(keys), index)
+        there, metrics = train.compiled(outer(inner(step)))(inits(keys), index)
         axis = 1 if "inside" in order else 0
-        metrics = jax.tree.map(lambda leaf: np.take(leaf, 0, axis=axis), metrics)
+        metrics = jax.tree.map(lambda leaf: np.take(np.asarray(leaf), 0, axis=axis), metrics)
         first = jax.tree.map(lambda leaf: np.asarray(leaf)[0], raw(there))
         chex.assert_trees_all_close(first, raw(state), rtol=2e-4, atol=1e-5)
     chex.assert_trees_all_close(metrics, expected, rtol=1e-4, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Random arrays and weights for tests, from NumPy: XLA needs a third of a second to compile each draw of `jax.random`."""
+"""Random arrays and weights for tests, from NumPy: XLA takes a third of a second to compile each draw of jax.random."""
 
 import functools
 import math

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from runs import KINDS
 
-from dlc import train
+from dlc import losses, sharding, train, weights
+from dlc.models.mlp import MLP
 from dlc.run import log
 from dlc.run.fit import Plan, fit, start
 from dlc.run.loop import Diverged, Interrupted, training
@@ -182,3 +184,29 @@ def test_seeds_start_together_as_each_would_alone():
     for i in range(3):
         alone = start(Run(), init, train.seed_keys(5 + i))
         assert_same(jax.tree.map(lambda leaf, i=i: leaf[i], three), alone)
+
+
+def test_weights_to_begin_from_lie_where_the_state_lies_and_are_not_read_again(tmp_path):
+    """On two devices, where a resumed run would not find its weights only on the first one."""
+    model, devices = MLP((), 2), sharding.mesh("data=2")
+    tx, some, source = optax.sgd(0.1), jnp.ones((1, 3)), tmp_path / "source.safetensors"
+    variables = model.init(jax.random.key(7), some)
+    weights.save(source, model, variables)
+
+    def init(key):
+        return sharding.kept(train.init(model.init(key, some)["params"], tx, key), devices)
+
+    def trained(run):
+        state = start(run, init, train.seed_keys(0))
+        assert {leaf.sharding for leaf in jax.tree.leaves(state)} == {NamedSharding(devices, PartitionSpec())}
+        loss = losses.classify(model)
+        step = sharding.on_mesh(train.make_step(loss, tx), devices)
+        batch = {"image": np.ones((2, 2, 3), np.float32), "label": np.zeros((2, 2), np.int32)}
+        return state, fit(run, state, step, lambda first, count: batch, Plan(4, report_every=2))
+
+    with contextlib.closing(Run(tmp_path, init_from=source)) as run:
+        begun, first = trained(run)
+    assert_same(begun.params, variables["params"])
+    source.unlink()
+    with contextlib.closing(Run(tmp_path, resume=True, init_from=source)) as run:
+        assert_same(trained(run)[1], first)

@@ -115,7 +115,7 @@ def trained():
     numbers = [(text.english(n), text.french(n)) for n in range(100)]
     several = [(" ".join([a] * n), " ".join([b] * n)) for n in (5, 8) for a, b in numbers[:50]]
     sentences = text.Parallel("numbers", (numbers + several) * 8, numbers[:20], numbers[:20], "by rule")
-    tokenizer = pairs.vocabulary(sentences, 300)
+    tokenizer = pairs.vocabulary(Run(), sentences, 300)
     model, run = Transformer(TransformerConfig(tokenizer.size, 1, 2, 16, 32, 0.0, True)), Run()
     recipe = pairs.Recipe(epochs=1, batch=256, lr=1e-2, warmup=0.0, smoothing=0.1)
     variables, figures = pairs.fit(run, sentences, tokenizer, model, optax.adam, recipe)
@@ -269,3 +269,20 @@ def test_a_run_that_has_not_trained_has_nothing_to_say(tmp_path):
         shown(gpt, tmp_path)
     with pytest.raises(UserError, match="there is no vocabulary in"):
         tasks_text.tokenizer_of(tmp_path, None)
+
+
+def test_training_that_begins_from_weights_keeps_their_vocabulary(tmp_path):
+    """Another text would give as many tokens, but different ones."""
+    for name, letters in (("first", "abcd"), ("second", "cdab"), ("third", "wxyz")):
+        (tmp_path / name).mkdir()
+        (tmp_path / f"{name}.txt").write_text(f"{letters} {letters[:2]} " * 200)
+    first = Run(tmp_path / "first")
+    tokenizer, *_ = tasks_text.read(first, "", tmp_path / "first.txt", "bpe", 270)
+    second = Run(tmp_path / "second", init_from=tmp_path / "first" / "weights.safetensors")
+    inherited, learn, _ = tasks_text.read(second, "", tmp_path / "second.txt", "bpe", 270)
+    np.testing.assert_array_equal(inherited.encode("abcd"), tokenizer.encode("abcd"))
+    assert tokenizer.decode(learn).startswith("cdab cd cdab")
+    resumed = Run(tmp_path / "second", resume=True, init_from=tmp_path / "gone")
+    assert tasks_text.read(resumed, "", tmp_path / "third.txt", "bpe", 270)[0].size == tokenizer.size
+    with pytest.raises(UserError, match="there is no vocabulary in"):
+        tasks_text.read(Run(init_from=tmp_path / "third"), "", tmp_path / "third.txt", "bpe", 270)

@@ -31,6 +31,7 @@ from dlc.run import plot
 from dlc.run.fit import Plan, start
 from dlc.run.fit import fit as fit_plan
 from dlc.run.run import Run
+from dlc.tasks.text import inherited_vocabulary
 
 LENGTHS = (14, 18, 24, 36, 64)  # of the buckets, in tokens; each is a program for training and one for translating
 GROUP = 5  # steps in one program
@@ -45,9 +46,9 @@ def read(dataset: str, source: Path | None, target: Path | None) -> Parallel:
     return text.read_pairs(source, target) if source and target else text.parallel(dataset)
 
 
-def vocabulary(pairs: Parallel, size: int) -> tokens.BPE:
-    """One vocabulary for both languages, learnt from the training pairs."""
-    return tokens.train_bpe([sentence for pair in pairs.train for sentence in pair], size)
+def vocabulary(run: Run, pairs: Parallel, size: int) -> tokens.BPE:
+    """One vocabulary for both languages: that of the weights to begin from, or else one learnt from the pairs."""
+    return inherited_vocabulary(run) or tokens.train_bpe([sentence for pair in pairs.train for sentence in pair], size)
 
 
 @dataclass(frozen=True)

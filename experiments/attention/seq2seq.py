@@ -59,7 +59,7 @@ SMOKE = Config("numbers", vocab=400, embedding=32, width=32, maxout=32, epochs=1
 
 def train(config: Config, run: Run) -> dict:
     found = pairs.read(config.dataset, config.source, config.target)
-    tokenizer = pairs.vocabulary(found, config.vocab)
+    tokenizer = pairs.vocabulary(run, found, config.vocab)
     sizes = tokenizer.size, config.embedding, config.width, config.maxout
     model = Seq2Seq(Seq2SeqConfig(*sizes, config.dropout, config.dtype))
     recipe = pairs.Recipe(config.epochs, config.batch, config.lr, config.warmup, config.smoothing, config.seed)

@@ -198,10 +198,15 @@ def test_flags_that_contradict_each_other(experiment, changes, sentence):
         experiment.train(dataclasses.replace(experiment.SMOKE, **changes), Run())
 
 
-def test_an_empty_sentence_is_not_translated(trained):
-    _, _, tokenizer, model, variables, _ = trained
-    with pytest.raises(UserError, match="a --sentence is empty: write one to translate"):
-        pairs.show(Run(), None, model, variables, tokenizer, pairs.Search(sentences=(" ",)), print)
+@pytest.mark.parametrize("experiment", [translate, seq2seq])
+def test_an_empty_sentence_is_refused_before_training(experiment):
+    with pytest.raises(UserError, match="--sentence is empty: write a sentence to translate"):
+        flags.check(dataclasses.replace(experiment.SMOKE, sentence=("A dog.", " ")))
+
+
+def test_a_context_without_a_second_token_is_refused():
+    with pytest.raises(UserError, match="--context must be greater than 1, not 1"):
+        flags.check(dataclasses.replace(bert.SMOKE, context=1))
 
 
 def shown(experiment, folder, said=None, **changes):

@@ -14,7 +14,7 @@ Glossary: S source tokens, T target tokens.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +30,14 @@ from dlc.generate import beam_search
 from dlc.run import plot
 from dlc.run.fit import Plan, start
 from dlc.run.fit import fit as fit_plan
+from dlc.run.flags import Bound
 from dlc.run.run import Run
 from dlc.tasks.text import inherited_vocabulary
 
 LENGTHS = (14, 18, 24, 36, 64)  # of the buckets, in tokens; each is a program for training and one for translating
 GROUP = 5  # steps in one program
 
+Sentence = Annotated[str, Bound(str.strip, "is empty: write a sentence to translate")]
 Draw = Callable[[Run, Any, Any, tokens.BPE, str, str], None]  # run, model, variables, tokenizer, sentence, translation
 
 
@@ -131,8 +133,6 @@ def show(
 
     `draw` shows the first of them, a test sentence unless there are others.
     """
-    if not all(sentence.strip() for sentence in search.sentences):
-        raise UserError("a --sentence is empty: write one to translate")
     translate = translator(run, model, variables, tokenizer, search)
     figures = tested(run, pairs, translate) if pairs else {}
     sentences = search.sentences or (pairs.test[0][0] if pairs else "",)

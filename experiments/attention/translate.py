@@ -38,7 +38,7 @@ class Config:
     dataset: Literal["multi30k", "numbers"] = "multi30k"
     source: Shown[Path | None] = None  # a text file of your own, a sentence a line, instead of the data set,
     target: Shown[Path | None] = None  # and its translation
-    sentence: Shown[tuple[str, ...]] = ()  # translated at the end; with --weights nothing else is done then
+    sentence: Shown[tuple[pairs.Sentence, ...]] = ()  # translated at the end; with --weights nothing else is done then
     vocab: Positive[int] = 4000
     layers: Positive[int] = 3  # of the encoder, and of the decoder
     heads: Positive[int] = 4

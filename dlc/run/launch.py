@@ -48,8 +48,8 @@ def launch(
         show: `show(config, run, model, variables) -> figures`, which `--weights` reaches without training.
         published: `published(config) -> model` for files of published weights that do not say which model they are.
 
-    Exit codes: 2 a mistake in the flags, a file or the disk; 3 data that cannot be had; 4 diverged; 5 a target that was
-    not reached; 130 and 143 interrupted.
+    Exit codes: 2 a mistake in the flags, a file or the disk; 3 data that cannot be obtained; 4 diverged; 5 a target
+    that was not reached; 130 and 143 interrupted.
     """
     module = sys.modules[(train or show).__module__]
     argv = sys.argv[1:] if argv is None else argv

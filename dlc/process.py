@@ -10,8 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import platformdirs
-
 STARTED = time.perf_counter()  # close to the start of the process: experiments import this module first
 
 # Parameters of glibc's <malloc.h>. The reasons are in docs/design.md, "Speed".
@@ -25,6 +23,8 @@ RIGHT_SUMS = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
 
 def cache_dir() -> Path:
     """The folder of compiled programs and data in the user's cache directory, ~/.cache/dlc on Linux."""
+    import platformdirs  # later than STARTED
+
     return platformdirs.user_cache_path("dlc", appauthor=False)
 
 

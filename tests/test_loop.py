@@ -210,3 +210,29 @@ def test_weights_to_begin_from_lie_where_the_state_lies_and_are_not_read_again(t
     source.unlink()
     with contextlib.closing(Run(tmp_path, resume=True, init_from=source)) as run:
         assert_same(trained(run)[1], first)
+
+
+def test_a_signal_adds_no_evaluation(tmp_path):
+    def trained(run, stop=False):
+        def batches(first, count):
+            if stop and first == 10:
+                run.signals.stop = signal.SIGINT
+            return np.zeros((count, 2), np.float32)
+
+        batches.like = lambda first, count: np.zeros((count, 2), np.float32)
+        with contextlib.closing(run):
+            plan = Plan(20, evaluate_every=10, report_every=5)
+            fit(run, sgd_state(jax.random.key(0)), mean_step(), batches, plan, lambda state: {"w": state.params})
+        return [line["step"] for line in run.history if "w" in line]
+
+    with pytest.raises(Interrupted):
+        trained(Run(tmp_path), stop=True)
+    assert trained(Run(tmp_path, resume=True)) == [10, 20]
+
+
+def test_a_loss_that_is_reported_now_and_then_is_that_of_the_last_step():
+    with training(Run(), {}, steps=20) as loop:
+        loop.report(10, {"loss": 1.0})
+        loop.report(20, {"loss": float("nan")})
+        with pytest.raises(Diverged, match="at step 20"):
+            loop.save(20, {})

@@ -121,8 +121,9 @@ def fit(
             state, metrics = programs[_shape(batch, count)](state, batch)
             done = at + count
             loop.report(done, metrics, plan.examples(batch))
-            if loop.due(done, plan.evaluate_every or plan.steps):
-                if evaluate:
+            every = plan.evaluate_every or plan.steps
+            if loop.due(done, every):
+                if evaluate and (done % every == 0 or done == plan.steps):  # not when only a signal came
                     loop.evaluate(done, evaluate, state)
                 loop.save(done, state)
     return state

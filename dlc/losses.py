@@ -1,8 +1,9 @@
 """From a model to a `loss_fn(params, aux, batch, key) -> (loss, (aux, metrics))`, for training and for evaluation.
 
 `aux` is the model's other collections, such as `{"batch_stats": ...}`, or None if it has none. With a key the loss is
-that of training: the model is told so, and dropout and whatever else is random draw from the key. With `key=None` it is
-that of an evaluation: nothing is random and `aux` stays the same. Losses are float32 whatever the model computes in.
+that of training: the model runs in training mode, and dropout and all other randomness draw from the key. With
+`key=None` it is that of an evaluation: nothing is random and `aux` stays the same. Losses are float32 whatever the
+model computes in.
 
 Glossary: B batch, C classes, T tokens.
 """

@@ -22,8 +22,10 @@ RIGHT_SUMS = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
 
 
 def cache_dir() -> Path:
-    """The folder of compiled programs and data: $XDG_CACHE_HOME/dlc, or ~/.cache/dlc."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlc"
+    """The folder of compiled programs and data in the user's cache directory, ~/.cache/dlc on Linux."""
+    import platformdirs  # later than STARTED
+
+    return platformdirs.user_cache_path("dlc", appauthor=False)
 
 
 def prepare() -> None:

@@ -113,7 +113,7 @@ def windows(step: Step, tokens: Integer[Array | np.ndarray, " N"], length: int) 
 def scanned(step: Step, steps: int | None = None) -> Step:
     """K steps in one compiled program: every leaf of the batch, and of the metrics, gains a leading axis `[K]`.
 
-    A step that takes no batch, but None, needs to be told the number of `steps`.
+    If the batch is None, the number of `steps` must be given.
     """
     return Partial(lambda step, state, batches: jax.lax.scan(step, state, batches, length=steps), _value(step))
 

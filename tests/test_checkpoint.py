@@ -132,6 +132,21 @@ def test_the_damaged_array_is_named(checkpoints, monkeypatch):
     assert said == ["the checkpoint of step 1 is damaged (b has a wrong checksum)"]
 
 
+def test_an_array_that_was_not_saved_is_named(checkpoints):
+    checkpoints.save(1, {"a": jnp.arange(3.0)})
+    checkpoints.wait()
+    said = []
+    with pytest.raises(UserError, match="no checkpoint in"):
+        checkpoints.restore({"a": jnp.zeros(3), "b": jnp.zeros(2)}, said.append)
+    assert said == ["the checkpoint of step 1 is damaged (it has no b)"]
+
+
+@pytest.mark.parametrize("leaf", [np.zeros(3), np.int64(2**40), 0.1])
+def test_what_a_checkpoint_would_round_is_refused(checkpoints, leaf):
+    with pytest.raises(UserError, match=r"^a/b is (float|int)64, which a checkpoint would round: use 32 bits"):
+        checkpoints.save(1, {"a": {"b": leaf, "count": 3}})
+
+
 def test_the_state_may_be_overwritten_at_once(checkpoints):
     """What is written later is a copy: the next step may reuse the memory of the state that it was given."""
     overwrite = jax.jit(lambda x: x * 0 - 1, donate_argnums=0)

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from runs import KINDS
 
-from dlc import train
+from dlc import losses, sharding, train, weights
+from dlc.models.mlp import MLP
 from dlc.run import log
 from dlc.run.fit import Plan, fit, start
 from dlc.run.loop import Diverged, Interrupted, training
@@ -182,3 +184,55 @@ def test_seeds_start_together_as_each_would_alone():
     for i in range(3):
         alone = start(Run(), init, train.seed_keys(5 + i))
         assert_same(jax.tree.map(lambda leaf, i=i: leaf[i], three), alone)
+
+
+def test_weights_to_begin_from_lie_where_the_state_lies_and_are_not_read_again(tmp_path):
+    """On two devices, where a resumed run would not find its weights only on the first one."""
+    model, devices = MLP((), 2), sharding.mesh("data=2")
+    tx, some, source = optax.sgd(0.1), jnp.ones((1, 3)), tmp_path / "source.safetensors"
+    variables = model.init(jax.random.key(7), some)
+    weights.save(source, model, variables)
+
+    def init(key):
+        return sharding.kept(train.init(model.init(key, some)["params"], tx, key), devices)
+
+    def trained(run):
+        state = start(run, init, train.seed_keys(0))
+        assert {leaf.sharding for leaf in jax.tree.leaves(state)} == {NamedSharding(devices, PartitionSpec())}
+        loss = losses.classify(model)
+        step = sharding.on_mesh(train.make_step(loss, tx), devices)
+        batch = {"image": np.ones((2, 2, 3), np.float32), "label": np.zeros((2, 2), np.int32)}
+        return state, fit(run, state, step, lambda first, count: batch, Plan(4, report_every=2))
+
+    with contextlib.closing(Run(tmp_path, init_from=source)) as run:
+        begun, first = trained(run)
+    assert_same(begun.params, variables["params"])
+    source.unlink()
+    with contextlib.closing(Run(tmp_path, resume=True, init_from=source)) as run:
+        assert_same(trained(run)[1], first)
+
+
+def test_a_signal_adds_no_evaluation(tmp_path):
+    def trained(run, stop=False):
+        def batches(first, count):
+            if stop and first == 10:
+                run.signals.stop = signal.SIGINT
+            return np.zeros((count, 2), np.float32)
+
+        batches.like = lambda first, count: np.zeros((count, 2), np.float32)
+        with contextlib.closing(run):
+            plan = Plan(20, evaluate_every=10, report_every=5)
+            fit(run, sgd_state(jax.random.key(0)), mean_step(), batches, plan, lambda state: {"w": state.params})
+        return [line["step"] for line in run.history if "w" in line]
+
+    with pytest.raises(Interrupted):
+        trained(Run(tmp_path), stop=True)
+    assert trained(Run(tmp_path, resume=True)) == [10, 20]
+
+
+def test_a_loss_that_is_reported_now_and_then_is_that_of_the_last_step():
+    with training(Run(), {}, steps=20) as loop:
+        loop.report(10, {"loss": 1.0})
+        loop.report(20, {"loss": float("nan")})
+        with pytest.raises(Diverged, match="at step 20"):
+            loop.save(20, {})

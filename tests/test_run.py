@@ -101,6 +101,16 @@ def test_weights_are_evaluated_without_training(whole, tmp_path, here):
     assert_refused(here(MLP_, "--resume", folder_of(tmp_path)), "only showed weights, and has nothing to continue")
 
 
+def test_a_file_in_a_runs_folder_is_shown_as_the_run_is_and_other_models_are_refused(whole, tmp_path, here):
+    code, _, stderr = here(MLP_, "--weights", whole[0] / "weights.safetensors", "--out", tmp_path)
+    assert code == 0, stderr
+    before, after = (json.loads((f / "result.json").read_text()) for f in (whole[0], folder_of(tmp_path)))
+    assert after["dataset"] == "digits"  # that of the run, not the default
+    assert before["figures"] == after["figures"]
+    result = here("experiments.mnist.convnet", "--weights", whole[0], "--out", tmp_path)
+    assert_refused(result, "has weights of MLP, but this experiment shows Convnet")
+
+
 def test_a_flag_that_has_no_meaning_with_weights_is_refused(whole, tmp_path, here):
     result = here(MLP_, "--weights", whole[0], "--lr", 0.5, "--epochs", 3, "--out", tmp_path)
     assert_refused(result, "--epochs, --lr means nothing with --weights, which does not train: leave it out")

@@ -139,7 +139,7 @@ def trained():
     numbers = [(text.english(n), text.french(n)) for n in range(100)]
     several = [(" ".join([a] * n), " ".join([b] * n)) for n in (5, 8) for a, b in numbers[:50]]
     sentences = text.Parallel("numbers", (numbers + several) * 8, numbers[:20], numbers[:20], "by rule")
-    tokenizer = pairs.vocabulary(sentences, 300)
+    tokenizer = pairs.vocabulary(Run(), sentences, 300)
     model, run = Smallest(tokenizer.size), Run()
     recipe = pairs.Recipe(epochs=1, batch=256, lr=1e-2, warmup=0.0, smoothing=0.1)
     variables, figures = pairs.fit(run, sentences, tokenizer, model, optax.adam, recipe)
@@ -222,10 +222,15 @@ def test_flags_that_contradict_each_other(experiment, changes, sentence):
         experiment.train(dataclasses.replace(experiment.SMOKE, **changes), Run())
 
 
-def test_an_empty_sentence_is_not_translated(trained):
-    _, _, tokenizer, model, variables, _ = trained
-    with pytest.raises(UserError, match="a --sentence is empty: write one to translate"):
-        pairs.show(Run(), None, model, variables, tokenizer, pairs.Search(sentences=(" ",)), print)
+@pytest.mark.parametrize("experiment", [translate, seq2seq])
+def test_an_empty_sentence_is_refused_before_training(experiment):
+    with pytest.raises(UserError, match="--sentence is empty: write a sentence to translate"):
+        flags.check(dataclasses.replace(experiment.SMOKE, sentence=("A dog.", " ")))
+
+
+def test_a_context_without_a_second_token_is_refused():
+    with pytest.raises(UserError, match="--context must be greater than 1, not 1"):
+        flags.check(dataclasses.replace(bert.SMOKE, context=1))
 
 
 def shown(experiment, folder, said=None, **changes):
@@ -293,3 +298,20 @@ def test_a_run_that_has_not_trained_has_nothing_to_say(tmp_path):
         shown(gpt, tmp_path)
     with pytest.raises(UserError, match="there is no vocabulary in"):
         tasks_text.tokenizer_of(tmp_path, None)
+
+
+def test_training_that_begins_from_weights_keeps_their_vocabulary(tmp_path):
+    """Another text would give as many tokens, but different ones."""
+    for name, letters in (("first", "abcd"), ("second", "cdab"), ("third", "wxyz")):
+        (tmp_path / name).mkdir()
+        (tmp_path / f"{name}.txt").write_text(f"{letters} {letters[:2]} " * 200)
+    first = Run(tmp_path / "first")
+    tokenizer, *_ = tasks_text.read(first, "", tmp_path / "first.txt", "bpe", 270)
+    second = Run(tmp_path / "second", init_from=tmp_path / "first" / "weights.safetensors")
+    inherited, learn, _ = tasks_text.read(second, "", tmp_path / "second.txt", "bpe", 270)
+    np.testing.assert_array_equal(inherited.encode("abcd"), tokenizer.encode("abcd"))
+    assert tokenizer.decode(learn).startswith("cdab cd cdab")
+    resumed = Run(tmp_path / "second", resume=True, init_from=tmp_path / "gone")
+    assert tasks_text.read(resumed, "", tmp_path / "third.txt", "bpe", 270)[0].size == tokenizer.size
+    with pytest.raises(UserError, match="there is no vocabulary in"):
+        tasks_text.read(Run(init_from=tmp_path / "third"), "", tmp_path / "third.txt", "bpe", 270)

@@ -283,13 +283,15 @@ def test_folders_and_files_without_weights(tmp_path, saved):
     weights.write_model(tmp_path / "empty", MODEL)
     assert [path.name for path in (tmp_path / "empty").iterdir()] == ["model.json"]
     assert weights.rebuild(json.loads((tmp_path / "empty" / "model.json").read_text())) == MODEL
-    with pytest.raises(
-        UserError, match=r"the run in .*empty has not saved any weights yet: wait for its first checkpoint"
-    ):
+    with pytest.raises(UserError, match=r"the run in .*empty has not saved any weights yet"):
         weights.load(tmp_path / "empty")
     (tmp_path / "empty" / "model.json").write_text("{")
     with pytest.raises(UserError, match=r"model\.json is damaged: it is not valid JSON"):
         weights.load(tmp_path / "empty")
+    (tmp_path / "several" / "seed-0").mkdir(parents=True)
+    weights.write_model(tmp_path / "several" / "seed-0", MODEL)
+    with pytest.raises(UserError, match=r"is a run of several parts: give one of them, for example .*seed-0"):
+        weights.load(tmp_path / "several")
     (tmp_path / "text").write_text("Attention is all you need")
     with pytest.raises(UserError, match="text is not a safetensors file"):
         weights.load(tmp_path / "text")

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import platformdirs
-
+from dlc import process
 from dlc.errors import UserError
 
 
@@ -26,7 +25,7 @@ def data_dir() -> Path:
     """
     if moved := os.environ.get("DLC_DATA"):
         return Path(moved).expanduser().absolute()
-    return platformdirs.user_cache_path("dlc", appauthor=False) / "data"
+    return process.cache_dir() / "data"
 
 
 @contextmanager

@@ -49,16 +49,22 @@ class Plan:
 def start(run: Run, init: Callable[[Any], train.State], keys: Any, model: Any = None) -> train.State:
     """`init(key)`, or with several `keys` [S] all such states stacked, and the weights that `--init-from` names.
 
-    Files of torchvision or timm can only be read if the `model` is given. Raises UserError if the weights do not fit.
+    They are not read again when the run is resumed from a checkpoint. Files of torchvision or timm can only be read if
+    the `model` is given. Raises UserError if the weights do not fit.
     """
     several = train.for_each_seed if len(keys) > 1 else None
     keys = keys if len(keys) > 1 else keys[0]
     state = run.clock.timed("start", run.clock.compiled(init, keys, wrap=several), keys)
-    if run.init_from is None:
-        return state
+    if run.init_from is None or (run.resume and run.checkpoints and run.checkpoints.steps()):
+        return state  # if the run is resumed, its newest checkpoint replaces the weights
     shapes = jax.eval_shape(init, keys if keys.ndim == 0 else keys[0])
     begun = weights.begin({"params": shapes.params, **(shapes.aux or {})}, run.init_from, model)
-    filled = jax.tree.map(lambda new, old: jnp.broadcast_to(new, old.shape), begun, _variables(state))
+
+    def placed(new: Any, old: Any) -> Any:
+        new = jnp.broadcast_to(new, old.shape)
+        return jax.device_put(new, old.sharding) if getattr(old, "committed", False) else new
+
+    filled = jax.tree.map(placed, begun, _variables(state))
     return state._replace(params=filled.pop("params"), aux=filled or None)
 
 
@@ -115,8 +121,9 @@ def fit(
             state, metrics = programs[_shape(batch, count)](state, batch)
             done = at + count
             loop.report(done, metrics, plan.examples(batch))
-            if loop.due(done, plan.evaluate_every or plan.steps):
-                if evaluate:
+            every = plan.evaluate_every or plan.steps
+            if loop.due(done, every):
+                if evaluate and (done % every == 0 or done == plan.steps):  # not when only a signal came
                     loop.evaluate(done, evaluate, state)
                 loop.save(done, state)
     return state

@@ -7,6 +7,7 @@ class Config:
     prompt: Shown[str] = "To be"  # may be given with --weights, too
 """
 
+import contextlib
 import dataclasses
 import json
 import types
@@ -90,8 +91,8 @@ def parse(name: str, summary: str, default: Any, smoke: Any, kind: type[Options]
         default = load(peek.resume, name, type(default))
         if "weights" in read(peek.resume):
             raise UserError(f"{peek.resume} only showed weights, and has nothing to continue: start a new run")
-    elif weights and is_run(weights) and read(weights)["experiment"] == name:
-        default = load(weights, name, type(default))
+    elif weights and (run := run_of(weights)) and read(run)["experiment"] == name:
+        default = load(run, name, type(default))
     elif peek.smoke:
         default = smoke
 
@@ -136,12 +137,16 @@ def save(folder: Path, name: str, config: Any, command: str, begun: dict[str, Pa
     files.write_whole(folder / "config.json", json.dumps(content, indent=2) + "\n")
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a run has written `folder`; published weights have a config.json, too."""
-    try:
-        return "experiment" in json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError):
-        return False
+def run_of(weights: Path) -> Path | None:
+    """The folder of the run that wrote `weights`, which are that folder, a part of the run, or a file in either.
+
+    None if no run wrote them. Published weights have a config.json, too.
+    """
+    for folder in (weights, *weights.absolute().parents[:2]):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            if "experiment" in json.loads((folder / "config.json").read_bytes()):
+                return folder
+    return None
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -183,7 +188,8 @@ def from_json(kind: type, fields: dict[str, Any]) -> Any:
     def value(name: str, written: Any) -> Any:
         if isinstance(written, list):
             return tuple(value(name, item) for item in written)
-        return Path(written) if isinstance(written, str) and Path in typing.get_args(hints[name]) else written
+        paths = Path in (hints[name], *typing.get_args(hints[name]))
+        return Path(written) if isinstance(written, str) and paths else written
 
     return kind(**{name: value(name, written) for name, written in fields.items()})
 

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import sys
+import typing
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ from dlc.errors import UserError
 from dlc.run import flags, record
 from dlc.run.loop import Interrupted
 from dlc.run.run import Run
+from dlc.weights import artifact
 from dlc.weights.checkpoint import Unwritten
 
 MISSED = 5
@@ -46,8 +48,8 @@ def launch(
         show: `show(config, run, model, variables) -> figures`, which `--weights` reaches without training.
         published: `published(config) -> model` for files of published weights that do not say which model they are.
 
-    Exit codes: 2 a mistake in the flags, a file or the disk; 3 data that cannot be had; 4 diverged; 5 a target that was
-    not reached; 130 and 143 interrupted.
+    Exit codes: 2 a mistake in the flags, a file or the disk; 3 data that cannot be obtained; 4 diverged; 5 a target
+    that was not reached; 130 and 143 interrupted.
     """
     module = sys.modules[(train or show).__module__]
     argv = sys.argv[1:] if argv is None else argv
@@ -102,9 +104,13 @@ def launch(
 
 
 def _shown(source: Path, config: Any, run: Run, show: Any, published: Any) -> Figures:
-    """The figures of the weights in `source`."""
-    described = flags.is_run(source) or published is None
+    """The figures of the weights in `source`. Raises UserError if they are those of another kind of model."""
+    described = published is None or artifact.is_artifact(source)
     model, variables = weights.load(source, None if described else published(config))
+    expected = typing.get_type_hints(show).get("model", Any)
+    if expected is not Any and not isinstance(model, expected):
+        names = " or ".join(kind.__name__ for kind in typing.get_args(expected) or (expected,))
+        raise UserError(f"{source} has weights of {type(model).__name__}, but this experiment shows {names}")
     run.weights = source
     run.facts["weights"] = str(source)
     return show(config, run, model, variables)
@@ -197,7 +203,7 @@ def _say(console: Console, sentence: str, style: str | None = None) -> None:
 
 
 def _say_how_to_resume(console: Console, name: str, folder: Path | None) -> None:
-    if folder and (folder / "config.json").exists():
+    if folder and (folder / "config.json").exists() and "weights" not in flags.read(folder):
         _say(console, f"continue with: python -m experiments.{name} --resume {shlex.quote(str(folder))}")
 
 

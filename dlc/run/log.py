@@ -28,7 +28,7 @@ class Log:
     """The open files. When `write` returns, its line has been handed to the system. Raises OSError if that fails."""
 
     def __init__(self, folder: Path, history: list[dict[str, Any]], step: int):
-        """Starts with `history`, the lines up to `step`. Later lines are about to be written again."""
+        """Starts with `history`, the lines up to `step`. Later lines will be written again."""
         files.write_whole(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in history))
         self._lines = open(folder / "log.jsonl", "a", buffering=1)  # noqa: SIM115 (closed in `close`)
         (folder / "tensorboard").mkdir(exist_ok=True)

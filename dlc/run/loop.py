@@ -144,7 +144,7 @@ class Loop:
         self._run.clock.seconds["train"] += elapsed
         for name, value in values.items():
             if name.endswith("loss"):
-                self._check_finite(name, value.reshape(len(value), -1))
+                self._check_finite(name, value.reshape(len(value), -1), done)
         means = {name: record.summary(value.mean(0)) for name, value in values.items()}
         speed = {"examples_per_second": examples / elapsed} if examples else {"steps_per_second": steps / elapsed}
         self._write({"step": done, **means, **speed})
@@ -158,13 +158,13 @@ class Loop:
         if self._run.log:
             self._run.log.write(line)
 
-    def _check_finite(self, name: str, values: np.ndarray) -> None:
+    def _check_finite(self, name: str, values: np.ndarray, done: int) -> None:
         if np.isfinite(values).all():
             return
         row, run = np.argwhere(~np.isfinite(values))[0]
         which = f" of run {run + 1} of {values.shape[1]}" if values.shape[1] > 1 else ""
         what = name.replace("_", " ")
-        self._diverged(f"the {what} became {values[row, run]} at step {self._last + 1 + row}{which}")
+        self._diverged(f"the {what} became {values[row, run]} at step {done - len(values) + 1 + row}{which}")
 
     def _diverged(self, what: str) -> NoReturn:
         checkpoints = self._run.checkpoints

@@ -14,7 +14,7 @@ Glossary: S source tokens, T target tokens.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +30,14 @@ from dlc.generate import beam_search
 from dlc.run import plot
 from dlc.run.fit import Plan, start
 from dlc.run.fit import fit as fit_plan
+from dlc.run.flags import Bound
 from dlc.run.run import Run
+from dlc.tasks.text import inherited_vocabulary
 
 LENGTHS = (14, 18, 24, 36, 64)  # of the buckets, in tokens; each is a program for training and one for translating
 GROUP = 5  # steps in one program
 
+Sentence = Annotated[str, Bound(str.strip, "is empty: write a sentence to translate")]
 Draw = Callable[[Run, Any, Any, tokens.BPE, str, str], None]  # run, model, variables, tokenizer, sentence, translation
 
 
@@ -45,9 +48,9 @@ def read(dataset: str, source: Path | None, target: Path | None) -> Parallel:
     return text.read_pairs(source, target) if source and target else text.parallel(dataset)
 
 
-def vocabulary(pairs: Parallel, size: int) -> tokens.BPE:
-    """One vocabulary for both languages, learnt from the training pairs."""
-    return tokens.train_bpe([sentence for pair in pairs.train for sentence in pair], size)
+def vocabulary(run: Run, pairs: Parallel, size: int) -> tokens.BPE:
+    """One vocabulary for both languages: that of the weights to begin from, or else one learnt from the pairs."""
+    return inherited_vocabulary(run) or tokens.train_bpe([sentence for pair in pairs.train for sentence in pair], size)
 
 
 @dataclass(frozen=True)
@@ -130,8 +133,6 @@ def show(
 
     `draw` shows the first of them, a test sentence unless there are others.
     """
-    if not all(sentence.strip() for sentence in search.sentences):
-        raise UserError("a --sentence is empty: write one to translate")
     translate = translator(run, model, variables, tokenizer, search)
     figures = tested(run, pairs, translate) if pairs else {}
     sentences = search.sentences or (pairs.test[0][0] if pairs else "",)

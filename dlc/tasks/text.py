@@ -24,17 +24,33 @@ Tokenizer = tokens.Characters | tokens.BPE
 def read(run: Run, dataset: str, file: Path | None, encoding: Literal["characters", "bpe"], vocab: int) -> Any:
     """The text as tokens: the user's `file` or else the data set. Saves the vocabulary with the run.
 
-    Returns (tokenizer, tokens to train on, tokens to validate with), int32 [N] both. `vocab` is the size of "bpe".
+    Returns (tokenizer, tokens to train on, tokens to validate with), int32 [N] both. `vocab` is the size of "bpe". If
+    training begins from weights, the vocabulary is theirs.
     """
     corpus = text.read(file) if file else text.corpus(dataset)
     run.facts |= {"dataset": corpus.name, "source": corpus.source}
-    if encoding == "characters":
-        tokenizer: Tokenizer = tokens.Characters.of(corpus.train + corpus.validation)
-    else:
-        tokenizer = tokens.train_bpe([corpus.train], vocab)
+
+    def new() -> Tokenizer:
+        if encoding == "characters":
+            return tokens.Characters.of(corpus.train + corpus.validation)
+        return tokens.train_bpe([corpus.train], vocab)
+
+    tokenizer = inherited_vocabulary(run) or new()
     if run.folder:
         tokenizer.save(run.folder)
     return tokenizer, tokenizer.encode(corpus.train), tokenizer.encode(corpus.validation)
+
+
+def inherited_vocabulary(run: Run) -> Any:
+    """The vocabulary of the weights that `--init-from` names, which know no other tokens; None without that option.
+
+    Raises UserError if it does not lie beside them.
+    """
+    if run.init_from is None:
+        return None
+    if run.resume and run.folder and (run.folder / "tokenizer.json").is_file():
+        return tokens.load(run.folder)
+    return tokens.load(run.init_from if run.init_from.is_dir() else run.init_from.parent)
 
 
 @dataclass(frozen=True)

@@ -144,8 +144,6 @@ def _text_checksum(description: Any) -> int:
 
 
 def _file(path: Path) -> Path:
-    if parts := sorted(path.glob(f"*/{WEIGHTS}")) if path.is_dir() and not (path / WEIGHTS).is_file() else ():
-        raise UserError(f"{path} is a run of several parts: give one of them, for example {parts[0].parent}")
     path = path / WEIGHTS if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"there is no file {path}: give the folder of a run, or a file of weights")

@@ -47,7 +47,10 @@ class Checkpoints:
         return sorted(self.open().all_steps()) if self.folder.is_dir() else []
 
     def save(self, step: int, state: Any) -> None:
-        """Copies the state and writes it in the background. Raises Unwritten if this save or the previous one fails."""
+        """Copies the state and writes it in the background.
+
+        Raises Unwritten if this save or the previous one fails; UserError if a leaf has 64 bits and JAX only 32.
+        """
         import orbax.checkpoint as ocp
 
         arrays = _arrays(state)
@@ -128,6 +131,9 @@ class Checkpoints:
         places = ocp.checkpoint_utils.construct_restore_args(like)
         arguments = ocp.args.PyTreeRestore(like, restore_args=places, partial_restore=True)
         read = self.open().restore(step, args=arguments)
+        for name, array in read["state"].items():
+            if isinstance(array, jax.ShapeDtypeStruct):  # what Orbax returns for an array that was not saved
+                raise ValueError(f"it has no {name}")
         # TensorStore notices a file that was cut short, but not one whose bytes were altered.
         for name, checksum in _checksums(read["state"]).items():
             if int(checksum) != int(read["checksum"][name]):
@@ -152,11 +158,16 @@ def _name(path: Any) -> str:
 def _arrays(state: Any) -> dict[str, Any]:
     """The leaves of a state by name. Keys are stored as their data; Orbax cannot store arrays without elements."""
     leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
-    return {name: _plain(leaf) for name, leaf in leaves.items() if np.size(leaf)}
+    return {name: _plain(name, leaf) for name, leaf in leaves.items() if np.size(leaf)}
 
 
-def _plain(leaf: Any) -> Any:
-    return jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
+def _plain(name: str, leaf: Any) -> Any:
+    if _is_key(leaf):
+        return jax.random.key_data(leaf)
+    dtype = np.asarray(leaf).dtype if not hasattr(leaf, "dtype") else leaf.dtype
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype and not isinstance(leaf, int):
+        raise UserError(f"{name} is {dtype}, which a checkpoint would round: use 32 bits, or set JAX_ENABLE_X64=1")
+    return jnp.asarray(leaf)
 
 
 def _is_key(leaf: Any) -> bool:

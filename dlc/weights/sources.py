@@ -112,6 +112,8 @@ def _state_dict(path: Path) -> Path:
     for name in (huggingface.WEIGHTS, artifact.WEIGHTS):
         if (path / name).is_file():
             return path / name
+    if parts := sorted(path.glob(f"*/{artifact.MODEL}")):
+        raise UserError(f"{path} is a run of several parts: give one of them, for example {parts[0].parent}")
     raise UserError(f"there are no weights in {path}: give the folder of a run, or a file of weights")
 
 

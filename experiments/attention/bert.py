@@ -44,7 +44,7 @@ class Config:
     layers: Positive[int] = 4
     heads: Positive[int] = 4
     width: Positive[int] = 128
-    context: Positive[int] = 64
+    context: Annotated[int, Bound(lambda length: length > 1, "must be greater than 1, not {}")] = 64
     dropout: Share = 0.1
     rate: Share = 0.15  # of the tokens that are masked
     steps: Positive[int] = 2000

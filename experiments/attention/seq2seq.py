@@ -37,7 +37,7 @@ class Config:
     dataset: Literal["multi30k", "numbers"] = "multi30k"
     source: Shown[Path | None] = None  # a text file of your own, a sentence a line, instead of the data set,
     target: Shown[Path | None] = None  # and its translation
-    sentence: Shown[tuple[str, ...]] = ()  # translated at the end; with --weights nothing else is done then
+    sentence: Shown[tuple[pairs.Sentence, ...]] = ()  # translated at the end; with --weights nothing else is done then
     vocab: Positive[int] = 4000
     embedding: Positive[int] = 256
     width: Positive[int] = 256  # of each direction of the encoder, and of the decoder
@@ -59,7 +59,7 @@ SMOKE = Config("numbers", vocab=400, embedding=32, width=32, maxout=32, epochs=1
 
 def train(config: Config, run: Run) -> dict:
     found = pairs.read(config.dataset, config.source, config.target)
-    tokenizer = pairs.vocabulary(found, config.vocab)
+    tokenizer = pairs.vocabulary(run, found, config.vocab)
     sizes = tokenizer.size, config.embedding, config.width, config.maxout
     model = Seq2Seq(Seq2SeqConfig(*sizes, config.dropout, config.dtype))
     recipe = pairs.Recipe(config.epochs, config.batch, config.lr, config.warmup, config.smoothing, config.seed)

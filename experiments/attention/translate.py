@@ -38,7 +38,7 @@ class Config:
     dataset: Literal["multi30k", "numbers"] = "multi30k"
     source: Shown[Path | None] = None  # a text file of your own, a sentence a line, instead of the data set,
     target: Shown[Path | None] = None  # and its translation
-    sentence: Shown[tuple[str, ...]] = ()  # translated at the end; with --weights nothing else is done then
+    sentence: Shown[tuple[pairs.Sentence, ...]] = ()  # translated at the end; with --weights nothing else is done then
     vocab: Positive[int] = 4000
     layers: Positive[int] = 3  # of the encoder, and of the decoder
     heads: Positive[int] = 4
@@ -62,7 +62,7 @@ SMOKE = Config("numbers", vocab=400, layers=1, heads=2, width=32, hidden=64, epo
 
 def train(config: Config, run: Run) -> dict:
     found = pairs.read(config.dataset, config.source, config.target)
-    tokenizer = pairs.vocabulary(found, config.vocab)
+    tokenizer = pairs.vocabulary(run, found, config.vocab)
     sizes = tokenizer.size, config.layers, config.heads, config.width, config.hidden
     model = Transformer(TransformerConfig(*sizes, config.dropout, config.norm_first, config.dtype))
     adam = partial(optax.adam, b2=0.98, eps=1e-9)  # section 5.3

@@ -61,6 +61,8 @@ def rule_of(config: Config) -> imagenet.Rule:
 
 def made_up(config: Config, run: Run) -> dict:
     """Without --weights: random ones, if that was asked for."""
+    if run.init_from:
+        raise UserError("this experiment does not train: give --weights instead of --init-from")
     if not config.made_up:
         where = f"https://{'huggingface.co/timm' if 'v4' in config.model else 'pytorch.org/vision/stable/models.html'}"
         raise UserError(f"{config.model} needs published weights: download some from {where} and give --weights FILE")

@@ -64,7 +64,7 @@ class Config:
     images: Shown[Path | None] = None  # a folder of your own instead
     model: Shown[Literal[*RECIPES]] = "resnet50"
     epochs: Positive[int] = 90
-    drops: NotNegative[int] = 2  # times that the rate is divided by ten; three in AlexNet's paper
+    drops: NotNegative[int] = 2  # how often the rate is divided by ten; three in AlexNet's paper
     warmup: NotNegative[int] = 0  # epochs in which the rate rises
     batch: Shown[Positive[int] | None] = None  # by default this, the next two, the crop and the size are the paper's
     lr: Positive[float] | None = None

@@ -193,7 +193,7 @@ def refusals(known):
     yield words(known, one, classes=known / "two.txt"), rf"{few} .*two.txt has 2: name each in a line"
     yield words(known, one, resize=100), "a crop of 224x224 is larger than its image of 128x100"
     yield words(known, one, resize=-1), "--resize must be greater than 0, not -1"
-    yield (*words(known, one), "--made-up"), "--made-up means nothing with --weights, which does not train: leave it"
+    yield (*words(known, one), "--made-up"), "leave out --made-up: --weights does not train"
 
 
 def test_mistakes_are_one_sentence(known, tmp_path, here):

@@ -131,7 +131,7 @@ def test_recipes_are_the_papers():
         (["--images", "nowhere", "--dataset", "digits32"], "--images and --dataset are two sets: give one of them", 2),
         (["--mesh", "4"], 'a mesh is written as "data=4", for four devices that share each batch, not as "4"', 2),
         (["--batch", "10000"], "a batch of 10000 cannot be drawn from 1437 examples", 2),
-        (["--weights", "x.pth", "--lr", "3"], "--lr means nothing with --weights, which does not train: leave it", 2),
+        (["--weights", "x.pth", "--lr", "3"], "leave out --lr: --weights does not train", 2),
         (["--batch", "0"], "--batch must be greater than 0, not 0", 2),
         (["--crops", "5"], "invalid choice '5' for argument '--crops'", 2),
         (["--dataset", "imagenet2012"], "imagenet2012 is not on this machine", 3),

@@ -113,7 +113,9 @@ def test_a_file_in_a_runs_folder_is_shown_as_the_run_is_and_other_models_are_ref
 
 def test_a_flag_that_has_no_meaning_with_weights_is_refused(whole, tmp_path, here):
     result = here(MLP_, "--weights", whole[0], "--lr", 0.5, "--epochs", 3, "--out", tmp_path)
-    assert_refused(result, "--epochs, --lr means nothing with --weights, which does not train: leave it out")
+    assert_refused(result, "leave out --epochs, --lr: --weights does not train, so that would have no effect")
+    result = here(MLP_, "--weights", whole[0], "--smoke")
+    assert_refused(result, "leave out --smoke: the configuration is that of the run")
     result = here(MLP_, "--weights", whole[0], "--resume", whole[0])
     assert_refused(result, "--resume and --weights exclude each other: leave one of them out")
     result = here("experiments.cifar10.peek", "--weights", whole[0])

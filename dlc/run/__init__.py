@@ -1,12 +1,9 @@
 """Runs: from the command line to a folder with everything that a run leaves behind.
 
-run        where an experiment reports to
-fit        the training loop; `loop` has its parts, for a loop of your own
-launch     flags, folder, signals, exit codes
+    run.Run          where an experiment reports to
+    fit.fit          the training loop, and fit.Plan, how long it is
+    loop.training    its parts, for a loop of your own
+    launch.launch    flags, folder, signals, exit codes
+
+Import them from these files. This one imports nothing.
 """
-
-from dlc.run.fit import Plan, fit, start
-from dlc.run.loop import Diverged, Interrupted, training
-from dlc.run.run import Run
-
-__all__ = ["Diverged", "Interrupted", "Plan", "Run", "fit", "start", "training"]

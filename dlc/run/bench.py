@@ -71,7 +71,8 @@ def launch(
         for bench in measured(parsed):
             save(parsed.out, bench, given(parsed) if bench.words is None else bench.words, peers)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 def require(packages: Iterable[str]) -> None:

@@ -95,6 +95,8 @@ def parse(name: str, summary: str, default: Any, smoke: Any, kind: type[Options]
         default = load(run, name, type(default))
     elif peek.smoke:
         default = smoke
+    if peek.smoke and default is not smoke:
+        raise UserError("leave out --smoke: the configuration is that of the run")
 
     flat = tyro.conf.OmitArgPrefixes
     fields = [("experiment", Annotated[type(default), flat], default), ("run", Annotated[kind, flat], kind())]
@@ -107,7 +109,7 @@ def parse(name: str, summary: str, default: Any, smoke: Any, kind: type[Options]
         raise UserError(f"{peek.resume} was started with {'; '.join(changed)}: leave that out, or start a new run")
     if weights and (idle := sorted(_changed(default, parsed.config) - _shown(type(default)))):
         flags = ", ".join(f"--{field.replace('_', '-')}" for field in idle)
-        raise UserError(f"{flags} means nothing with --weights, which does not train: leave it out")
+        raise UserError(f"leave out {flags}: --weights does not train, so that would have no effect")
     return parsed
 
 

@@ -114,6 +114,24 @@ def tokenizer_of(weights: Path, model: Any) -> Tokenizer:
     return tokenizer
 
 
+def masked_sentence(sentence: str, tokenizer: tokens.BPE, context: int) -> tuple[Any, int]:
+    """The tokens of a sentence with one [MASK], int32 [1, T], and the place of the mask.
+
+    Raises UserError if there are more than `context`.
+    """
+    before, after = sentence.split("[MASK]")
+    published = "[MASK]" in tokenizer.tokenizer.get_vocab()
+    mask = tokenizer.id("[MASK]") if published else tokens.MASK
+    start, end = ([tokenizer.id("[CLS]")], [tokenizer.id("[SEP]")]) if published else ([], [])
+    # In our vocabularies the space before a word belongs to it, and so to what is masked.
+    left = tokenizer.encode(before if published else before.rstrip())
+    right = tokenizer.encode(after)
+    ids = jnp.concatenate([jnp.asarray(part, jnp.int32) for part in (start, left, [mask], right, end)])[None]
+    if ids.size > context:
+        raise UserError(f"the {ids.size} tokens of --sentence do not fit into a context of {context}: shorten it")
+    return ids, len(start) + len(left)
+
+
 def draw_attention(run: Run, model: Any, variables: Any, tokenizer: Tokenizer, ids: Any) -> None:
     """Draws what four heads of the last layer attend to in the tokens `ids` [1, T]: the figure "attention"."""
     _, kept = model.apply(variables, ids, mutable=["intermediates"])

@@ -83,6 +83,7 @@ def masked(window: Any, vocab: int, rate: float) -> dict[str, Any]:
 
 def train(config: Config, run: Run) -> dict:
     tokenizer, learn, held = text.read(run, config.dataset, config.text, "bpe", config.vocab)
+    text.masked_sentence(config.sentence, tokenizer, config.context)  # raises before training if it does not fit
     model = network(config, tokenizer.size)
     held = masked(windows(held, config.context - 1), tokenizer.size, config.rate)
     loss_fn = losses.masked_token(model, tokens.MASK, tokenizer.size, config.rate)
@@ -99,14 +100,8 @@ def show(config: Config, run: Run, model: BertMaskedLM, variables: dict) -> dict
 
 def guess(config: Config, run: Run, model: BertMaskedLM, variables: dict, tokenizer: tokens.BPE) -> None:
     """Prints the five words that the model finds most likely at the mask, and draws what its last layer attends to."""
-    before, after = config.sentence.split("[MASK]")
-    published = "[MASK]" in tokenizer.tokenizer.get_vocab()
-    mask = tokenizer.id("[MASK]") if published else tokens.MASK
-    start, end = ([tokenizer.id("[CLS]")], [tokenizer.id("[SEP]")]) if published else ([], [])
-    # In our vocabularies the space before a word belongs to it, and so to what is masked.
-    left, right = tokenizer.encode(before if published else before.rstrip()), tokenizer.encode(after)
-    ids = jnp.concatenate([jnp.asarray(part, jnp.int32) for part in (start, left, [mask], right, end)])[None]
-    probability = np.asarray(jax.nn.softmax(model.apply(variables, ids)[0, len(start) + len(left)]))
+    ids, place = text.masked_sentence(config.sentence, tokenizer, model.config.context)
+    probability = np.asarray(jax.nn.softmax(model.apply(variables, ids)[0, place]))
     best = probability.argsort()[::-1][:5]
     run.say(config.sentence)
     for piece, i in zip(tokenizer.pieces(best), best, strict=True):

@@ -190,7 +190,7 @@ def from_json(kind: type, fields: dict[str, Any]) -> Any:
     def value(name: str, written: Any) -> Any:
         if isinstance(written, list):
             return tuple(value(name, item) for item in written)
-        paths = Path in (hints[name], *typing.get_args(hints[name]))
+        paths = Path in (hints.get(name), *typing.get_args(hints.get(name)))
         return Path(written) if isinstance(written, str) and paths else written
 
     return kind(**{name: value(name, written) for name, written in fields.items()})

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -132,10 +133,16 @@ def masked_sentence(sentence: str, tokenizer: tokens.BPE, context: int) -> tuple
     return ids, len(start) + len(left)
 
 
+def intermediates(model: Any, variables: Any, *inputs: Any) -> dict[str, Any]:
+    """What the modules of `model` keep of a call, such as their attention weights."""
+    apply = jax.jit(lambda *arguments: model.apply(*arguments, mutable=["intermediates"])[1])
+    return apply(variables, *inputs)["intermediates"]
+
+
 def draw_attention(run: Run, model: Any, variables: Any, tokenizer: Tokenizer, ids: Any) -> None:
     """Draws what four heads of the last layer attend to in the tokens `ids` [1, T]: the figure "attention"."""
-    _, kept = model.apply(variables, ids, mutable=["intermediates"])
-    (weights,) = kept["intermediates"][f"block{model.config.layers - 1}"]["attention"]["weights"]
+    kept = intermediates(model, variables, ids)
+    (weights,) = kept[f"block{model.config.layers - 1}"]["attention"]["weights"]
     pieces = tokenizer.pieces(ids[0])
     heads = {f"head {i + 1}": np.asarray(head) for i, head in enumerate(weights[0, :4])}
     run.figure("attention", plot.attention(heads, pieces, pieces))

@@ -100,7 +100,7 @@ def show(config: Config, run: Run, model: BertMaskedLM, variables: dict) -> dict
 def guess(config: Config, run: Run, model: BertMaskedLM, variables: dict, tokenizer: tokens.BPE) -> None:
     """Prints the five words that the model finds most likely at the mask, and draws what its last layer attends to."""
     ids, place = text.masked_sentence(config.sentence, tokenizer, model.config.context)
-    probability = np.asarray(jax.nn.softmax(model.apply(variables, ids)[0, place]))
+    probability = np.asarray(jax.nn.softmax(jax.jit(model.apply)(variables, ids)[0, place]))
     best = probability.argsort()[::-1][:5]
     run.say(config.sentence)
     for piece, i in zip(tokenizer.pieces(best), best, strict=True):

@@ -78,8 +78,8 @@ def align(run: Run, model: Seq2Seq, variables: dict, tokenizer: tokens.BPE, sent
     """Draws which words of `sentence` each word of `translation` was made from."""
     (source,), (target,) = pairs.encoded(tokenizer, [(sentence, translation)])
     pair = jnp.asarray(source)[None], jnp.asarray(target)[None, :-1]
-    _, kept = model.apply(variables, *pair, mutable=["intermediates"])
-    (weights,) = kept["intermediates"]["weights"]
+    kept = text.intermediates(model, variables, *pair)
+    (weights,) = kept["weights"]
     read, written = tokenizer.pieces(source), tokenizer.pieces(target)
     run.figure("alignment", plot.attention({"": np.asarray(weights[0])}, written[1:], read))
 

@@ -82,7 +82,7 @@ def attend(run: Run, model: Transformer, variables: dict, tokenizer: tokens.BPE,
     """Draws what each head of the last layers attends to while `sentence` becomes `found`."""
     (source,), (target,) = pairs.encoded(tokenizer, [(sentence, found)])
     pair = jnp.asarray(source)[None], jnp.asarray(target)[None, :-1]
-    _, kept = model.apply(variables, *pair, mutable=["intermediates"])
+    kept = text.intermediates(model, variables, *pair)
     last = model.config.layers - 1
     read, written = tokenizer.pieces(source), tokenizer.pieces(target)
     for name, layer, part, rows, columns in (
@@ -90,7 +90,7 @@ def attend(run: Run, model: Transformer, variables: dict, tokenizer: tokens.BPE,
         ("decoder", f"decoder_{last}", "attention", written[:-1], written[:-1]),
         ("alignment", f"decoder_{last}", "cross_attention", written[1:], read),
     ):
-        (weights,) = kept["intermediates"][layer][part]["weights"]
+        (weights,) = kept[layer][part]["weights"]
         heads = {f"head {i + 1}": np.asarray(head) for i, head in enumerate(weights[0])}
         run.figure(name, plot.attention(heads, rows, columns))
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
+import jax
 import numpy as np
 import optax
 from matplotlib.figure import Figure
@@ -29,7 +30,7 @@ from dlc.prepare import mean_and_std, standardise
 from dlc.run.flags import NotNegative, Positive, Share, Shown
 from dlc.run.launch import launch
 from dlc.run.run import Run
-from dlc.tasks import images
+from dlc.tasks import images, text
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,10 @@ def show(config: Config, run: Run, model: ViT, variables: dict) -> dict:
 
 def looked_at(model: ViT, variables: dict, some: np.ndarray) -> np.ndarray:
     """How much of each patch of images [B, H, W, C] reaches the class token through all layers, [B, h, w]."""
-    _, kept = model.apply(variables, some, mutable=["intermediates"])
-    blocks = [kept["intermediates"][f"block{i}"]["attention"]["weights"][0] for i in range(model.config.layers)]
+    kept = text.intermediates(model, variables, some)
+    blocks = [kept[f"block{i}"]["attention"]["weights"][0] for i in range(model.config.layers)]
     side = some.shape[1] // model.config.patch
-    return np.asarray(attention_rollout(blocks))[:, 0, 1:].reshape(-1, side, side)
+    return np.asarray(jax.jit(attention_rollout)(blocks))[:, 0, 1:].reshape(-1, side, side)
 
 
 def overlaid(some: np.ndarray, weights: np.ndarray) -> Figure:

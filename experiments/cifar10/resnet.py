@@ -54,7 +54,7 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights and statistics are float32
 
 
-SMOKE = Config(dataset="digits32", depth=(8,), variant=("plain", "residual"), iterations=100, batch=32)
+SMOKE = Config(dataset="digits32", depth=(8,), variant=("plain", "residual"), iterations=88, batch=32)
 
 
 def network(config: Config, variant: Variant, depth: int, classes: int) -> resnet_cifar.CifarResNet:

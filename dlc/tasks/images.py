@@ -120,11 +120,13 @@ def fit(
         batch_axis=0 if epochs.shuffle and seeds > 1 else None,
     )
     state = start(run, init, train.seed_keys(epochs.seed, seeds), model)
-    answer = run.clock.compiled(task.on_test_set(), state, wrap=train.for_each_seed if seeds > 1 else None)
+    # Of the variables, so that `show` finds this program in the compilation cache.
+    wrap = train.for_each_seed if seeds > 1 else None
+    answer = run.clock.compiled(task.on_test_set(), variables_of(state), wrap=wrap)
     measure = task.measure()
 
     def evaluate(state: train.State) -> dict[str, Any]:
-        return measure(answer(state))
+        return measure(answer(variables_of(state)))
 
     state = fit_plan(
         run,

@@ -12,7 +12,7 @@ import pytest
 
 from dlc import weights
 from dlc.models import alexnet, densenet, googlenet, inception, inception_v4, resnet, squeezenet, vgg
-from dlc.weights import images
+from dlc.weights import files, images
 
 pytestmark = pytest.mark.peers
 torch = pytest.importorskip("torch")
@@ -106,7 +106,7 @@ def our_outputs(model, variables, x):
     logits, state = jax.jit(apply)(variables, jnp.asarray(x))
     flat = jax.tree_util.tree_leaves_with_path(state["intermediates"])
     outputs = {"/".join(str(key.key) for key in at[:-2]): np.asarray(leaf) for at, leaf in flat}
-    modules = {path.split("/", 1)[1].rsplit("/", 1)[0] for path in images._leaves(variables)}
+    modules = {path.split("/", 1)[1].rsplit("/", 1)[0] for path in files.flat(variables)}
     return np.asarray(logits), {path: outputs[path] for path in modules if path in outputs}
 
 

@@ -93,7 +93,7 @@ def test_weights_are_evaluated_without_training(whole, tmp_path, here):
     assert after["dataset"] == "digits"  # that of the run
     assert after["train_flops"] is None
     assert after["weights"] == str(whole[0])
-    assert "compil" in stdout
+    assert f"{100 * before['figures']['test_error']:.2f} %" in stdout
     assert "train" not in after["seconds"] or not after["seconds"]["train"]
     assert {p.name for p in (folder_of(tmp_path) / "figures").iterdir()} == {
         "confusion.png", "mistakes.png", "filters.png"

@@ -58,7 +58,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class ModelOptions(Options):
-    """The options of an experiment that has a model."""
+    """How to run an experiment, whatever its configuration, and which weights to show or begin with."""
 
     weights: Annotated[Path | None, tyro.conf.arg(metavar="RUN|FILE|FOLDER")] = None
     """Evaluate and show these instead of training: a run, or published weights."""

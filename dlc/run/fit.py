@@ -143,4 +143,4 @@ def _shape(batch: Any, count: int) -> tuple[Any, ...]:
 
 def _one_of(batches: Any) -> Any:
     """The shapes of one batch of a group."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batches)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], jnp.result_type(leaf)), batches)

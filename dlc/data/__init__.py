@@ -39,7 +39,7 @@ def load(name: str) -> Dataset:
 
     "tfds:NAME", "tfds:NAME/CONFIG" and "tfds:NAME:1.0.0" are image classification sets of TensorFlow Datasets with
     images of one size, in the order of its records; its validation split stands in for a missing test split. Prepared
-    sets are read as they are; others are prepared, as far as that is possible without TensorFlow.
+    sets are read as they are; others are prepared if that is possible without TensorFlow.
 
     Returns:
         `train` and `test` as `{"image": uint8 [N, H, W, C], "label": int32 [N]}`: [60000 or 10000, 28, 28, 1] for

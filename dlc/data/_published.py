@@ -28,7 +28,7 @@ class Published(NamedTuple):
         instead: what to use offline: "`digits` is a data set of images that needs no download".
         also: another way to bring the set by hand, as the last lines of the error; `{folder}` is where files belong.
         tfds: the versions that may be used as TensorFlow Datasets prepared them, "3.0.1" or "CONFIG/1.0.0".
-        closed: why nobody can download it without asking, where that is so.
+        closed: why it cannot be downloaded without asking, if so.
     """
 
     name: str

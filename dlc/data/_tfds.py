@@ -230,7 +230,7 @@ def _child(job: dict[str, Any]) -> tuple[str, Any]:
     with process:
         try:
             process.stdin.write(json.dumps(job).encode() + b"\n")
-            process.stdin.flush()  # and left open: its end tells the child that nobody waits any more
+            process.stdin.flush()  # and left open: closing it tells the child that its parent has ended
             answer = process.stdout.read()
         except BaseException:
             process.terminate()

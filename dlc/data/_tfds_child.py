@@ -147,7 +147,7 @@ def main() -> None:
 
 
 def _end_with_parent() -> None:
-    """Ends this process when its parent ends, which closes stdin: nobody waits for the result any more."""
+    """Ends this process when its parent ends, which closes stdin: the result is no longer needed."""
     sys.stdin.buffer.read()
     os._exit(1)
 

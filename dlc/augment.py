@@ -152,15 +152,16 @@ def mixup(key: Key[Array, ""], batch: dict[str, Any], alpha: float, classes: int
         x' = m x + (1 - m) x[partner],  y' = m y + (1 - m) y[partner],  m from Beta(alpha, alpha)
 
     As in the paper's listing, the whole batch has one m and one permutation of partners. `label` is int [B] or a
-    distribution [B, K], and becomes a distribution, float32 [B, K]. Images of integers are rounded. With alpha 0
-    nothing is mixed.
+    distribution [B, K], and becomes a distribution [B, K], at least float32. Images of integers are rounded. With
+    alpha 0 nothing is mixed.
 
     Source: Zhang, Cisse, Dauphin, Lopez-Paz 2018, "mixup: beyond empirical risk minimization", figure 1.
     """
     image, label = jnp.asarray(batch["image"]), _distribution(batch["label"], classes)
     if alpha > 0:
         among, share = jax.random.split(key)
-        partner, m = jax.random.permutation(among, len(image)), jax.random.beta(share, alpha, alpha)
+        partner = jax.random.permutation(among, len(image))
+        m = jax.random.beta(share, alpha, alpha, dtype=label.dtype)
         mixed = m * image + (1 - m) * image[partner]
         whole = jnp.issubdtype(image.dtype, jnp.integer)
         image = (jnp.rint(mixed) if whole else mixed).astype(image.dtype)
@@ -174,8 +175,8 @@ def cutmix(key: Key[Array, ""], batch: dict[str, Any], alpha: float, classes: in
         height, width = sqrt(1 - m) (H, W),  m from Beta(alpha, alpha),  centred on any pixel
 
     As in the paper's listing, the whole batch has one box and one permutation of partners. Pixels are counted after the
-    box is clipped at the edges. `label` is int [B] or a distribution [B, K], and becomes a distribution, float32
-    [B, K]. With alpha 0 nothing is mixed.
+    box is clipped at the edges. `label` is int [B] or a distribution [B, K], and becomes a distribution [B, K],
+    at least float32. With alpha 0 nothing is mixed.
 
     Source: Yun et al. 2019, "CutMix: regularization strategy to train strong classifiers with localizable features",
     section 3.1 and supplement A.
@@ -184,11 +185,11 @@ def cutmix(key: Key[Array, ""], batch: dict[str, Any], alpha: float, classes: in
     if alpha > 0:
         among, share, where = jax.random.split(key, 3)
         partner = jax.random.permutation(among, len(image))
-        side = jnp.sqrt(1 - jax.random.beta(share, alpha, alpha))
+        side = jnp.sqrt(1 - jax.random.beta(share, alpha, alpha, dtype=label.dtype))
         H, W = image.shape[1:3]
         box = _boxes(where, 1, H, W, (side * H).astype(jnp.int32), (side * W).astype(jnp.int32))
         image = jnp.where(box, image[partner], image)
-        theirs = box.sum() / (H * W)
+        theirs = box.sum().astype(label.dtype) / (H * W)
         label = (1 - theirs) * label + theirs * label[partner]
     return {**batch, "image": image, "label": label}
 
@@ -217,9 +218,10 @@ def color_jitter(
 
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise UserError(f"{images.dtype} images cannot be colour-jittered: convert them to float first")
-    strength = jnp.array([brightness, contrast, saturation]).reshape(3, 1, 1, 1, 1)
-    f = jax.random.uniform(key, (3, B, 1, 1, 1), minval=1 - strength, maxval=1 + strength)
-    x = jnp.asarray(images, jnp.float32)
+    x = jnp.asarray(images)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    strength = jnp.array([brightness, contrast, saturation], x.dtype).reshape(3, 1, 1, 1, 1)
+    f = jax.random.uniform(key, (3, B, 1, 1, 1), x.dtype, minval=1 - strength, maxval=1 + strength)
     # Grey is linear, so it changes as x does. Recomputing it after each change took 7 to 10 times as long on a CPU.
     grey = x if C == 1 else sum(share * x[..., c : c + 1] for c, share in enumerate(LUMA))
     x, grey = f[0] * x, f[0] * grey
@@ -241,8 +243,10 @@ def color_noise(
     Source: Krizhevsky, Sutskever, Hinton 2012, "ImageNet classification with deep convolutional neural networks",
     section 4.1. The paper does not give the scale; on 0 to 255 the eigenvalues would be larger than any image.
     """
-    drawn = strength * jax.random.normal(key, (len(images), 3))
-    return jnp.asarray(images) + (drawn @ jnp.asarray(components))[:, None, None].astype(images.dtype)
+    images = jnp.asarray(images)
+    full = jnp.promote_types(images.dtype, jnp.float32)
+    drawn = strength * jax.random.normal(key, (len(images), 3), full)
+    return images + (drawn @ jnp.asarray(components, full))[:, None, None].astype(images.dtype)
 
 
 def _flipped(images: Array, which: Bool[Array, " B"]) -> Array:
@@ -273,4 +277,6 @@ def _boxes(key: Key[Array, ""], count: int, H: int, W: int, height: Any, width: 
 
 def _distribution(label: Any, classes: int) -> Float[Array, "B K"]:
     label = jnp.asarray(label)
-    return jax.nn.one_hot(label, classes) if label.ndim == 1 else label.astype(jnp.float32)
+    if label.ndim == 1:
+        return jax.nn.one_hot(label, classes, dtype=jnp.float32)
+    return label.astype(jnp.promote_types(label.dtype, jnp.float32))

@@ -25,7 +25,8 @@ def macs(function: Callable[..., Any], *arguments: Any) -> int:
     """Multiply-accumulates of all convolutions and matrix products in one call of `function`.
 
     They are counted as in papers: for each output, a convolution has one for every element of its kernel, even where
-    the kernel lies over padding. Other arithmetic (norms, activations, pooling) is not counted.
+    the kernel lies over padding. Other arithmetic (norms, activations, pooling) is not counted. Of the branches of a
+    `lax.cond`, the largest counts. A `lax.while_loop`, whose rounds are known only at run time, counts as one round.
     """
     return _of(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -34,31 +35,36 @@ def flops(function: Callable[..., Any], *arguments: Any) -> float:
     """XLA's count of the floating-point operations of one call, before optimisation: all arithmetic except on padding.
 
     XLA counts the body of a loop once. Here it counts as often as it runs, unless that is known only at run time
-    (`lax.while_loop`). The work of cuDNN's fused kernels is not counted.
+    (`lax.while_loop`). Of the branches of a `lax.cond`, the largest counts.
     """
     return _flops(jax.make_jaxpr(function)(*arguments))
 
 
 def _flops(jaxpr: Any) -> float:
-    rest = sum(rounds * _flops(body) - _flops_once(body) for rounds, body in _loops(jaxpr.jaxpr))
-    return _flops_once(jaxpr) + rest
+    return _flops_once(jaxpr) + _rest(jaxpr.jaxpr)
 
 
 def _flops_once(jaxpr: Any) -> float:
     shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in jaxpr.in_avals]
-    lowered = jax.jit(jax.extend.core.jaxpr_as_fun(jaxpr)).trace(*shapes).lower(lowering_platforms=("cuda",))
+    # On a TPU every layer has its plain form. For a GPU there may be cuDNN's, whose work XLA cannot count.
+    lowered = jax.jit(jax.extend.core.jaxpr_as_fun(jaxpr)).trace(*shapes).lower(lowering_platforms=("tpu",))
     return float(lowered.cost_analysis().get("flops", 0.0))
 
 
-def _loops(jaxpr: Any) -> list[tuple[int, Any]]:
-    """(rounds, body) of every loop that is not inside another loop."""
-    found = []
+def _rest(jaxpr: Any) -> float:
+    """What `_flops_once` leaves out: the other rounds of all loops."""
+    rest = 0.0
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "scan":
-            found.append((equation.params["length"], equation.params["jaxpr"]))
+        name, inner = equation.primitive.name, _inner(equation)
+        if name == "scan":
+            rounds, body = equation.params["length"], equation.params["jaxpr"]
+            rest += rounds and rounds * _flops(body) - _flops_once(body)
+        elif name == "cond" and len(inner) > 1 and any(map(_rest, inner)):
+            branches = equation.params["branches"]
+            rest += max(map(_flops, branches)) - max(map(_flops_once, branches))
         else:
-            found += [loop for inner in _inner(equation) for loop in _loops(inner)]
-    return found
+            rest += sum(map(_rest, inner))
+    return rest
 
 
 def _of(jaxpr: Any) -> int:
@@ -67,19 +73,31 @@ def _of(jaxpr: Any) -> int:
 
 def _of_equation(equation: Any) -> int:
     name, params = equation.primitive.name, equation.params
-    out = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
     if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval.shape
-        features = kernel[params["dimension_numbers"].rhs_spec[0]]
-        # A transposed convolution has zeros between its inputs: each input, not each output, meets a whole kernel.
-        return out // math.prod(params["lhs_dilation"]) * math.prod(kernel) // features // params["batch_group_count"]
+        return _of_convolution(equation)
     if name == "dot_general":
         (axes, _), _ = params["dimension_numbers"]
-        return out * math.prod(equation.invars[0].aval.shape[axis] for axis in axes)
+        contracted = [equation.invars[0].aval.shape[axis] for axis in axes]
+        return math.prod([*equation.outvars[0].aval.shape, *contracted])
     inner = [_of(jaxpr) for jaxpr in _inner(equation)]
     if name == "cond":
         return max(inner)
     return sum(inner) * (params["length"] if name == "scan" else 1)
+
+
+def _of_convolution(equation: Any) -> int:
+    numbers, (image, kernel) = equation.params["dimension_numbers"], (each.aval.shape for each in equation.invars)
+    out = equation.outvars[0].aval.shape
+    _, inputs, *sizes = (kernel[axis] for axis in numbers.rhs_spec)
+    count = inputs * math.prod(out[axis] for axis in numbers.out_spec[:2])
+    axes = zip(numbers.lhs_spec[2:], numbers.out_spec[2:], strict=True)
+    strides, dilation = equation.params["window_strides"], equation.params["lhs_dilation"]
+    for (before, after), size, stride, apart in zip(axes, sizes, strides, dilation, strict=True):
+        if apart == 1:
+            count *= size * out[after]
+        else:  # a transposed convolution: each input, not each output, meets a whole kernel
+            count *= image[before] * min(size, out[after]) // stride
+    return count
 
 
 def _inner(equation: Any) -> list[Any]:

@@ -60,8 +60,8 @@ def sample(
     ):
         if wrong:
             raise UserError(sentence)
-    heat = None if temperature == 0 else jnp.float32(temperature)
-    share = None if top_p is None or heat is None else jnp.float32(top_p)
+    heat = None if temperature == 0 else float(temperature)
+    share = None if top_p is None or heat is None else float(top_p)
     return _sample(model, params, prompt, key, heat, share, length=length, top_k=top_k, emit=emit)
 
 
@@ -84,7 +84,7 @@ def _sample(
 
     def write(i: Any, text: Array, logits: Array) -> Array:
         """The text with token i of the answer written into it."""
-        logits = logits[:, -1].astype(jnp.float32)
+        logits = logits[:, -1].astype(jnp.promote_types(logits.dtype, jnp.float32))
         if heat is None:
             token = logits.argmax(-1)
         else:
@@ -212,6 +212,10 @@ def beam_search(
         if wrong:
             raise UserError(sentence)
 
+    # The first call is only asked for the dtype of its logits.
+    logits, _ = jax.eval_shape(step, jnp.full(batch * beams, start, jnp.int32), cache)
+    dtype = jnp.promote_types(logits.dtype, jnp.float32)
+
     def penalty(n: Any) -> Any:
         return ((5 + n) / 6) ** alpha
 
@@ -222,17 +226,17 @@ def beam_search(
     def grow(b: _Beams) -> _Beams:
         last = lax.dynamic_index_in_dim(b.live, jnp.maximum(b.at - 1, 0), 2, keepdims=False)
         logits, cache = step(jnp.where(b.at == 0, start, last).reshape(-1), b.cache)
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32)).reshape(batch, beams, vocab)
+        logits = logits.astype(dtype).reshape(batch, beams, vocab)
         total = (b.live_scores - jax.nn.logsumexp(logits, -1))[..., None]
         # Of one hypothesis, at most K + 1 children are among the K best that end or the K best that do not.
         values, tokens = lax.top_k(logits, min(beams + 1, vocab))
         children, tokens = _flat(total + values), _flat(tokens)
         ended = total[..., 0] + logits[..., end]  # [B, K]
         worst = lax.top_k(children, beams)[0][:, -1:]
-        ended = jnp.where((ended >= worst) | (b.at == length - 1), ended, -jnp.inf) / penalty(b.at + 1)
+        ended = jnp.where((ended >= worst) | (b.at == length - 1), ended, -jnp.inf) / penalty((b.at + 1).astype(dtype))
         ended = jnp.where(done(b)[:, None], -jnp.inf, ended)
 
-        written = lax.dynamic_update_slice_in_dim(b.live, jnp.full((batch, beams, 1), end), b.at, 2)
+        written = lax.dynamic_update_slice_in_dim(b.live, jnp.full((batch, beams, 1), end, jnp.int32), b.at, 2)
         scores, best = lax.top_k(jnp.concatenate([b.scores, ended], 1), beams)
         finished = _take(jnp.concatenate([b.finished, written], 1), best)
 
@@ -245,8 +249,8 @@ def beam_search(
             cache = jax.tree.map(lambda leaf: leaf.at[rows].get(mode="promise_in_bounds") if leaf.ndim else leaf, cache)
         return _Beams(b.at + 1, live, live_scores, finished, scores, cache)
 
-    nothing = jnp.full((batch, beams, length), end)
-    empty = jnp.full((batch, beams), -jnp.inf)
+    nothing = jnp.full((batch, beams, length), end, jnp.int32)
+    empty = jnp.full((batch, beams), -jnp.inf, dtype)
     begin = _Beams(jnp.int32(0), nothing, empty.at[:, 0].set(0.0), nothing, empty, cache)
     final = lax.while_loop(lambda b: (b.at < length) & ~done(b).all(), grow, begin)
     return jnp.where(jnp.isneginf(final.scores)[..., None], end, final.finished), final.scores

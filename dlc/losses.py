@@ -2,8 +2,8 @@
 
 `aux` is the model's other collections, such as `{"batch_stats": ...}`, or None if it has none. With a key the loss is
 that of training: the model runs in training mode, and dropout and all other randomness draw from the key. With
-`key=None` it is that of an evaluation: nothing is random and `aux` stays the same. Losses are float32 whatever the
-model computes in.
+`key=None` it is that of an evaluation: nothing is random and `aux` stays the same. Losses are at least
+float32 whatever the model computes in.
 
 Glossary: B batch, C classes, T tokens.
 """
@@ -115,10 +115,11 @@ def masked_token(model: Any, mask_token: int, vocab: int, rate: float = 0.15, sp
         # The padding mask is that of the text: a random token may be 0 and is read nevertheless.
         logits, aux = _applied(model, params, aux, dropout, read, batch.get("segments"), mask=tokens != 0)
         count = jnp.maximum(1, chosen.sum())
-        weight = chosen.reshape(-1) / count
         logits, label = logits.reshape(-1, logits.shape[-1]), tokens.reshape(-1)
+        nll = cross_entropy(logits, label)
+        weight = chosen.reshape(-1) / count.astype(nll.dtype)
         error = jnp.sum(weight * (logits.argmax(-1) != label))
-        return jnp.sum(weight * cross_entropy(logits, label)), (aux, {"error": error, "weight": count})
+        return jnp.sum(weight * nll), (aux, {"error": error, "weight": count})
 
     return loss_fn
 
@@ -159,8 +160,9 @@ def maximum_a_posteriori(
     References: LeCun, Bottou, Bengio, Haffner 1998, "Gradient-based learning applied to document recognition", eq. 9.
     The paper gives no value for j.
     """
-    rest = jnp.full((*negative.shape[:-1], 1), -rubbish, jnp.float32)
-    return cross_entropy(jnp.concatenate([negative.astype(jnp.float32), rest], axis=-1), label)
+    negative = negative.astype(jnp.promote_types(negative.dtype, jnp.float32))
+    rest = jnp.full((*negative.shape[:-1], 1), -rubbish, negative.dtype)
+    return cross_entropy(jnp.concatenate([negative, rest], axis=-1), label)
 
 
 def sequence(model: Any, smoothing: float = 0.0) -> LossFn:
@@ -176,8 +178,8 @@ def sequence(model: Any, smoothing: float = 0.0) -> LossFn:
         logits, aux = _applied(model, params, aux, key, source, target[:, :-1])
         logits, label = logits.reshape(-1, logits.shape[-1]), target[:, 1:].reshape(-1)
         count = jnp.maximum(1, jnp.sum(label != 0))
-        weight = (label != 0) / count
         nll = cross_entropy(logits, label)
+        weight = (label != 0) / count.astype(nll.dtype)
         loss = cross_entropy(logits, label, smoothing) if smoothing else nll
         # A reduction to the maximum is faster than one to its index.
         wrong = jnp.take_along_axis(logits, label[:, None], -1, mode="clip")[:, 0] < logits.max(-1)

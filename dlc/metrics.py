@@ -16,7 +16,7 @@ Either = Array | np.ndarray  # labels often come straight from a data set
 def error(logits: Float[Either, "*runs N C"], label: Int[Either, " N"]) -> Float[Array, "*runs"]:
     """The fraction of examples, 0 to 1, whose largest logit is not that of their label. Of equals the first counts."""
     wrong = jnp.argmax(logits, axis=-1) != jnp.broadcast_to(label, logits.shape[:-1])
-    return wrong.mean(axis=-1, dtype=jnp.float32)
+    return wrong.mean(axis=-1, dtype=jnp.promote_types(jnp.asarray(logits).dtype, jnp.float32))
 
 
 def among_top_k(logits: Float[Either, "*runs N C"], label: Int[Either, " N"], k: int) -> Bool[Array, "*runs N"]:

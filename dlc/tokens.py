@@ -96,6 +96,12 @@ class BPE:
     def size(self) -> int:
         return self.tokenizer.get_vocab_size()
 
+    @property
+    def mask(self) -> int:
+        """The id of the token that hides another: [MASK] in BERT's vocabulary, <mask> in those of `train_bpe`."""
+        published = self.tokenizer.token_to_id("[MASK]")
+        return MASK if published is None else published
+
     def id(self, name: str) -> int:
         """The id of a token by its name, such as "<mask>", BERT's "[MASK]" or GPT-2's "<|endoftext|>".
 

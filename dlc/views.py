@@ -8,6 +8,7 @@ are averaged as logits; Krizhevsky, Sutskever, Hinton 2012, "ImageNet classifica
 networks", section 4.1, where it is probabilities.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -83,8 +84,13 @@ def over_crops(
     """
     if crops == 1:
         return forward(centre(images, size))
-    logs = jax.lax.map(lambda crop: jax.nn.log_softmax(forward(crop).astype(jnp.float32)), ten_crops(images, size))
-    return jax.nn.logsumexp(logs, axis=0) - jnp.log(10.0)
+
+    def log_probabilities(crop: Array) -> Array:
+        logits = forward(crop)
+        return jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+
+    logs = jax.lax.map(log_probabilities, ten_crops(images, size))
+    return jax.nn.logsumexp(logs, axis=0) - math.log(10)
 
 
 def _larger(images: Any, size: int) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from runs import KINDS
 
 from dlc import losses, sharding, train, weights
+from dlc.models.densenet import DenseNet
 from dlc.models.mlp import MLP
 from dlc.run import log
 from dlc.run.fit import Plan, fit, start
@@ -210,6 +211,29 @@ def test_weights_to_begin_from_lie_where_the_state_lies_and_are_not_read_again(t
     source.unlink()
     with contextlib.closing(Run(tmp_path, resume=True, init_from=source)) as run:
         assert_same(trained(run)[1], first)
+
+
+def test_weights_for_other_classes_begin_with_a_new_last_layer(tmp_path):
+    def made(classes):
+        return DenseNet((1,), growth=4, stem=8, num_classes=classes)
+
+    def variables(classes, key):
+        return jax.jit(made(classes).init)(key, jnp.ones((1, 32, 32, 3)))
+
+    def init(key):
+        new = variables(3, key)
+        return train.init(new["params"], optax.sgd(0.1), key, {"batch_stats": new["batch_stats"]})
+
+    source = variables(5, jax.random.key(7))
+    weights.save_state_dict(tmp_path / "model.safetensors", made(5), source)
+    run, said = Run(init_from=tmp_path / "model.safetensors"), []
+    run.say = said.append
+    state = start(run, init, train.seed_keys(0, 2), made(3))
+    head = state.params.pop("dense")
+    assert_same(head, jax.vmap(lambda key: init(key).params["dense"])(train.seed_keys(0, 2)))
+    source["params"].pop("dense")
+    assert_same(jax.tree.map(lambda leaf: leaf[1], state.params), source["params"])
+    assert said == [f"{run.init_from} is for another number of classes: the last layer begins anew"]
 
 
 def test_a_signal_adds_no_evaluation(tmp_path):

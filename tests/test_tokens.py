@@ -96,6 +96,7 @@ def test_special_ids(bpe: BPE) -> None:
     assert [bpe.id(name) for name in SPECIAL] == [PAD, START, END, UNKNOWN, MASK] == list(range(5))
     with pytest.raises(UserError, match=r"^the vocabulary of 320 has no token '\[MASK\]'$"):
         bpe.id("[MASK]")
+    assert bpe.mask == MASK
     ids = bpe.encode("cent")
     assert bpe.decode([START, *ids.tolist(), END, PAD, PAD]) == "cent"
 
@@ -206,12 +207,13 @@ def test_vocabulary_beside_gpt2(bpe: BPE, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cased", [False, True])
 def test_vocabulary_beside_bert(cased: bool, tmp_path: Path) -> None:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "capital", "play", "##ing", "ete", "."]
+    words = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "capital", "play", "##ing", "ete", "."]
     words += ["The", "Été"] if cased else []
     (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     found = load(tmp_path)
     assert isinstance(found, BPE)
     assert found.size == len(words)
+    assert found.mask == words.index("[MASK]") != MASK
     ids = found.encode("The playing [MASK] Été.")
     expected = ["The" if cased else "the", "play", "##ing", "[MASK]", "Été" if cased else "ete", "."]
     assert found.pieces(ids) == expected  # and neither [CLS] nor [SEP]

@@ -237,12 +237,119 @@ def test_weights_that_do_not_fit_are_named(published, change, sentence):
         ({"n_layer": 3}, r"is not a complete GPT-2: it lacks h\.2\.attn\.c_attn\.bias, .* more"),
         ({"n_layer": 1}, r"has tensors that our GPT-2 of 1 layers does not: h\.1\.attn"),
         ({"n_head": 3}, "3 heads do not divide a width of 16"),
+        ({"n_layer": "2"}, r"has n_layer = '2', but our GPT-2 needs a whole number above 0"),
+        ({"n_layer": 2.0}, r"has n_layer = 2\.0, but our GPT-2 needs a whole number above 0"),
+        ({"n_layer": True}, r"has n_layer = True, but our GPT-2 needs a whole number above 0"),
+        ({"vocab_size": 0}, r"has vocab_size = 0, but our GPT-2 needs a whole number above 0"),
+        ({"n_embd": [16]}, r"has n_embd = \[16\], but our GPT-2 needs a whole number above 0"),
+        ({"n_positions": {"a": 12}}, r"has n_positions = {'a': 12}, but our GPT-2 needs a whole number above 0"),
+        ({"n_inner": "64"}, "has n_inner = '64', but our GPT-2 needs a whole number above 0, or null"),
+        ({"resid_pdrop": "0.1"}, "has resid_pdrop = '0.1', but our GPT-2 needs a number from 0 to less than 1"),
+        ({"resid_pdrop": 1}, "has resid_pdrop = 1, but our GPT-2 needs a number from 0 to less than 1"),
+        ({"tie_word_embeddings": False}, "has tie_word_embeddings = False, but our GPT-2 has True"),
+        (
+            {"scale_attn_by_inverse_layer_idx": True},
+            "has scale_attn_by_inverse_layer_idx = True, but our GPT-2 has Fal",
+        ),
+        ({"quantization_config": {"bits": 4}}, r"has quantization_config = {'bits': 4}, but our GPT-2 has None"),
+        ({"pruned_heads": {"0": [1]}}, r"has pruned_heads = {'0': \[1\]}, but our GPT-2 has {}"),
+        ({"model_type": ["gpt2"]}, r"describes a \['gpt2'\], not a GPT-2"),
     ],
 )
 def test_a_configuration_that_means_something_else_is_named(published, configured, sentence):
     rewrite(published, **configured)
     with pytest.raises(UserError, match=sentence):
         weights.load_gpt2(published)
+
+
+@pytest.mark.parametrize(
+    ("name", "configured", "sentence"),
+    [
+        ("vit", {"image_size": [12, 12], "patch_size": [4, 4]}, None),
+        ("vit", {"num_labels": None, "id2label": {str(i): "" for i in range(10)}}, None),
+        (
+            "vit",
+            {"image_size": [12, 8]},
+            r"has image_size = \[12, 8\], but our ViT needs one whole number .*, or two equal",
+        ),
+        ("vit", {"image_size": [12, 12, 12]}, "needs one whole number above 0, or two equal ones"),
+        ("vit", {"image_size": []}, "needs one whole number above 0, or two equal ones"),
+        ("vit", {"patch_size": "4"}, "has patch_size = '4'"),
+        ("vit", {"layer_norm_eps": "1e-6"}, "has layer_norm_eps = '1e-6', but our ViT needs a number above 0"),
+        (
+            "vit",
+            {"num_labels": None, "id2label": ["a"]},
+            r"has shape \(10, 16\), but the configuration expects \(2, 16\)",
+        ),
+        ("vit", {"hidden_act": "gelu_new"}, "has hidden_act = 'gelu_new', but our ViT has 'gelu'"),
+        ("bert", {"position_embedding_type": "relative_key"}, "has position_embedding_type = 'relative_key'"),
+        ("bert", {"is_decoder": True}, "has is_decoder = True"),
+        ("bert", {"tie_word_embeddings": False}, None),
+        ("bert masked lm", {"tie_word_embeddings": False}, "has tie_word_embeddings = False"),
+        ("bert", {"intermediate_size": [24]}, r"has intermediate_size = \[24\]"),
+        ("bert", {"model_type": "clip", "text_config": {"model_type": "bert"}}, "describes a clip, not a BERT"),
+    ],
+)
+def test_configurations_that_hugging_face_allows_are_read_or_named(name, configured, sentence, tmp_path):
+    model, load, save = MODELS[name]
+    save(tmp_path, model, random_params(model))
+    rewrite(tmp_path, **configured)
+    if sentence is None:
+        assert_same(load(tmp_path)[1]["params"], random_params(model))
+    else:
+        with pytest.raises(UserError, match=sentence):
+            load(tmp_path)
+
+
+def test_a_given_configuration_does_not_hide_another_computation(published):
+    rewrite(published, activation_function="relu")
+    with pytest.raises(UserError, match="has activation_function = 'relu', but our GPT-2 has 'gelu_new'"):
+        weights.load(published, MODELS["gpt2"][0])
+
+
+def test_an_index_that_is_not_one_is_named(published):
+    (published / "model.safetensors").unlink()
+    for listed in ([], {"wte.weight": 3}, None):
+        (published / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+        with pytest.raises(UserError, match=r"index\.json does not say in which file each weight is: fetch it again"):
+            weights.load_gpt2(published)
+
+
+def test_names_that_wrappers_leave_and_parts_with_names_that_look_like_them(tmp_path):
+    """A part whose names all begin with "encoder" is no wrapped model."""
+    model, load, save = MODELS["bert"]
+    save(tmp_path, model, random_params(model))
+    tensors = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    bare = {f"module.{name.removeprefix('bert.')}": array for name, array in tensors.items()}
+    where = {name: f"{'encoder' if 'encoder' in name else 'rest'}.safetensors" for name in bare}
+    for part in set(where.values()):
+        save_file({name: bare[name] for name in bare if where[name] == part}, tmp_path / part)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    assert_same(load(tmp_path)[1]["params"], random_params(model))
+
+
+def test_timms_configuration_of_a_vit_is_checked(tmp_path):
+    model, load, save = MODELS["vit"]
+    save(tmp_path, model, random_params(model))
+    tensors = {}
+    for row in huggingface.VIT_TIMM.rows(model.config):
+        leaf = functools.reduce(lambda tree, key: tree[key], row.ours.split("/"), random_params(model))
+        tensors |= dict(zip(row.theirs, row.turn.theirs(np.asarray(leaf)), strict=True))
+    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, tmp_path / "model.safetensors")
+    for name, fits in {
+        "vit_tiny_patch4_12.augreg": True,
+        "deit_tiny_patch4_12": True,
+        "vit_clip_patch4_12": False,
+    }.items():
+        (tmp_path / "config.json").write_text(json.dumps({"architecture": name}))
+        if fits:
+            assert_same(load(tmp_path, model.config)[1]["params"], random_params(model))
+        else:
+            with pytest.raises(
+                UserError, match="says that the weights are for vit_clip_patch4_12, not for a ViT of pat"
+            ):
+                load(tmp_path, model.config)
 
 
 def test_options_that_gpt2_does_not_have_are_named(published):

@@ -68,11 +68,14 @@ def attention(
 
     References: Vaswani et al. 2017, "Attention is all you need", equation 1; grouped queries are Ainslie et al. 2023.
     """
+    plain = functools.partial(plain_attention, causal=causal, mask=mask)
     if _is_fused(query, key, mask):
-        return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal, implementation="cudnn")
-    if causal and mask is None and cpu.is_default() and query.shape[1] == key.shape[1] >= _LONG:
-        return cpu.causal_in_halves(plain_attention, query, key, value)
-    return plain_attention(query, key, value, causal=causal, mask=mask)
+        fused = functools.partial(jax.nn.dot_product_attention, mask=mask, is_causal=causal, implementation="cudnn")
+        return lax.platform_dependent(query, key, value, cuda=fused, default=plain)
+    if causal and mask is None and query.shape[1] == key.shape[1] >= _LONG:
+        halves = functools.partial(cpu.causal_in_halves, plain_attention)
+        return lax.platform_dependent(query, key, value, cpu=halves, default=plain)
+    return plain(query, key, value)
 
 
 def _is_fused(query: Array, key: Array, mask: Array | None) -> bool:

@@ -42,9 +42,10 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*B C"], *, train: bool = False) -> Float[Array, "*B C"]:
         shape, full = x.shape[-1:], jnp.promote_types(x.dtype, jnp.float32)
+        kept = jnp.promote_types(self.param_dtype, jnp.float32)
         running = {
-            "mean": self.variable("batch_stats", "mean", lambda: jnp.zeros(shape, jnp.float32)),
-            "var": self.variable("batch_stats", "var", lambda: jnp.ones(shape, jnp.float32)),
+            "mean": self.variable("batch_stats", "mean", lambda: jnp.zeros(shape, kept)),
+            "var": self.variable("batch_stats", "var", lambda: jnp.ones(shape, kept)),
         }
         scale = self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else jnp.ones(shape)
         bias = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else jnp.zeros(shape)

@@ -133,7 +133,8 @@ class LeNet5(nn.Module):
             layers.Dense(120, **uniform(400), name="C5")(x.reshape(len(x), -1))
         )  # a 5 x 5 convolution of 5 x 5 maps
         x = squash(layers.Dense(84, **uniform(120), name="F6")(x))
-        return -jnp.square(x.astype(jnp.float32)[:, None] - codes()[None]).sum(-1)
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return -jnp.square(x[:, None] - codes()[None]).sum(-1)
 
 
 class LeNet5Dense(nn.Module):

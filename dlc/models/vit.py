@@ -118,9 +118,10 @@ def attention_rollout(weights: Sequence[Float[Array, "B N T T"]]) -> Float[Array
 
     References: section 3 of [3].
     """
-    rollout = jnp.eye(weights[0].shape[-1])[None]
+    dtype = jnp.promote_types(weights[0].dtype, jnp.float32)
+    rollout = identity = jnp.eye(weights[0].shape[-1], dtype=dtype)[None]
     for layer in weights:
-        mixed = layer.astype(jnp.float32).mean(1) + jnp.eye(layer.shape[-1])[None]
+        mixed = layer.astype(dtype).mean(1) + identity
         rollout = mixed / mixed.sum(-1, keepdims=True) @ rollout
     return rollout
 

@@ -50,7 +50,8 @@ def start(run: Run, init: Callable[[Any], train.State], keys: Any, model: Any = 
     """`init(key)`, or with several `keys` [S] all such states stacked, and the weights that `--init-from` names.
 
     They are not read again when the run is resumed from a checkpoint. Files of torchvision or timm can only be read if
-    the `model` is given. Raises UserError if the weights do not fit.
+    the `model` is given. If they are for another number of classes, the layers that tell the classes apart begin anew.
+    Raises UserError if the weights do not fit.
     """
     several = train.for_each_seed if len(keys) > 1 else None
     keys = keys if len(keys) > 1 else keys[0]
@@ -59,8 +60,12 @@ def start(run: Run, init: Callable[[Any], train.State], keys: Any, model: Any = 
         return state  # if the run is resumed, its newest checkpoint replaces the weights
     shapes = jax.eval_shape(init, keys if keys.ndim == 0 else keys[0])
     begun = weights.begin({"params": shapes.params, **(shapes.aux or {})}, run.init_from, model)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(begun)):
+        run.say(f"{run.init_from} is for another number of classes: the last layer begins anew")
 
     def placed(new: Any, old: Any) -> Any:
+        if isinstance(new, jax.ShapeDtypeStruct):
+            return old
         new = jnp.broadcast_to(new, old.shape)
         return jax.device_put(new, old.sharding) if getattr(old, "committed", False) else new
 

@@ -77,7 +77,7 @@ def is_artifact(path: Path) -> bool:
     """Whether `path` is a file that `save` wrote, or a run's folder with such a file or with `model.json`."""
     if path.is_dir():
         return is_artifact(path / WEIGHTS) or (path / MODEL).is_file()
-    return path.is_file() and not files.is_pickle(path) and KEY in files.metadata(path)
+    return path.is_file() and files.kind_of(path) == "safetensors" and KEY in files.metadata(path)
 
 
 def read_description(path: Path) -> Any:

@@ -32,9 +32,22 @@ from dlc.models.gpt import GPT, GPTConfig
 from dlc.models.vit import ViT, ViTConfig
 from dlc.weights import files
 from dlc.weights.files import Tensor, some
-from dlc.weights.huggingface_tables import BERT, BERT_MASKED_LM, GPT2, VIT, VIT_TIMM, VIT_TORCHVISION, Format, Row
+from dlc.weights.huggingface_tables import (
+    ABSENT,
+    BERT,
+    BERT_MASKED_LM,
+    GPT2,
+    SIZES,
+    VIT,
+    VIT_TIMM,
+    VIT_TORCHVISION,
+    WHOLE,
+    Format,
+    Row,
+)
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+PICKLED = r"pytorch_model.*\.bin"  # what folders had before safetensors
 
 
 def load_gpt2(path: str | Path, config: GPTConfig | None = None, **changes: Any) -> tuple[GPT, dict[str, Any]]:
@@ -77,7 +90,7 @@ def vit_classes(path: str | Path) -> int:
         found = _tensors(stack, VIT, _files(Path(path)))
         for head in heads:
             if head in found:
-                return found[head].shape[0]
+                return files.classes(Path(path), head, found)
     raise UserError(f"{path} is not a state dict of a ViT: it lacks {' or '.join(heads)}")
 
 
@@ -87,7 +100,7 @@ def published_model(path: Path) -> type[Any] | None:
     Raises UserError if the model is of a type that cannot be read here.
     """
     path = (path if path.is_dir() else path.parent) / CONFIG
-    theirs = _json(path) if path.is_file() else {}
+    theirs = files.read_json(path) if path.is_file() else {}
     match theirs.get("model_type"):
         case None:
             return None
@@ -98,7 +111,8 @@ def published_model(path: Path) -> type[Any] | None:
         case "bert":
             architectures = str(theirs.get("architectures"))
             return BertMaskedLM if re.search("BertFor(MaskedLM|PreTraining)", architectures) else Bert
-    raise UserError(f"{path} describes a {theirs['model_type']}: only gpt2, bert and vit can be read")
+    described = files.short(theirs["model_type"]).strip("'")
+    raise UserError(f"{path} describes a {described}: only gpt2, bert and vit can be read")
 
 
 def save_gpt2(path: str | Path, model: GPT, params: Any) -> None:
@@ -124,8 +138,11 @@ def save_vit(path: str | Path, model: ViT, params: Any) -> None:
 
 def _load(form: Format, kind: Any, path: Path, config: Any, changes: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     paths = _files(path)
+    beside = (path if path.is_dir() else path.parent) / CONFIG
     if config is None:
-        config = _read_config(form, (path if path.is_dir() else path.parent) / CONFIG)
+        config = _read_config(form, beside)
+    elif beside.is_file() and "model_type" in files.read_json(beside):
+        _check_computation(form, beside)  # the sizes are given, but what is computed with them is not
     model = kind(dataclasses.replace(config, **changes))
     _check_config(form, model.config)
     with contextlib.ExitStack() as stack:
@@ -138,6 +155,10 @@ def _load(form: Format, kind: Any, path: Path, config: Any, changes: dict[str, A
         _check_names(form, path, rows, found)
         for row in rows:
             _check_shapes(path, row, wanted[row.ours], found)
+        if form is VIT_TIMM:
+            c, sizes = model.config, "tiny|small|base|large|huge"
+            ours = f"a ViT of patches of {c.patch} and images of {c.image}"
+            files.check_network(paths[0], None, rf"(vit|deit)_({sizes})_patch{c.patch}_{c.image}", ours)
         for second, first in form.tied.items():
             if second in found and not np.array_equal(found[second].read(), found[first].read()):
                 raise UserError(f"{path} has a separate {second}, but our {form.name} shares it with {first}")
@@ -151,7 +172,7 @@ def _load(form: Format, kind: Any, path: Path, config: Any, changes: dict[str, A
 def _files(path: Path) -> list[Path]:
     """The weight files at a path."""
     advice = "save the model again with `save_pretrained`, which writes model.safetensors, or fetch that file"
-    if path.suffix in files.PICKLES - {".pth"}:
+    if re.fullmatch(PICKLED, path.name):
         raise UserError(f"{path} is a pickle, which may run any program when it is read: {advice}")
     if path.is_file():
         return [path]
@@ -160,12 +181,15 @@ def _files(path: Path) -> list[Path]:
     if (path / WEIGHTS).is_file():
         return [path / WEIGHTS]
     if (path / INDEX).is_file():
-        parts = sorted({path / part for part in _json(path / INDEX).get("weight_map", {}).values()})
+        listed = files.read_json(path / INDEX).get("weight_map")
+        if not isinstance(listed, dict) or not all(isinstance(part, str) for part in listed.values()):
+            raise UserError(f"{path / INDEX} does not say in which file each weight is: fetch it again")
+        parts = sorted({path / Path(part).name for part in listed.values()})
         missing = [part.name for part in parts if not part.is_file()]
         if missing or not parts:
             raise UserError(f"{path / INDEX} lists {', '.join(missing) or 'no files'}, not in the folder: fetch it")
         return parts
-    if pickles := sorted(file.name for file in path.iterdir() if file.suffix in files.PICKLES):
+    if pickles := sorted(file.name for file in path.iterdir() if re.fullmatch(PICKLED, file.name)):
         raise UserError(f"{path / pickles[0]} is a pickle, which may run any program when it is read: {advice}")
     raise UserError(f"{path} has no {WEIGHTS}: fetch it, or give the path of the weight file")
 
@@ -173,16 +197,14 @@ def _files(path: Path) -> list[Path]:
 def _tensors(stack: contextlib.ExitStack, form: Format, paths: list[Path]) -> dict[str, Tensor]:
     """All tensors of the files, under the names used in the tables."""
     found = {}
-    for path in paths:
-        opened = files.open_pickle(path) if path.suffix == ".pth" else files.open_safetensors(stack, path)
-        for name, tensor in opened.items():
-            known = name.removeprefix(form.prefix)
-            # The names of norms in files that were converted from TensorFlow.
-            known = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", known)
-            known = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", known)
-            # An older spelling in torchvision's files.
-            known = re.sub(r"\.mlp\.linear_([12])\.", lambda at: f".mlp.{3 * int(at[1]) - 3}.", known)
-            found[known] = tensor
+    for name, tensor in files.open_tensors(stack, *paths).tensors.items():
+        known = name.removeprefix(form.prefix)
+        # The names of norms in files that were converted from TensorFlow.
+        known = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", known)
+        known = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", known)
+        # An older spelling in torchvision's files.
+        known = re.sub(r"\.mlp\.linear_([12])\.", lambda at: f".mlp.{3 * int(at[1]) - 3}.", known)
+        found[known] = tensor
     return found
 
 
@@ -205,28 +227,35 @@ def _read_config(form: Format, path: Path) -> Any:
     """Our configuration, read from config.json."""
     if not path.is_file():
         raise UserError(f"{path} does not exist: fetch it, or give the sizes with config={form.config.__name__}(...)")
-    theirs = _json(path)
-    if theirs.get("model_type") != form.model_type:
-        raise UserError(f"{path} describes a {theirs.get('model_type', 'model without a type')}, not a {form.name}")
-    for key, value in form.fixed.items():
-        if theirs.get(key, value) != value:
-            raise UserError(f"{path} has {key} = {theirs[key]!r}, but our {form.name} has {value!r}")
+    theirs = _check_computation(form, path)
     if "classes" in form.sizes:
-        theirs = {"num_labels": len(theirs.get("id2label", "01")), **theirs}
-    sizes = {ours: theirs[key] for ours, key in form.sizes.items() if key in theirs}
+        names = theirs.get("id2label")  # without it, Hugging Face's default is two classes
+        theirs = {"num_labels": len(names) if isinstance(names, dict) else 2, **theirs}
+    sizes = {}
+    for ours, key in form.sizes.items():
+        if key in theirs:
+            what, fits = SIZES.get(ours, WHOLE)
+            value = theirs[key]
+            if ours in ("image", "patch") and isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
+                value = value[0]  # height and width
+            if not fits(value):
+                raise UserError(f"{path} has {key} = {files.short(value)}, but our {form.name} needs {what}")
+            sizes[ours] = value
     if missing := sorted(form.sizes[ours] for ours in set(form.sizes) - set(sizes) - {"hidden", "dropout"}):
         raise UserError(f"{path} lacks {some(missing)}")
     return form.config(**sizes)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: fetch it again\n{error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a JSON object: fetch it again")
-    return content
+def _check_computation(form: Format, path: Path) -> dict[str, Any]:
+    """The content of a config.json. Raises UserError if it describes a model that computes something else."""
+    theirs = files.read_json(path)
+    if theirs.get("model_type") != form.model_type:
+        described = files.short(theirs.get("model_type") or "model without a type").strip("'")
+        raise UserError(f"{path} describes a {described}, not a {form.name}")
+    for key, value in (ABSENT | form.fixed).items():
+        if theirs.get(key, value) != value:
+            raise UserError(f"{path} has {key} = {files.short(theirs[key])}, but our {form.name} has {value!r}")
+    return theirs
 
 
 # Saving

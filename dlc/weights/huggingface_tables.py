@@ -162,6 +162,18 @@ def _vit_torchvision(c: ViTConfig) -> list[Row]:
     return rows
 
 
+# What a size in a configuration must be: in words, and as a test. `WHOLE` is for those that are not in the table.
+WHOLE = ("a whole number above 0", lambda value: type(value) is int and value > 0)
+SIZES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "image": ("one whole number above 0, or two equal ones", WHOLE[1]),
+    "patch": ("one whole number above 0, or two equal ones", WHOLE[1]),
+    "hidden": ("a whole number above 0, or null", lambda value: value is None or WHOLE[1](value)),
+    "dropout": ("a number from 0 to less than 1", lambda value: type(value) in (int, float) and 0 <= value < 1),
+    "epsilon": ("a number above 0", lambda value: type(value) in (int, float) and value > 0),
+}
+
+ABSENT: dict[str, Any] = {"quantization_config": None, "pruned_heads": {}}  # what no configuration may have
+
 _ENCODER = {  # the configuration fields that BERT and ViT share
     "layers": "num_hidden_layers",
     "heads": "num_attention_heads",
@@ -179,7 +191,7 @@ GPT2 = Format(
     },
     fixed={
         "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
+        "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False, "tie_word_embeddings": True,
     },
     tied={"lm_head.weight": "wte.weight"}, ignored=r"h\.\d+\.attn\.(masked_)?bias",
 )  # fmt: skip
@@ -194,7 +206,7 @@ BERT = Format(
     ignored=r"cls\..*|embeddings\.position_ids",
 )  # fmt: skip
 BERT_MASKED_LM = BERT._replace(
-    architecture="BertForMaskedLM", rows=_bert_masked_lm,
+    architecture="BertForMaskedLM", rows=_bert_masked_lm, fixed={**BERT.fixed, "tie_word_embeddings": True},
     tied={
         "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",

@@ -42,6 +42,7 @@ class Published(NamedTuple):
 
     names: Callable[[Any, str], str]  # from our model and a module path to the published module name
     head: str  # the published module that outputs the classes
+    network: Callable[[Any], str]  # the name of a model in torchvision and timm
     image: Callable[[Any], int] = lambda model: 224  # height and width that the weights were made for
     renamed: tuple[tuple[str, str], ...] = ()  # regular expressions for spellings in older files, and today's
     ignored: Callable[[Any], str] = lambda model: "$^"  # a regular expression for tensors to skip
@@ -53,6 +54,12 @@ def load_state_dict(path: str | Path, model: nn.Module) -> dict[str, Any]:
     Returns {"params": ...} and, where the model has them, {"batch_stats": ...}. Reading a pickle needs PyTorch and
     runs no code.
 
+    The file may be compressed, and its tensors may have the names that DataParallel and other wrappers give them.
+
+    Names and shapes cannot tell all networks apart. timm's resnetblur50 and resnetaa50, or a ResNet-50 that was trained
+    with dilation or another activation, look like `resnet50()`. A network that the file names, or `config.json` beside
+    it as timm publishes it, must be the model; a file that names none is believed.
+
     Raises UserError if the file is missing, damaged, holds more than tensors, or belongs to another model. The sentence
     names the tensor that is missing, unknown or wrongly shaped.
     """
@@ -60,7 +67,7 @@ def load_state_dict(path: str | Path, model: nn.Module) -> dict[str, Any]:
     wanted = _shapes(model, form)
     theirs = {ours: _theirs(model, form, ours) for ours in wanted}
     with contextlib.ExitStack() as stack:
-        found = _open(stack, path, form)
+        found, network = _open(stack, path, form)
         kind = type(model).__name__
         if missing := sorted(set(theirs.values()) - set(found)):
             hint = " (set aux=False for a model without auxiliary heads)" if _only_aux(model, form, missing) else ""
@@ -69,7 +76,9 @@ def load_state_dict(path: str | Path, model: nn.Module) -> dict[str, Any]:
         unknown = sorted(n for n in set(found) - set(theirs.values()) if not re.fullmatch(ignored, n))
         if unknown:
             raise UserError(f"{path} has tensors that this {kind} does not: {files.some(unknown)}")
-        classes, ours = (shape[0] for shape in (found[f"{form.head}.bias"].shape, _head(form, wanted, theirs)))
+        name, allowed = allowed_networks(model, form)
+        files.check_network(path, network, allowed, name)
+        classes, ours = files.classes(path, f"{form.head}.bias", found), _head(form, wanted, theirs)[0]
         if classes != ours:
             raise UserError(f"{path} has {classes:,} classes, but the model has {ours:,}: set num_classes={classes}")
         variables: dict[str, Any] = {}
@@ -105,10 +114,10 @@ def published_classes(path: str | Path, model: nn.Module) -> int:
     """The number of classes of a file. Raises UserError if the file is not of this model's family."""
     path, form = Path(path), published(model)
     with contextlib.ExitStack() as stack:
-        found = _open(stack, path, form)
+        found = _open(stack, path, form).tensors
         if f"{form.head}.bias" not in found:
             raise UserError(f"{path} is not a state dict of a {type(model).__name__}: it lacks {form.head}.bias")
-        return found[f"{form.head}.bias"].shape[0]
+        return files.classes(path, f"{form.head}.bias", found)
 
 
 def published(model: nn.Module) -> Published:
@@ -120,16 +129,21 @@ def published(model: nn.Module) -> Published:
     return FORMS[type(model)]
 
 
-def _open(stack: contextlib.ExitStack, path: Path, form: Published) -> dict[str, files.Tensor]:
-    """The tensors of a file, by today's names."""
+def allowed_networks(model: nn.Module, form: Published) -> tuple[str, str]:
+    """The name of a model in torchvision and timm, and a regular expression for all names that it may have."""
+    name = form.network(model)
+    # timm's prefixes are for weights from elsewhere; some programs write the name of the class.
+    return name, rf"(tv_|tf_|gluon_|ssl_|swsl_)?{name}(_v1b)?|{type(model).__name__.lower()}"
+
+
+def _open(stack: contextlib.ExitStack, path: Path, form: Published) -> files.Content:
+    """The content of a file, with today's names."""
     if not path.is_file():
         raise UserError(f"there is no file {path}: give the path of a state dict, *.safetensors or *.pth")
-    found = files.open_pickle(path) if files.is_pickle(path) else files.open_safetensors(stack, path)
-    if found and all(name.startswith("module.") for name in found):  # the model was trained on several devices
-        found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
+    found, network = files.open_tensors(stack, path)
     for old, new in form.renamed:
         found = {re.sub(old, new, name): tensor for name, tensor in found.items()}
-    return found
+    return files.Content(found, network)
 
 
 @functools.cache
@@ -267,15 +281,28 @@ def _resnet(model: ResNet, path: str) -> str:
 
 FORMS: dict[type[nn.Module], Published] = {
     # The AlexNet of 2012 has no published weights, but ours are saved in the same form.
-    AlexNet: Published(_alexnet, "classifier.6", image=lambda model: 224 if model.padding else 227),
-    # torchvision's files date from a time when module names could contain dots.
-    DenseNet: Published(_densenet, "classifier", renamed=((r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),)),
-    ResNet: Published(_resnet, "fc"),
-    GoogLeNet: Published(_googlenet, "fc", ignored=lambda model: "$^" if model.aux else r"aux[12]\..*"),
-    InceptionV3: Published(
-        _inception_v3, "fc", image=lambda model: 299, ignored=lambda model: "$^" if model.aux else r"AuxLogits\..*"
+    AlexNet: Published(
+        _alexnet, "classifier.6", lambda model: "alexnet", image=lambda model: 224 if model.padding else 227
     ),
-    InceptionV4: Published(_inception_v4, "last_linear", image=lambda model: 299),
-    SqueezeNet: Published(_squeezenet, "classifier.1"),
-    VGG: Published(_vgg, "classifier.6"),
+    # torchvision's files date from a time when module names could contain dots.
+    DenseNet: Published(
+        _densenet,
+        "classifier",
+        lambda model: f"densenet{2 * sum(model.blocks) + 5}",
+        renamed=((r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),),
+    ),
+    ResNet: Published(_resnet, "fc", lambda model: f"resnet{(3 if model.bottleneck else 2) * sum(model.blocks) + 2}"),
+    GoogLeNet: Published(
+        _googlenet, "fc", lambda model: "googlenet", ignored=lambda model: "$^" if model.aux else r"aux[12]\..*"
+    ),
+    InceptionV3: Published(
+        _inception_v3,
+        "fc",
+        lambda model: "inception_v3",
+        image=lambda model: 299,
+        ignored=lambda model: "$^" if model.aux else r"AuxLogits\..*",
+    ),
+    InceptionV4: Published(_inception_v4, "last_linear", lambda model: "inception_v4", image=lambda model: 299),
+    SqueezeNet: Published(_squeezenet, "classifier.1", lambda model: f"squeezenet{model.version.replace('.', '_')}"),
+    VGG: Published(_vgg, "classifier.6", lambda model: f"vgg{sum(model.depths) + 3}{'_bn' if model.norm else ''}"),
 }

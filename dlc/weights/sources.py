@@ -63,18 +63,27 @@ def begin(variables: Any, path: str | Path, model: nn.Module | None = None) -> A
 
     `variables` are those of the network to be trained, as `model.init` returns them, or their shapes and dtypes as
     `jax.eval_shape` does. The result has the same tree, shapes, dtypes and placement on devices. `path` is anything
-    that `load` reads; only a state dict needs the `model`.
+    that `load` reads; only a state dict needs the `model`. If its number of classes differs from that of the `model`,
+    the layers that tell the classes apart stay those of `variables`.
 
     Raises UserError that names the first array that is missing, unknown or wrongly shaped, and whatever `load` raises.
     """
     path = Path(path)
-    found = files.flat(artifact.read_variables(path) if artifact.is_artifact(path) else load(path, model)[1])
+    if artifact.is_artifact(path):
+        loaded, found = model, files.flat(artifact.read_variables(path))
+    else:
+        loaded, found = load(path, model)
+        found = files.flat(found)
     expected = files.flat(variables)
+    other_classes = model is not None and loaded != model  # `load` changes nothing else
     leaves = []
     for name, like in expected.items():
         if name not in found:
             raise UserError(f"{path} has no {name}: it is not from the same model")
         leaf = found[name]
+        if leaf.shape != like.shape and other_classes:
+            leaves.append(like)
+            continue
         if leaf.shape != like.shape:
             raise UserError(f"{name} in {path} has shape {leaf.shape}, but the model expects {like.shape}")
         if not _same_kind(leaf.dtype, like.dtype):
@@ -109,7 +118,7 @@ def _state_dict(path: Path) -> Path:
     """The file itself, or the one in a folder as timm and our runs of ImageNet write it."""
     if not path.is_dir():
         return path
-    for name in (huggingface.WEIGHTS, artifact.WEIGHTS):
+    for name in (huggingface.WEIGHTS, artifact.WEIGHTS, "pytorch_model.bin"):
         if (path / name).is_file():
             return path / name
     if parts := sorted(path.glob(f"*/{artifact.MODEL}")):

@@ -70,11 +70,12 @@ def optimizer(config: Config) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), adam)
 
 
-def masked(window: Any, vocab: int, rate: float) -> dict[str, Any]:
+def masked(window: Any, tokenizer: tokens.BPE, rate: float) -> dict[str, Any]:
     """Windows [W, T] of the validation text with the same places masked in every evaluation."""
 
     def mask(_: Any, some: Any) -> Any:
-        return losses.mask_tokens(jax.random.fold_in(jax.random.key(0), some.sum()), some, tokens.MASK, vocab, rate)
+        key = jax.random.fold_in(jax.random.key(0), some.sum())
+        return losses.mask_tokens(key, some, tokenizer.mask, tokenizer.size, rate)
 
     read, chosen = jax.jit(in_batches(mask, window, size=64))(None)
     return {"tokens": window, "masked": read, "chosen": chosen}
@@ -84,8 +85,8 @@ def train(config: Config, run: Run) -> dict:
     tokenizer, learn, held = text.read(run, config.dataset, config.text, "bpe", config.vocab)
     text.masked_sentence(config.sentence, tokenizer, config.context)  # raises before training if it does not fit
     model = network(config, tokenizer.size)
-    held = masked(windows(held, config.context - 1), tokenizer.size, config.rate)
-    loss_fn = losses.masked_token(model, tokens.MASK, tokenizer.size, config.rate)
+    held = masked(windows(held, config.context - 1), tokenizer, config.rate)
+    loss_fn = losses.masked_token(model, tokenizer.mask, tokenizer.size, config.rate)
     schedule = text.Windows(config.context - 1, config.batch, config.steps, config.evaluate_every, config.seed)
     variables, figures = text.fit(run, model, optimizer(config), loss_fn, learn, held, schedule)
     guess(config, run, model, variables, tokenizer)

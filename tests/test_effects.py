@@ -1,5 +1,6 @@
 """The rest of the effects floor: figures, schedules, records, tables, timing."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from dlc import process
 from dlc.errors import UserError
 from dlc.prepare import mean_and_std, standardise
 from dlc.run import pages, plot, record, timing
+from dlc.run.run import Run
 from experiments.cifar10.peek import histogram
 
 ROOT = Path(__file__).parents[1]
@@ -116,6 +118,34 @@ def test_a_summary_is_a_number_or_mean_and_sample_deviation():
     assert record.show("loss", 0.012345) == "0.01235"
 
 
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    encoding: str = "characters"
+    dataset: str = "tiny_shakespeare"
+    seed: int = 0
+
+
+@pytest.mark.parametrize(
+    ("about", "dataset", "encoding", "figures", "shown"),
+    [
+        (("tiny_shakespeare", "characters"), "tiny_shakespeare", "characters", {"loss": 1}, True),
+        (("tiny_shakespeare", "characters"), "tiny_shakespeare", "bpe", {"loss": 1}, False),  # nats a token
+        (("tiny_shakespeare", "characters"), "mine.txt", "characters", {"loss": 1}, False),
+        (("tiny_shakespeare",), "tiny_shakespeare", "bpe", {"loss": 1}, True),
+        (("tiny_shakespeare",), "tiny_shakespeare", "bpe", {}, False),  # nothing was measured
+        (("tiny_shakespeare",), None, "bpe", {"loss": 1}, False),  # shown, not trained: the flag's default says nothing
+        ((), "mine.txt", "bpe", {"loss": 1}, True),
+        ((), None, "bpe", {}, False),
+    ],
+)
+def test_a_claim_is_recorded_only_beside_what_it_speaks_of(about, dataset, encoding, figures, shown):
+    run = Run()
+    part = run.part("seed-0")  # what a part says is said of the whole
+    part.facts = {"dataset": dataset} if dataset else {}
+    result = record.finish(run, "x", "1.88 nats", Tokens(encoding), figures, "", about)
+    assert result["claim"] == ("1.88 nats" if shown else None)
+
+
 def finished_run(folder, **changes):
     folder.mkdir(parents=True)
     result = {
@@ -125,6 +155,11 @@ def finished_run(folder, **changes):
     }  # fmt: skip
     record.write(folder, result)
     return folder
+
+
+def test_a_result_without_a_claim_has_an_empty_cell(tmp_path):
+    pages.add(tmp_path, finished_run(tmp_path / "run", claim=None, dataset="cifar10"))
+    assert "3 4` |  | **test error 1.00 %** on cifar10 |" in pages.tables(tmp_path / "results")[0]
 
 
 def test_results_are_written_from_records(tmp_path):

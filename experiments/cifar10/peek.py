@@ -1,7 +1,7 @@
 """A first look at CIFAR-10: an image is a tensor of numbers, and augmentation changes it.
 
-Claim: an image is a tensor of 3 x 32 x 32 numbers; those of training image 43, a horse, begin with red 99, green 166,
-blue 198.
+Claim (cifar10, 43): an image is a tensor of 3 x 32 x 32 numbers; those of training image 43, a horse, begin with red
+99, green 166, blue 198.
 
 Source: the lecture's introduction of CIFAR-10; for the augmentations see `dlc/augment.py`.
 

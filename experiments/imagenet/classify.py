@@ -1,11 +1,11 @@
 """What is on a photograph? The five best of 1,000 answers, by a network of the decade with published weights.
 
-Claim: trained on 1.2 million photographs of 1,000 classes, a network names what is on one that it has not seen: one of
-ResNet-50's five best answers is right for 92.9 % of ImageNet's validation images.
+Claim: a network that has learnt 1,000 classes from photographs names what is on one that it has not seen.
 
-Source: Russakovsky et al. 2015, "ImageNet large scale visual recognition challenge"; the figure is torchvision's, for
-resnet50-0676ba61.pth. Photographs are resized and cropped as in the evaluation of each model's weights; torchvision's
-newer ones (IMAGENET1K_V2) expect `--resize 232`.
+Source: Russakovsky et al. 2015, "ImageNet large scale visual recognition challenge". For 92.9 % of its validation
+images one of ResNet-50's five best answers is right (torchvision, for resnet50-0676ba61.pth). Photographs are resized
+and cropped as in the evaluation of each model's weights; torchvision's newer ones (IMAGENET1K_V2) expect
+`--resize 232`.
 
 Expect: names and probabilities on the terminal and in answers.txt, and a figure of them, in a few seconds on a CPU.
 Download weights from https://pytorch.org/vision/stable/models.html or https://huggingface.co/timm. Reading a *.pth

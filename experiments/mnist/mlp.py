@@ -1,6 +1,6 @@
 """Softmax regression and multi-layer perceptrons on MNIST: what hidden layers add to a linear classifier.
 
-Claim: 12.0 % test error for a linear classifier, 4.7 % with 300 hidden units, 3.05 % with 300 and 100 (1998).
+Claim (mnist): 12.0 % test error for a linear classifier, 4.7 % with 300 hidden units, 3.05 % with 300 and 100 (1998).
 
 Source: LeCun, Bottou, Bengio, Haffner 1998, "Gradient-based learning applied to document recognition", section III-C
 (scaled tanh, squared error; ReLU and cross-entropy do better). Only the sizes are the paper's. The other settings below

@@ -27,13 +27,45 @@ ROOT = Path(__file__).parents[1]
 def test_curves_show_training_and_test_and_a_band_for_several_seeds():
     one = [{"step": 10 * i, "loss": 1 / i, "error": 0.1 / i} for i in (1, 2, 3)]
     one += [{"step": 30, "test_loss": 0.5, "test_error": 0.05}]
-    axes = plot.curves(one, steps_per_epoch=10).axes
+    axes = plot.curves(one, steps_per_epoch=10, unit="nats").axes
     assert [axis.get_ylabel() for axis in axes] == ["loss (nats)", "error (%)"]
     np.testing.assert_allclose(axes[1].lines[0].get_xydata(), [[1, 10], [2, 5], [3, 10 / 3]])
     assert not axes[0].collections
+    assert plot.curves(one).axes[0].get_ylabel() == "loss"  # of squared errors and penalties
     several = [{"step": 10 * i, **{k: {"mean": 1 / i, "std": 0.1} for k in ("loss", "error")}} for i in (1, 2)]
     band = plot.curves(several, steps_per_epoch=10).axes[0].collections[0].get_paths()[0].vertices
     assert band[:, 1].max() == pytest.approx(1.1)
+
+
+def test_curves_show_one_quantity_for_training_and_validation():
+    smoothed = [{"step": 5, "loss": 2.58, "nll": 2.01}, {"step": 5, "validation_loss": 1.86}]
+    (axis,) = plot.curves(smoothed, held_out="validation", unit="nats a token").axes
+    assert axis.get_ylabel() == "negative log-likelihood (nats a token)"
+    assert [line.get_ydata().item() for line in axis.lines] == [2.01, 1.86]
+
+
+def test_an_epoch_lies_between_two_evaluations():
+    several = [{"step": 14, "loss": 1.0}, {"step": 28, "test_loss": 1.0}, {"step": 56, "test_loss": 1.0}]
+    assert plot.epoch(several) == 28
+    assert plot.epoch(several[:2]) == 1  # it may have ended within the first epoch
+    assert plot.epoch([]) == 1
+
+
+def test_names_that_would_overlap_move_apart_as_little_as_possible():
+    np.testing.assert_allclose(plot.spread([5.0, 1.0, 9.0], 2.0), [5, 1, 9])
+    np.testing.assert_allclose(plot.spread([1.0, 1.0, 1.0], 2.0), [-1, 1, 3])
+    np.testing.assert_allclose(plot.spread([4.0, 0.0, 3.0], 2.0), [4.5, 0, 2.5])
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("cat", "cat"), (" the", "the"), ("\n", "↵"), ("\t ", "⇥␣"), ("a\nb", "a b"), ("$x$", r"\$x\$"),
+        ("猫", "U+732B"), ("a\u200bb", "aU+200B b"), ("", ""), ("é", "é"), ("i" * 99, "i" * 22 + "…"),
+    ],
+)  # fmt: skip
+def test_a_name_is_drawn_so_that_it_can_be_seen(name, shown):
+    assert plot.written(name, inches=0.8) == shown
 
 
 def test_mistakes_come_worst_first_and_name_both_answers():

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from dlc import weights
 from dlc.errors import UserError
-from dlc.run import flags, record
+from dlc.run import flags, log, record
 from dlc.run.loop import Interrupted
 from dlc.run.run import Run
 from dlc.weights import artifact
@@ -113,6 +113,7 @@ def _shown(source: Path, config: Any, run: Run, show: Any, published: Any) -> Fi
         names = " or ".join(kind.__name__ for kind in typing.get_args(expected) or (expected,))
         raise UserError(f"{source} has weights of {type(model).__name__}, but this experiment shows {names}")
     run.weights = source
+    run.history = list(log.read(source if source.is_dir() else source.parent))  # of the run that left them, if one did
     run.facts["weights"] = str(source)
     return show(config, run, model, variables)
 

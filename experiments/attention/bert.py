@@ -93,6 +93,7 @@ def train(config: Config, run: Run) -> dict:
 
 
 def show(config: Config, run: Run, model: BertMaskedLM, variables: dict) -> dict:
+    text.draw_curves(run)
     guess(config, run, model, variables, text.tokenizer_of(run.weights, model))
     return {}
 

@@ -97,6 +97,7 @@ def train(config: Config, run: Run) -> dict:
 
 
 def show(config: Config, run: Run, model: GPT, variables: dict) -> dict:
+    text.draw_curves(run)
     write(config, run, model, variables, text.tokenizer_of(run.weights, model))
     return {}
 
@@ -114,7 +115,7 @@ def write(config: Config, run: Run, model: GPT, variables: dict, tokenizer: text
     jax.effects_barrier()
     print("\n")
     run.text("written", tokenizer.decode(written[0]))
-    text.draw_attention(run, model, variables, tokenizer, written[:, : min(context, 32)])
+    text.draw_attention(run, model, variables, tokenizer, written[:, : min(context, 24)])
 
 
 if __name__ == "__main__":

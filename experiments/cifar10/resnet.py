@@ -106,8 +106,7 @@ def train(config: Config, run: Run) -> dict:
     for (variant, depth), model in networks.items():
         part = run.part(f"{variant}-{depth}") if len(networks) > 1 else run
         task = images.Task(cifar, model, standardise(mean))
-        variables, measured = images.fit(part, task, tx, epochs, augmentation(config, mean, classes))
-        images.show(part, task, variables)
+        _, measured = images.fit(part, task, tx, epochs, augmentation(config, mean, classes))
         histories[f"{variant}, {depth} layers"] = part.history
         errors[variant, depth] = measured["test_error"]
 

@@ -105,7 +105,7 @@ def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
 
 def beside_answers(squares: np.ndarray, titles: list[str], names: list[list[str]], likely: np.ndarray) -> Figure:
     """Images [N, H, W, 3] (uint8), and beside each a bar for each of its `names`, as long as it is `likely` [N, K]."""
-    figure = Figure(figsize=(6.4, 1.7 * len(squares)), dpi=150, layout="constrained")
+    figure = plot.canvas(6.4, 1.8 * len(squares))
     axes = figure.subplots(len(squares), 2, squeeze=False, width_ratios=(1, 2.4))
     for (left, right), image, title, labels, values in zip(axes, squares, titles, names, likely, strict=True):
         left.imshow(image)
@@ -113,10 +113,10 @@ def beside_answers(squares: np.ndarray, titles: list[str], names: list[list[str]
         places = np.arange(len(labels))[::-1]
         right.barh(places, values, color=plot.ACCENT, height=0.35)
         for place, label, value in zip(places, labels, values, strict=True):
-            text = f"{label}  {value:.1%}"
-            right.text(0, place + 0.25, text, fontsize=7, color=plot.INK, va="bottom", parse_math=False)
+            text = f"{plot.written(label, 3.2)}  {value:.1%}"
+            right.text(0, place + 0.2, text, fontsize=plot.SMALL, color=plot.INK, va="bottom")
         right.set(xlim=(0, 1), ylim=(-0.5, len(labels)), xticks=(), yticks=())
-        right.set_title(title, fontsize=7, loc="left", color=plot.INK, parse_math=False)
+        right.set_title(plot.written(title, 3.8), fontsize=plot.SMALL, loc="left", color=plot.INK)
         right.spines[:].set_visible(False)
     return figure
 

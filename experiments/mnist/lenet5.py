@@ -70,13 +70,17 @@ def train(config: Config, run: Run) -> dict:
     tx = optax.sgd(optim.by_epoch(lr, SCHEDULE, steps_per_epoch), config.momentum)
     epochs = images.Epochs(config.epochs, config.batch, config.shuffle, config.seed, config.seeds)
     variables, measured = images.fit(run, task, tx, epochs)
-    show(config, run, task.model, variables)
+    draw(run, variables)
     return {"test_error": measured["test_error"]}
 
 
 def show(config: Config, run: Run, model: LeNet5 | LeNet5Dense, variables: dict) -> dict:
-    run.figure("filters", plot.filters(variables["params"]["C1"]["kernel"], columns=6))
+    draw(run, variables)
     return images.show(run, replace(problem(config), model=model), variables)
+
+
+def draw(run: Run, variables: dict) -> None:
+    run.figure("filters", plot.filters(variables["params"]["C1"]["kernel"], columns=6))
 
 
 if __name__ == "__main__":

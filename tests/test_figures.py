@@ -171,6 +171,14 @@ BUILT = {
 }
 
 
+@pytest.mark.parametrize("side", [8, 30, 32])
+def test_the_pixels_of_a_sheet_are_sharp(side):
+    shades = RNG.choice([0, 100, 200], (12, side, side, 1)).astype(np.uint8)
+    canvas = FigureCanvasAgg(plot.sheet({"": shades}))
+    canvas.draw()
+    assert set(np.unique(canvas.buffer_rgba())) == {0, 100, 200, 255}
+
+
 def texts(figure):
     """The texts of a drawn figure that can be seen."""
     hidden = set()

@@ -266,7 +266,7 @@ def sheet(rows: dict[str, np.ndarray], stacks: int = 1) -> Figure:
             y, x = top + (H - h) // 2, left + column * (W + 1) + (W - w) // 2
             paper[y : y + h, x : x + w] = image  # one channel becomes three
         axis.text(left - 0.1 * inch, top + H / 2, name, ha="right", va="center", fontsize=SMALL + 1, color=INK)
-    axis.imshow(paper)
+    axis.imshow(paper, interpolation="nearest" if dots >= 1 else "antialiased")
     return figure
 
 

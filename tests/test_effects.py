@@ -51,12 +51,6 @@ def test_an_epoch_lies_between_two_evaluations():
     assert plot.epoch([]) == 1
 
 
-def test_names_that_would_overlap_move_apart_as_little_as_possible():
-    np.testing.assert_allclose(plot.spread([5.0, 1.0, 9.0], 2.0), [5, 1, 9])
-    np.testing.assert_allclose(plot.spread([1.0, 1.0, 1.0], 2.0), [-1, 1, 3])
-    np.testing.assert_allclose(plot.spread([4.0, 0.0, 3.0], 2.0), [4.5, 0, 2.5])
-
-
 @pytest.mark.parametrize(
     ("name", "shown"),
     [

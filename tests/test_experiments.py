@@ -110,7 +110,9 @@ def test_form(module):
 def test_the_figures_that_a_docstring_expects_are_those_of_its_records(module):
     experiment, short = import_module(module), module.removeprefix("experiments.")
     (paragraph,) = re.findall(r"^Expect: .*?\n\n", experiment.__doc__, re.DOTALL | re.MULTILINE) or [""]
-    expected = re.findall(r"\d+\.\d\d(?: ± \d+\.\d\d)? %|\d+\.\d+(?= nats| BLEU)", paragraph)
+    expected = re.findall(
+        r"\d+\.\d\d(?: ± \d+\.\d\d)? %|\d+\.\d+(?= nats| BLEU)|(?<=perplexity of )\d+\.\d+", paragraph
+    )
     records = [json.loads(path.read_text()) for path in (ROOT / "results").glob(f"{short}.*json")]
     measured = {record.show(name, value) for one in records for name, value in one["figures"].items()}
     assert expected or not trains(experiment)

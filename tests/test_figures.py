@@ -179,6 +179,12 @@ def test_the_pixels_of_a_sheet_are_sharp(side):
     assert set(np.unique(canvas.buffer_rgba())) == {0, 100, 200, 255}
 
 
+def test_names_that_would_overlap_move_apart_as_little_as_possible():
+    np.testing.assert_allclose(_charts.spread([5.0, 1.0, 9.0], 2.0), [5, 1, 9])
+    np.testing.assert_allclose(_charts.spread([1.0, 1.0, 1.0], 2.0), [-1, 1, 3])
+    np.testing.assert_allclose(_charts.spread([4.0, 0.0, 3.0], 2.0), [4.5, 0, 2.5])
+
+
 def texts(figure):
     """The texts of a drawn figure that can be seen."""
     hidden = set()

@@ -97,8 +97,10 @@ def test_weights_are_evaluated_without_training(whole, tmp_path, here):
     assert f"{100 * before['figures']['test_error']:.2f} %" in stdout
     assert "train" not in after["seconds"] or not after["seconds"]["train"]
     assert {p.name for p in (folder_of(tmp_path) / "figures").iterdir()} == {
-        "confusion.png", "mistakes.png", "filters.png"
+        "curves.png", "confusion.png", "mistakes.png", "filters.png"
     }  # fmt: skip
+    curves = (folder / "figures" / "curves.png" for folder in (whole[0], folder_of(tmp_path)))
+    assert len({path.read_bytes() for path in curves}) == 1  # drawn again from the log
     assert_refused(here(MLP_, "--resume", folder_of(tmp_path)), "only showed weights, and has nothing to continue")
 
 

@@ -56,21 +56,6 @@ def _letters() -> frozenset[int]:
     return frozenset(font.get_charmap())
 
 
-def spread(heights: Sequence[float] | np.ndarray, gap: float) -> np.ndarray:
-    """The heights, moved as little as possible (least squares), in the same order and at least `gap` apart."""
-    order = np.argsort(heights, kind="stable")
-    groups: list[tuple[float, int]] = []  # mean and size; neighbours in the wrong order are merged
-    for rank, i in enumerate(order):
-        mean, size = heights[i] - rank * gap, 1
-        while groups and groups[-1][0] >= mean:
-            before, count = groups.pop()
-            mean, size = (before * count + mean * size) / (count + size), count + size
-        groups.append((mean, size))
-    moved = np.empty(len(order))
-    moved[order] = np.repeat([mean for mean, _ in groups], [size for _, size in groups]) + gap * np.arange(len(order))
-    return moved
-
-
 def epoch(history: list[dict[str, Any]], held_out: str = "test") -> int:
     """The steps of an epoch in the log of a run that was evaluated after each; 1 if it was evaluated only once."""
     steps = [line["step"] for line in history if f"{held_out}_loss" in line or f"{held_out}_error" in line]

@@ -1,5 +1,6 @@
 """The charts of benches: arrays in, a matplotlib Figure out."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,7 +39,7 @@ def _inches(frame: Frame, points: np.ndarray) -> np.ndarray:
 def _names_at_the_right(frame: Frame, ends: dict[str, tuple[float, float]], colors: list[str]) -> None:
     """Writes each name outside of the axes, at the height of its point or near it, with a line to it."""
     places = _inches(frame, np.array(list(ends.values())))
-    heights = plot.spread(places[:, 1], 1.25 * plot.SMALL / 72)
+    heights = spread(places[:, 1], 1.25 * plot.SMALL / 72)
     for (name, end), height, color in zip(ends.items(), heights, colors, strict=True):
         frame.axis.annotate(
             name,
@@ -53,6 +54,21 @@ def _names_at_the_right(frame: Frame, ends: dict[str, tuple[float, float]], colo
         )
 
 
+def spread(heights: np.ndarray, gap: float) -> np.ndarray:
+    """The heights, moved as little as possible (least squares), in the same order and at least `gap` apart."""
+    order = np.argsort(heights, kind="stable")
+    groups: list[tuple[float, int]] = []  # mean and size; neighbours in the wrong order are merged
+    for rank, i in enumerate(order):
+        mean, size = heights[i] - rank * gap, 1
+        while groups and groups[-1][0] >= mean:
+            before, count = groups.pop()
+            mean, size = (before * count + mean * size) / (count + size), count + size
+        groups.append((mean, size))
+    moved = np.empty(len(order))
+    moved[order] = np.repeat([mean for mean, _ in groups], [size for _, size in groups]) + gap * np.arange(len(order))
+    return moved
+
+
 def _names_beside(frame: Frame, points: dict[str, tuple[float, float]], radii: list[float]) -> None:
     """Writes each name beside its disc, whose radius is in inches, where it hides no other name or disc.
 
@@ -64,19 +80,9 @@ def _names_beside(frame: Frame, points: dict[str, tuple[float, float]], radii: l
     inside = (0.02, 0.02, frame.width - 0.02, frame.height - 0.02)
     for i in np.argsort(-places[:, 1], kind="stable"):
         name, (x, y) = list(points)[i], places[i]
-        wide, high = plot.width_of(name), LINE
-
-        def boxes(x: float = x, y: float = y, radius: float = radii[i], wide: float = wide, high: float = high) -> Any:
-            for far in (0.05, 0.2, 0.35, 0.5, 0.7, 0.9):
-                for angle in np.pi * np.array([0, 1, 0.5, 1.5, 0.25, 0.75, 1.75, 1.25]):
-                    across, up = np.cos(angle), np.sin(angle)
-                    # The nearest point of the box lies in that direction.
-                    left = x + (radius + far) * across + (np.sign(round(across, 6)) - 1) / 2 * wide
-                    low = y + (radius + far) * up + (np.sign(round(up, 6)) - 1) / 2 * high
-                    yield far, (left, low, left + wide, low + high)
-
-        free = ((far, box) for far, box in boxes() if _within(box, inside) and not any(_meet(box, b) for b in taken))
-        far, box = next(free, next(boxes()))
+        boxes = list(_places(x, y, radii[i], plot.width_of(name)))
+        free = (found for found in boxes if _within(found[1], inside) and not any(_meet(found[1], b) for b in taken))
+        far, box = next(free, boxes[0])
         taken.append(box)
         middle = ((box[0] + box[2]) / 2 / frame.width, (box[1] + box[3]) / 2 / frame.height)
         line = {"arrowstyle": "-", "color": plot.INK, "linewidth": 0.4, "shrinkA": 1} if far > 0.1 else None
@@ -91,6 +97,16 @@ def _names_beside(frame: Frame, points: dict[str, tuple[float, float]], radii: l
             va="center",
             arrowprops=line,
         )
+
+
+def _places(x: float, y: float, radius: float, wide: float) -> Iterator[tuple[float, tuple[float, ...]]]:
+    """Boxes for a name around a disc, the nearest first: their distance, and left, bottom, right, top; in inches."""
+    for far in (0.05, 0.2, 0.35, 0.5, 0.7, 0.9):
+        for angle in np.pi * np.array([0, 1, 0.5, 1.5, 0.25, 0.75, 1.75, 1.25]):
+            across, up = np.cos(angle).round(6), np.sin(angle).round(6)
+            left = x + (radius + far) * across + (np.sign(across) - 1) / 2 * wide  # the box begins or ends there
+            low = y + (radius + far) * up + (np.sign(up) - 1) / 2 * LINE
+            yield far, (left, low, left + wide, low + LINE)
 
 
 def _meet(one: tuple[float, ...], other: tuple[float, ...]) -> bool:

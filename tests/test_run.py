@@ -1,5 +1,7 @@
 """Runs as a person meets them: what they leave behind, how they stop and continue, and what they say of mistakes."""
 
+import contextlib
+import dataclasses
 import json
 import re
 import shutil
@@ -14,8 +16,11 @@ from cli import weights as newest
 
 from dlc import __main__, weights
 from dlc.models.mlp import MLP
+from dlc.run.clock import Clock
 from dlc.run.loop import Interrupted
+from dlc.run.run import Run
 from dlc.weights.checkpoint import Checkpoints
+from experiments.mnist import mlp
 
 assert here  # a fixture
 
@@ -84,6 +89,17 @@ def test_weights_are_read_without_configuration_or_optimizer(whole, tmp_path):
         model, variables = weights.load(source)
         assert model == MLP((), 10, dtype="float32")
         np.testing.assert_array_equal(variables["params"]["dense1"]["kernel"], saved["params/dense1/kernel"])
+
+
+def test_the_test_set_is_evaluated_once_an_epoch_and_not_again_for_the_figures(monkeypatch, tmp_path):
+    timed, spent = Clock.timed, []
+    monkeypatch.setattr(Clock, "timed", lambda self, name, *rest: spent.append(name) or timed(self, name, *rest))
+    run = Run(tmp_path)
+    with contextlib.closing(run):
+        figures = mlp.train(dataclasses.replace(mlp.SMOKE, hidden=(), epochs=2), run)
+    assert spent.count("evaluate") == 2
+    assert float(figures["test_error"]) == run.history[-1]["test_error"]
+    assert (tmp_path / "figures" / "confusion.png").exists()
 
 
 def test_weights_are_evaluated_without_training(whole, tmp_path, here):

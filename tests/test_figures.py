@@ -151,6 +151,8 @@ BUILT = {
     "depth": lambda: against_depth((20, 32, 44, 56, 110), ("residual", "plain", "preact"), (20, 32, 44, 56, 110), 3),
     "one depth": lambda: against_depth((8,)),
     "one depth beside the paper's": lambda: against_depth((20,), claimed=(20, 32, 44, 56, 110)),
+    "near depths": lambda: against_depth((18, 20, 22), claimed=(20, 32, 44, 56, 110)),
+    "two depths": lambda: against_depth((8, 14)),
     "figure 6": lambda: training_and_test([f"{v}, {d} layers" for v in ("plain", "residual") for d in (20, 56)]),
     "figure 6 of one report": lambda: training_and_test(["residual, 8 layers"], steps=1),
     "seconds": lambda: seconds(94, [0.5, 0.7, 0.8, 0.9, 0.94]),

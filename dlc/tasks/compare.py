@@ -59,8 +59,11 @@ def against_depth(errors: Errors, claimed: dict[int, float]) -> Figure:
         color = plot.COLORS[i % len(plot.COLORS)]
         axis.errorbar(list(points), mean, spread, color=color, marker="o", label=name, capsize=3)
     depths = sorted({*claimed, *(depth for _, depth in errors)})
-    axis.set(xlabel="layers", ylabel="test error (%)", xticks=depths)
     beside = max(2, 0.08 * (depths[-1] - depths[0]))
+    apart = depths[:1]  # depths whose names have room side by side
+    for depth in depths:
+        apart += [depth] * (depth - apart[-1] > beside)
+    axis.set(xlabel="layers", ylabel="test error (%)", xticks=apart)
     axis.set(xlim=(depths[0] - beside, depths[-1] + beside), ylim=(0, 1.1 * axis.get_ylim()[1]))
     axis.grid(alpha=0.25)
     figure.legend(frameon=False, loc="outside upper center", ncols=3)

@@ -46,6 +46,11 @@ def cross_entropy(
     return jax.nn.logsumexp(logits, axis=-1) - expected
 
 
+def unit(criterion: Criterion) -> str:
+    """The unit of a criterion: "nats" of the cross-entropy, with or without smoothing; "" of any other."""
+    return "nats" if getattr(criterion, "func", criterion) is cross_entropy else ""
+
+
 def classify(model: Any, prepare: Prepare = lambda image: image, criterion: Criterion = cross_entropy) -> LossFn:
     """The mean of `criterion(outputs, label)` of a model from images to logits, and the error rate.
 

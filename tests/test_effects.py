@@ -1,5 +1,6 @@
 """The rest of the effects floor: figures, schedules, records, tables, timing."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from dlc import process
 from dlc.errors import UserError
 from dlc.prepare import mean_and_std, standardise
 from dlc.run import pages, plot, record, timing
+from dlc.run.run import Run
 from experiments.cifar10.peek import histogram
 
 ROOT = Path(__file__).parents[1]
@@ -25,13 +27,39 @@ ROOT = Path(__file__).parents[1]
 def test_curves_show_training_and_test_and_a_band_for_several_seeds():
     one = [{"step": 10 * i, "loss": 1 / i, "error": 0.1 / i} for i in (1, 2, 3)]
     one += [{"step": 30, "test_loss": 0.5, "test_error": 0.05}]
-    axes = plot.curves(one, steps_per_epoch=10).axes
+    axes = plot.curves(one, steps_per_epoch=10, unit="nats").axes
     assert [axis.get_ylabel() for axis in axes] == ["loss (nats)", "error (%)"]
     np.testing.assert_allclose(axes[1].lines[0].get_xydata(), [[1, 10], [2, 5], [3, 10 / 3]])
     assert not axes[0].collections
+    assert plot.curves(one).axes[0].get_ylabel() == "loss"  # of squared errors and penalties
     several = [{"step": 10 * i, **{k: {"mean": 1 / i, "std": 0.1} for k in ("loss", "error")}} for i in (1, 2)]
     band = plot.curves(several, steps_per_epoch=10).axes[0].collections[0].get_paths()[0].vertices
     assert band[:, 1].max() == pytest.approx(1.1)
+
+
+def test_curves_show_one_quantity_for_training_and_validation():
+    smoothed = [{"step": 5, "loss": 2.58, "nll": 2.01}, {"step": 5, "validation_loss": 1.86}]
+    (axis,) = plot.curves(smoothed, held_out="validation", unit="nats a token").axes
+    assert axis.get_ylabel() == "negative log-likelihood (nats a token)"
+    assert [line.get_ydata().item() for line in axis.lines] == [2.01, 1.86]
+
+
+def test_an_epoch_lies_between_two_evaluations():
+    several = [{"step": 14, "loss": 1.0}, {"step": 28, "test_loss": 1.0}, {"step": 56, "test_loss": 1.0}]
+    assert plot.epoch(several) == 28
+    assert plot.epoch(several[:2]) == 1  # it may have ended within the first epoch
+    assert plot.epoch([]) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("cat", "cat"), (" the", "the"), ("\n", "↵"), ("\t ", "⇥␣"), ("a\nb", "a b"), ("$x$", r"\$x\$"),
+        ("猫", "U+732B"), ("a\u200bb", "aU+200B b"), ("", ""), ("é", "é"), ("i" * 99, "i" * 22 + "…"),
+    ],
+)  # fmt: skip
+def test_a_name_is_drawn_so_that_it_can_be_seen(name, shown):
+    assert plot.written(name, inches=0.8) == shown
 
 
 def test_mistakes_come_worst_first_and_name_both_answers():
@@ -116,6 +144,34 @@ def test_a_summary_is_a_number_or_mean_and_sample_deviation():
     assert record.show("loss", 0.012345) == "0.01235"
 
 
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    encoding: str = "characters"
+    dataset: str = "tiny_shakespeare"
+    seed: int = 0
+
+
+@pytest.mark.parametrize(
+    ("about", "dataset", "encoding", "figures", "shown"),
+    [
+        (("tiny_shakespeare", "characters"), "tiny_shakespeare", "characters", {"loss": 1}, True),
+        (("tiny_shakespeare", "characters"), "tiny_shakespeare", "bpe", {"loss": 1}, False),  # nats a token
+        (("tiny_shakespeare", "characters"), "mine.txt", "characters", {"loss": 1}, False),
+        (("tiny_shakespeare",), "tiny_shakespeare", "bpe", {"loss": 1}, True),
+        (("tiny_shakespeare",), "tiny_shakespeare", "bpe", {}, False),  # nothing was measured
+        (("tiny_shakespeare",), None, "bpe", {"loss": 1}, False),  # shown, not trained: the flag's default says nothing
+        ((), "mine.txt", "bpe", {"loss": 1}, True),
+        ((), None, "bpe", {}, False),
+    ],
+)
+def test_a_claim_is_recorded_only_beside_what_it_speaks_of(about, dataset, encoding, figures, shown):
+    run = Run()
+    part = run.part("seed-0")  # what a part says is said of the whole
+    part.facts = {"dataset": dataset} if dataset else {}
+    result = record.finish(run, "x", "1.88 nats", Tokens(encoding), figures, "", about)
+    assert result["claim"] == ("1.88 nats" if shown else None)
+
+
 def finished_run(folder, **changes):
     folder.mkdir(parents=True)
     result = {
@@ -125,6 +181,11 @@ def finished_run(folder, **changes):
     }  # fmt: skip
     record.write(folder, result)
     return folder
+
+
+def test_a_result_without_a_claim_has_an_empty_cell(tmp_path):
+    pages.add(tmp_path, finished_run(tmp_path / "run", claim=None, dataset="cifar10"))
+    assert "3 4` |  | **test error 1.00 %** on cifar10 |" in pages.tables(tmp_path / "results")[0]
 
 
 def test_results_are_written_from_records(tmp_path):

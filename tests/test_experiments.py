@@ -95,7 +95,14 @@ def test_form(module):
     assert "__post_init__" not in vars(experiment.Config)  # constraints stand in the types of the fields
     assert experiment.SMOKE.dataset in (*OFFLINE, *text.OFFLINE) if reads_data(experiment) else experiment.SMOKE.made_up
     assert f"python -m {module}" in experiment.__doc__
-    assert launch.claim_of(experiment)
+    claim, about = launch.claim_of(experiment), launch.subject_of(experiment)
+    assert claim
+    figures = re.search(r"\d %|\d s\b|\d nats|\d BLEU|perplexity of \d|red \d", claim)
+    assert bool(figures) == bool(about)  # a figure is claimed of a data set
+    if about:
+        assert about[0] in (*NAMES, *pictures.NAMES, *text.CORPORA, *text.PARALLEL)
+        defaults = json.loads(json.dumps(dataclasses.asdict(experiment.Config()), default=str)).values()
+        assert set(about) <= {str(value) for value in defaults}
     assert len(inspect.getsource(experiment).splitlines()) <= 125
 
 
@@ -103,11 +110,23 @@ def test_form(module):
 def test_the_figures_that_a_docstring_expects_are_those_of_its_records(module):
     experiment, short = import_module(module), module.removeprefix("experiments.")
     (paragraph,) = re.findall(r"^Expect: .*?\n\n", experiment.__doc__, re.DOTALL | re.MULTILINE) or [""]
-    expected = re.findall(r"\d+\.\d\d(?: ± \d+\.\d\d)? %|\d+\.\d+(?= nats| BLEU)", paragraph)
+    expected = re.findall(
+        r"\d+\.\d\d(?: ± \d+\.\d\d)? %|\d+\.\d+(?= nats| BLEU)|(?<=perplexity of )\d+\.\d+", paragraph
+    )
     records = [json.loads(path.read_text()) for path in (ROOT / "results").glob(f"{short}.*json")]
     measured = {record.show(name, value) for one in records for name, value in one["figures"].items()}
     assert expected or not trains(experiment)
     assert set(expected) <= measured
+
+
+@every
+def test_records_have_the_claim_of_the_docstring_where_it_speaks_of_them(module):
+    experiment = import_module(module)
+    about = launch.subject_of(experiment)
+    for path in (ROOT / "results").glob(f"{module.removeprefix('experiments.')}.*json"):
+        one = json.loads(path.read_text())
+        same = not about or one["dataset"] == about[0]
+        assert one["claim"] == (launch.claim_of(experiment) if same else None), path
 
 
 @every

@@ -1,5 +1,7 @@
 """Losses and metrics against their definitions, written out."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,3 +162,18 @@ def test_among_top_k_finds_labels_among_the_first():
     several, answers = draw.normal(size=(2, 50, 7)), draw.integers(7, size=50)
     error = (~metrics.among_top_k(several, answers, 1)).mean(-1, dtype=jnp.float32)
     np.testing.assert_array_equal(error, metrics.error(several, answers))
+
+
+@pytest.mark.parametrize(
+    ("criterion", "unit"),
+    [
+        (losses.cross_entropy, "nats"),
+        (functools.partial(losses.cross_entropy, smoothing=0.1), "nats"),
+        (losses.maximum_a_posteriori, ""),  # of penalties
+        (losses.auxiliary(), ""),  # a weighted sum
+        (lambda outputs, label: ((outputs - label) ** 2).sum(-1), ""),
+        (functools.partial(losses.maximum_a_posteriori, rubbish=1.0), ""),
+    ],
+)
+def test_the_unit_of_a_loss_is_that_of_its_criterion(criterion, unit):
+    assert losses.unit(criterion) == unit

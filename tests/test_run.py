@@ -1,5 +1,7 @@
 """Runs as a person meets them: what they leave behind, how they stop and continue, and what they say of mistakes."""
 
+import contextlib
+import dataclasses
 import json
 import re
 import shutil
@@ -14,8 +16,11 @@ from cli import weights as newest
 
 from dlc import __main__, weights
 from dlc.models.mlp import MLP
+from dlc.run.clock import Clock
 from dlc.run.loop import Interrupted
+from dlc.run.run import Run
 from dlc.weights.checkpoint import Checkpoints
+from experiments.mnist import mlp
 
 assert here  # a fixture
 
@@ -46,7 +51,8 @@ def test_a_run_leaves_a_complete_folder(whole):
     result = json.loads((folder / "result.json").read_text())
     assert result["experiment"] == "mnist.mlp"
     assert result["dataset"] == "digits"
-    assert result["claim"].startswith("12.0 % test error for a linear classifier")
+    assert result["claim"] is None  # that of the experiment is about MNIST
+    assert "claim" not in stdout
     assert result["config"]["epochs"] == 30
     assert result["seeds"] == [0]
     assert result["seconds"].keys() == {"compile", "start", "train", "evaluate", "save"}
@@ -85,6 +91,17 @@ def test_weights_are_read_without_configuration_or_optimizer(whole, tmp_path):
         np.testing.assert_array_equal(variables["params"]["dense1"]["kernel"], saved["params/dense1/kernel"])
 
 
+def test_the_test_set_is_evaluated_once_an_epoch_and_not_again_for_the_figures(monkeypatch, tmp_path):
+    timed, spent = Clock.timed, []
+    monkeypatch.setattr(Clock, "timed", lambda self, name, *rest: spent.append(name) or timed(self, name, *rest))
+    run = Run(tmp_path)
+    with contextlib.closing(run):
+        figures = mlp.train(dataclasses.replace(mlp.SMOKE, hidden=(), epochs=2), run)
+    assert spent.count("evaluate") == 2
+    assert float(figures["test_error"]) == run.history[-1]["test_error"]
+    assert (tmp_path / "figures" / "confusion.png").exists()
+
+
 def test_weights_are_evaluated_without_training(whole, tmp_path, here):
     code, stdout, stderr = here(MLP_, "--weights", whole[0], "--out", tmp_path)
     assert code == 0, stderr
@@ -96,8 +113,10 @@ def test_weights_are_evaluated_without_training(whole, tmp_path, here):
     assert f"{100 * before['figures']['test_error']:.2f} %" in stdout
     assert "train" not in after["seconds"] or not after["seconds"]["train"]
     assert {p.name for p in (folder_of(tmp_path) / "figures").iterdir()} == {
-        "confusion.png", "mistakes.png", "filters.png"
+        "curves.png", "confusion.png", "mistakes.png", "filters.png"
     }  # fmt: skip
+    curves = (folder / "figures" / "curves.png" for folder in (whole[0], folder_of(tmp_path)))
+    assert len({path.read_bytes() for path in curves}) == 1  # drawn again from the log
     assert_refused(here(MLP_, "--resume", folder_of(tmp_path)), "only showed weights, and has nothing to continue")
 
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import inspect
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -20,7 +21,7 @@ from rich.console import Console
 
 from dlc import weights
 from dlc.errors import UserError
-from dlc.run import flags, record
+from dlc.run import flags, log, record
 from dlc.run.loop import Interrupted
 from dlc.run.run import Run
 from dlc.weights import artifact
@@ -57,7 +58,7 @@ def launch(
     name, folder, resume = "", None, False
     sys.unraisablehook = _hide_late_futures
     try:
-        name, claim = _name(module), claim_of(module)
+        name, claim, about = _name(module), claim_of(module), subject_of(module)
         kind = flags.ModelOptions if show else flags.Options
         config, options = flags.parse(name, summary_of(module), default, smoke, kind, argv)
         require(options.require)
@@ -77,7 +78,7 @@ def launch(
                 figures = train(config, run)
             else:
                 raise UserError("this experiment does not train: name a file or folder of weights with --weights")
-            result = record.finish(run, name, claim, config, figures, command)
+            result = record.finish(run, name, claim, config, figures, command, about)
         _conclude(run, result)
         for sentence in run.missed:
             _say(console, f"not reached: {sentence}", style="red")
@@ -112,6 +113,7 @@ def _shown(source: Path, config: Any, run: Run, show: Any, published: Any) -> Fi
         names = " or ".join(kind.__name__ for kind in typing.get_args(expected) or (expected,))
         raise UserError(f"{source} has weights of {type(model).__name__}, but this experiment shows {names}")
     run.weights = source
+    run.history = list(log.read(source if source.is_dir() else source.parent))  # of the run that left them, if one did
     run.facts["weights"] = str(source)
     return show(config, run, model, variables)
 
@@ -149,10 +151,26 @@ def summary_of(module: Any) -> str:
 
 
 def claim_of(module: Any) -> str:
-    """The paragraph of the experiment's docstring that begins with "Claim:". Raises UserError if it has none."""
+    """The paragraph of the experiment's docstring that begins with "Claim:", or "Claim (...):" as in `subject_of`.
+
+    Raises UserError if it has none.
+    """
+    return _claim(module)[1]
+
+
+def subject_of(module: Any) -> list[str]:
+    """What the claim speaks of: ["mnist"] for "Claim (mnist): ...", and [] for a claim that holds for all data.
+
+    The first is a data set, the others are values of flags. A claim with a figure says them: it is shown only beside
+    figures that were measured there.
+    """
+    return [word.strip() for word in (_claim(module)[0] or "").split(",") if word]
+
+
+def _claim(module: Any) -> tuple[str | None, str]:
     for paragraph in inspect.cleandoc(module.__doc__ or "").split("\n\n"):
-        if paragraph.startswith("Claim:"):
-            return " ".join(paragraph.removeprefix("Claim:").split())
+        if found := re.fullmatch(r"Claim(?: \((.*?)\))?: (.*)", " ".join(paragraph.split())):
+            return found[1], found[2]
     raise UserError(f'the docstring of {module.__file__} has no paragraph that begins with "Claim:"')
 
 
@@ -209,7 +227,8 @@ def _say_how_to_resume(console: Console, name: str, folder: Path | None) -> None
 
 def _conclude(run: Run, result: dict[str, Any]) -> None:
     rows = {key.replace("_", " "): record.show(key, value) for key, value in result["figures"].items()}
-    rows["claim"] = result["claim"]
+    if result["claim"]:
+        rows["claim"] = result["claim"]
     seconds = result["seconds"]
     shown = {name: value for name, value in seconds.items() if value >= 0.05 and name != "save"}
     if shown:

@@ -116,7 +116,9 @@ def _experiments(runs: list[dict[str, Any]]) -> str:
         seconds = f"{run['seconds']['train']:.1f} s" + (" for all" if len(run["seeds"]) > 1 else "")
         where = f"on {run['dataset']}" if "dataset" in run else ""
         measured = f"**{figures}** {where}"
-        rows.append(f"| `{what}` | {run['claim']} | {measured} | {len(run['seeds'])} | {seconds} | {_device(run)} |")
+        rows.append(
+            f"| `{what}` | {run['claim'] or ''} | {measured} | {len(run['seeds'])} | {seconds} | {_device(run)} |"
+        )
     return "\n".join(rows)
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,13 @@ def origin(command: str, *packages: str) -> dict[str, Any]:
     }
 
 
-def finish(run: Run, name: str, claim: str, config: Any, figures: dict[str, Any], command: str) -> dict[str, Any]:
-    """Writes result.json and returns what it holds. Seconds and operations are the sums over all parts."""
+def finish(
+    run: Run, name: str, claim: str, config: Any, figures: dict[str, Any], command: str, about: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Writes result.json and returns what it holds. Seconds and operations are the sums over all parts.
+
+    A claim about a data set and values of flags is left out of the record of a run that had others.
+    """
     for part in run.parts:
         run.facts = {**part.facts, **run.facts}
         for key, value in part.clock.seconds.items():
@@ -68,7 +74,7 @@ def finish(run: Run, name: str, claim: str, config: Any, figures: dict[str, Any]
     seed, seconds = getattr(config, "seed", 0), run.clock.seconds
     result = {
         "experiment": name,
-        "claim": claim,
+        "claim": claim if figures and _speaks_of(about, run, config) else None,
         "figures": {key: summary(value) for key, value in figures.items()},
         **run.facts,
         "seeds": list(range(seed, seed + run.facts.get("seeds", 1))),
@@ -115,6 +121,11 @@ def show(name: str, value: Any) -> str:
     if isinstance(value, dict):
         return f"{scale * value['mean']:{digits}} ± {scale * value['std']:{digits}}{unit}"
     return f"{scale * value:{digits}}{unit}"
+
+
+def _speaks_of(about: Sequence[str], run: Run, config: Any) -> bool:
+    flagged = {str(value) for value in flags.to_json(config).values()}
+    return not about or (run.facts.get("dataset") == about[0] and flagged.issuperset(about[1:]))
 
 
 def _flops(run: Run) -> float | None:

@@ -94,7 +94,8 @@ def fit(
     """Trains; returns the variables of the first seed and the last evaluation.
 
     `augment(key, batch)` changes what is trained on, after `task.prepare`. The evaluation has `test_loss` and
-    `test_error`, arrays [S] if there are several seeds. Saves the weights and the figure "curves".
+    `test_error`, arrays [S] if there are several seeds. Saves the weights and the figures "curves", "confusion" and
+    "mistakes", the last two of the first seed.
     """
     dataset, model, seeds = task.dataset, task.model, epochs.seeds
     train_set, examples = dataset.train, len(dataset.train["label"])
@@ -120,13 +121,15 @@ def fit(
         batch_axis=0 if epochs.shuffle and seeds > 1 else None,
     )
     state = start(run, init, train.seed_keys(epochs.seed, seeds), model)
-    # Of the variables, so that `show` finds this program in the compilation cache.
+    # Of the variables, so that `show` finds this program in the compilation cache if there is one seed.
     wrap = train.for_each_seed if seeds > 1 else None
     answer = run.clock.compiled(task.on_test_set(), variables_of(state), wrap=wrap)
-    measure = task.measure()
+    measure, logits = task.measure(), None
 
     def evaluate(state: train.State) -> dict[str, Any]:
-        return measure(answer(variables_of(state)))
+        nonlocal logits
+        logits = answer(variables_of(state))
+        return measure(logits)
 
     state = fit_plan(
         run,
@@ -136,14 +139,17 @@ def fit(
         plan,
         evaluate,
     )
-    run.figure("curves", plot.curves(run.history, steps_per_epoch, seeds))
     variables = first_seed(variables_of(state), seeds)
     run.keep(model, variables)
-    return variables, evaluate(state)
+    if logits is None:  # the run was resumed after its last step
+        logits = run.clock.timed("evaluate", answer, variables_of(state))
+    draw_curves(run, losses.unit(task.criterion))
+    draw_answers(run, dataset, first_seed(logits, seeds))
+    return variables, measure(logits)
 
 
 def show(run: Run, task: Task, variables: Any) -> dict[str, Any]:
-    """The test error of one model, and the figures "confusion" and "mistakes".
+    """The test error of one model, and the figures "confusion" and "mistakes"; "curves" if its log is there.
 
     Raises UserError if the model is for another number of classes.
     """
@@ -152,12 +158,20 @@ def show(run: Run, task: Task, variables: Any) -> dict[str, Any]:
     answer = run.clock.compiled(task.on_test_set(), variables)
     logits = run.clock.timed("evaluate", answer, variables)
     _same_classes(logits, dataset)
-    draw_answers(run, dataset, np.asarray(logits, np.float32))
+    draw_curves(run, losses.unit(task.criterion))
+    draw_answers(run, dataset, logits)
     return {"test_error": metrics.error(logits, dataset.test["label"])}
 
 
-def draw_answers(run: Run, dataset: Dataset, logits: np.ndarray) -> None:
+def draw_curves(run: Run, unit: str, held_out: str = "test") -> None:
+    """Saves the figure "curves" from the log of the run, or of the run that is shown; `unit` is that of the loss."""
+    if run.history:
+        run.figure("curves", plot.curves(run.history, plot.epoch(run.history, held_out), held_out, unit))
+
+
+def draw_answers(run: Run, dataset: Dataset, logits: Any) -> None:
     """Saves the figures "confusion" and "mistakes" of logits [N, K] on the test set."""
+    logits = np.asarray(logits, np.float32)
     image, label = dataset.test["image"], dataset.test["label"]
     counts = metrics.confusion(logits.argmax(-1), label, len(dataset.classes))
     run.figure("confusion", plot.confusion(np.asarray(counts), dataset.classes))
@@ -254,7 +268,7 @@ def fit_stream(
 
     `augment(key, images)` changes what `task.prepare` makes of a batch's images. After each epoch the crop in the
     middle of every validation picture is evaluated. State and batches lie on `task.devices`. Saves the weights and the
-    figures "curves" and "crops", some of the pictures that are trained on.
+    figure "crops", some of the pictures that are trained on.
     """
     model, learn, evaluate = task.model, task.learn, Validation(run, task, crops=1)
     run.keep(model)
@@ -280,20 +294,20 @@ def fit_stream(
         Plan(epochs * steps_per_epoch, evaluate_every=steps_per_epoch, report_every=-(-steps_per_epoch // groups)),
         lambda state: {f"validation_{name}": value for name, value in evaluate(variables_of(state)).items()},
     )
-    run.figure("curves", plot.curves(run.history, steps_per_epoch, held_out="validation"))
     variables = variables_of(state)
     run.keep(model, variables)
     return variables
 
 
 def validate(run: Run, task: Pictures, variables: Any, crops: Literal[1, 10]) -> dict[str, float]:
-    """The error and the top-5 error on the validation set, and the figure "mistakes".
+    """The error and the top-5 error on the validation set, and the figure "mistakes"; "curves" if there is a log.
 
     Raises UserError if the model is for another number of classes.
     """
     validation = Validation(run, task, crops)
     measured = run.clock.timed("evaluate", validation, variables)
     validation.draw(variables)
+    draw_curves(run, losses.unit(losses.cross_entropy), "validation")
     return {f"validation_{name}": measured[name] for name in ("error", "top5_error")}
 
 
@@ -322,20 +336,20 @@ class Validation:
         self.run.figure("mistakes", figure)
 
     def _program(self, variables: Any) -> Any:
-        return self.run.clock.compiled(_summed(self.task, self.crops), variables, self.task.held.like(0, 1))
+        return self.run.clock.compiled(self._summed, variables, self.task.held.like(0, 1))
 
+    @functools.cached_property  # the clock compiles a function once
+    def _summed(self) -> Callable[[Any, Any], Any]:
+        """The sums over one batch, and its logits."""
+        task, crops = self.task, self.crops
 
-@functools.cache
-def _summed(task: Pictures, crops: Literal[1, 10]) -> Callable[[Any, Any], Any]:
-    """The sums over one batch, and its logits."""
+        def summed(variables: Any, batch: Any) -> Any:
+            batch = jax.tree.map(lambda leaf: leaf[0], batch)
+            apply = lambda crop: task.model.apply(variables, task.prepare(crop))  # noqa: E731
+            logits, label, counts = over_crops(apply, batch["image"], task.size, crops), batch["label"], batch["counts"]
+            _same_classes(logits, task.found)
+            right = {k: metrics.among_top_k(logits, label, k) for k in (1, 5)}
+            each = {"loss": losses.cross_entropy(logits, label), "error": ~right[1], "top5_error": ~right[5]}
+            return {name: jnp.where(counts, value, 0).sum(dtype=jnp.float32) for name, value in each.items()}, logits
 
-    def summed(variables: Any, batch: Any) -> Any:
-        batch = jax.tree.map(lambda leaf: leaf[0], batch)
-        apply = lambda crop: task.model.apply(variables, task.prepare(crop))  # noqa: E731
-        logits, label, counts = over_crops(apply, batch["image"], task.size, crops), batch["label"], batch["counts"]
-        _same_classes(logits, task.found)
-        right = {k: metrics.among_top_k(logits, label, k) for k in (1, 5)}
-        each = {"loss": losses.cross_entropy(logits, label), "error": ~right[1], "top5_error": ~right[5]}
-        return {name: jnp.where(counts, value, 0).sum(dtype=jnp.float32) for name, value in each.items()}, logits
-
-    return summed
+        return summed

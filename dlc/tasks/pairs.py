@@ -76,7 +76,7 @@ def fit(
     """Trains `model`; every epoch reports the loss on the validation pairs, in nats a token and without smoothing.
 
     `optimizer(rate)` is used with gradients clipped to a norm of 1. Returns the variables and {"validation_loss":
-    nats}. Saves the weights, the vocabulary and the figure "curves".
+    nats}. Saves the weights and the vocabulary.
     """
     run.facts |= {"dataset": pairs.name, "source": pairs.source}
     run.keep(model)
@@ -105,16 +105,18 @@ def fit(
     loss_fn = losses.sequence(model, recipe.smoothing)
     state = start(run, init, train.seed_keys(recipe.seed), model)
     measure = run.clock.compiled(train.evaluation(loss_fn, held, size=64), state)
+    last: dict[str, float] = {}
 
     def evaluate(state: train.State) -> dict[str, float]:
-        return {"validation_loss": float(measure(state)["nll"])}
+        measured = measure(state)
+        last.update(validation_loss=float(measured["nll"]), validation_error=float(measured["error"]))
+        return last
 
     plan = Plan(steps, evaluate_every=steps_per_epoch, report_every=GROUP)
     state = fit_plan(run, state, train.make_step(loss_fn, tx), batches, plan, evaluate)
-    run.figure("curves", plot.curves(run.history, steps_per_epoch, held_out="validation"))
     variables = {"params": state.params}
     run.keep(model, variables)
-    return variables, evaluate(state)
+    return variables, {"validation_loss": (last or evaluate(state))["validation_loss"]}
 
 
 @dataclass(frozen=True)
@@ -131,15 +133,21 @@ def show(
 ) -> dict[str, float]:
     """BLEU on the test pairs, if there are any, and the translations of a few sentences.
 
-    `draw` shows the first of them, a test sentence unless there are others.
+    `draw` shows the first of them, a test sentence unless there are others; if the model answers with nothing, it shows
+    the test sentence's own translation. Saves the figure "curves" from the log of
+    the run, or of the run that is shown.
     """
+    if run.history:
+        epoch = plot.epoch(run.history, "validation")
+        run.figure("curves", plot.curves(run.history, epoch, "validation", "nats a token"))
     translate = translator(run, model, variables, tokenizer, search)
     figures = tested(run, pairs, translate) if pairs else {}
     sentences = search.sentences or (pairs.test[0][0] if pairs else "",)
     translations = translate(sentences)
     for sentence, found in zip(sentences, translations, strict=True):
         run.say(f"{sentence}\n  -> {found}")
-    draw(run, model, variables, tokenizer, sentences[0], translations[0])
+    reference = pairs.test[0][1] if pairs and not search.sentences else ""
+    draw(run, model, variables, tokenizer, sentences[0], translations[0] or reference)
     return figures
 
 

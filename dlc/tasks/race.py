@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
-from dlc import metrics, train
+from dlc import losses, metrics, train
 from dlc.batches import BatchesOf
-from dlc.data import Dataset
 from dlc.errors import UserError
 from dlc.run import plot
 from dlc.run.fit import Plan, fit, start
@@ -96,21 +96,26 @@ def on_test_set(task: images.Task, size: int) -> dict[str, Any]:
     }
 
 
-def judge(run: Run, finish: Finish, dataset: Dataset, target: int | float) -> dict[str, Any]:
+def judge(run: Run, finish: Finish, task: images.Task, target: int | float) -> dict[str, Any]:
     """Test accuracy, seconds and seeds a second of a race to `target` % whose answers are logits on the test set.
 
     Draws the first heat's curves and the first seed's answers; a mean accuracy below the target is a miss.
     """
-    history = finish.runs[0].history
-    run.facts |= {"dataset": dataset.name, "source": dataset.source}
-    epoch = next(line["step"] for line in history if "test_error" in line)
-    run.figure("curves", plot.curves(history, epoch, len(finish.outputs) // len(finish.runs)))
-    run.figure("seconds", against_seconds(history, target))
-    images.draw_answers(run, dataset, finish.outputs[0])
-    accuracy = 1 - np.asarray(metrics.error(finish.outputs, dataset.test["label"]))
+    run.facts |= {"dataset": task.dataset.name, "source": task.dataset.source}
+    run.history = finish.runs[0].history
+    images.draw_curves(run, losses.unit(task.criterion))
+    draw_seconds(run, target)
+    images.draw_answers(run, task.dataset, finish.outputs[0])
+    accuracy = 1 - np.asarray(metrics.error(finish.outputs, task.dataset.test["label"]))
     if (mean := 100 * accuracy.mean()) < target:
         run.miss(f"the test accuracy is {mean:.2f} %, below the target of {target} %")
     return {"test_accuracy": accuracy, "seconds": finish.seconds, "seeds_per_second": finish.seeds_per_second}
+
+
+def draw_seconds(run: Run, target: int | float) -> None:
+    """Saves the figure "seconds" from the log of the run, or of the run that is shown."""
+    if run.history:
+        run.figure("seconds", against_seconds(run.history, target))
 
 
 def _heat(run: Run, contest: Contest, first: int, at_once: int) -> np.ndarray:
@@ -137,14 +142,14 @@ def against_seconds(history: list[dict[str, Any]], target: int | float) -> Figur
     """Test accuracy (%) against the seconds of training it took, with a line at the accuracy `target` (%)."""
     lines = [line for line in history if "test_error" in line]
     errors = [np.mean(e["values"] if isinstance(e := line["test_error"], dict) else e) for line in lines]
-    figure = Figure(figsize=(5.4, 3.4), dpi=150, layout="constrained")
+    figure = plot.canvas(5.6, 3.6)
     axis = figure.subplots()
     seconds = [line["seconds"]["train"] + line["seconds"]["start"] for line in lines]
     accuracy = [100 * (1 - error) for error in errors]
     axis.plot(seconds, accuracy, color=plot.ACCENT, marker="o", markersize=3, linewidth=1.4)
-    axis.axhline(target, color=plot.INK, linewidth=0.8, linestyle=":")
-    label: dict[str, Any] = {"textcoords": "offset points", "xytext": (2, 3), "fontsize": 8, "color": plot.INK}
-    axis.annotate(f"{target:g} %", (0, target), **label)
+    axis.axhline(target, color=plot.INK, linewidth=0.8, linestyle=":", label=f"the target, {target:g} %")
     axis.set(xlabel="seconds of training", ylabel="test accuracy (%), of one view", xlim=(0, None))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axis.grid(alpha=0.25)
+    figure.legend(frameon=False, loc="outside upper center")
     return figure

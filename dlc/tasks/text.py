@@ -86,9 +86,11 @@ def fit(
 
     state = start(run, init, train.seed_keys(windows.seed), model)
     measure = run.clock.compiled(train.evaluation(loss_fn, held, size=64), state)
+    last: dict[str, float] = {}
 
     def evaluate(state: train.State) -> dict[str, float]:
-        return {"validation_loss": float(measure(state)["loss"])}
+        last.update({f"validation_{name}": float(value) for name, value in measure(state).items()})
+        return last
 
     state = fit_plan(
         run,
@@ -98,10 +100,16 @@ def fit(
         Plan(windows.steps, windows.evaluate_every),
         evaluate,
     )
-    run.figure("curves", plot.curves(run.history, held_out="validation"))
+    draw_curves(run)
     variables = {"params": state.params}
     run.keep(model, variables)
-    return variables, evaluate(state)
+    return variables, {"validation_loss": (last or evaluate(state))["validation_loss"]}
+
+
+def draw_curves(run: Run) -> None:
+    """Saves the figure "curves" from the log of the run, or of the run that is shown."""
+    if run.history:
+        run.figure("curves", plot.curves(run.history, held_out="validation", unit="nats a token"))
 
 
 def tokenizer_of(weights: Path, model: Any) -> Tokenizer:

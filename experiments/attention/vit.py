@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 from dlc import augment, batches, data, losses, optim
 from dlc.models.vit import ViT, attention_rollout, vit_cifar
 from dlc.prepare import mean_and_std, standardise
+from dlc.run import plot
 from dlc.run.flags import NotNegative, Positive, Share, Shown
 from dlc.run.launch import launch
 from dlc.run.run import Run
@@ -73,15 +74,19 @@ def train(config: Config, run: Run) -> dict:
     changes = [translate] if config.dataset == "digits32" else [translate, augment.of_images(augment.flip)]
     epochs = images.Epochs(config.epochs, config.batch, True, config.seed, config.seeds)
     variables, measured = images.fit(run, task, tx, epochs, augment.chained(*changes))
-    show(config, run, task.model, variables)
+    draw(run, task, variables)
     return {"test_error": measured["test_error"]}
 
 
 def show(config: Config, run: Run, model: ViT, variables: dict) -> dict:
     task = replace(problem(config), model=model)
-    some = task.dataset.test["image"][:12]
-    run.figure("rollout", overlaid(some, looked_at(model, variables, task.prepare(some))))
+    draw(run, task, variables)
     return images.show(run, task, variables)
+
+
+def draw(run: Run, task: images.Task, variables: dict) -> None:
+    some = task.dataset.test["image"][:12]
+    run.figure("rollout", overlaid(some, looked_at(task.model, variables, task.prepare(some))))
 
 
 def looked_at(model: ViT, variables: dict, some: np.ndarray) -> np.ndarray:
@@ -94,17 +99,13 @@ def looked_at(model: ViT, variables: dict, some: np.ndarray) -> np.ndarray:
 
 def overlaid(some: np.ndarray, weights: np.ndarray) -> Figure:
     """Images [N, H, W, C] (uint8), and below each the same image darkened where its `weights` [N, h, w] are small."""
-    figure = Figure(figsize=(0.85 * len(some), 1.8), dpi=150, layout="constrained")
-    axes = figure.subplots(2, len(some), squeeze=False)
     H, W = some.shape[1:3]
-    for i, (image, weight) in enumerate(zip(some, weights, strict=True)):
+    dark = []
+    for image, weight in zip(some, weights, strict=True):
         scale = (weight - weight.min()) / max(float(np.ptp(weight)), 1e-9)
         light = 0.15 + 0.85 * np.kron(scale, np.ones((H // weight.shape[0], W // weight.shape[1])))
-        axes[0, i].imshow(image)
-        axes[1, i].imshow((image * light[..., None]).astype(np.uint8))
-    for axis in axes.flat:
-        axis.set_axis_off()
-    return figure
+        dark.append((image * light[..., None]).astype(np.uint8))
+    return plot.sheet({"images": some, "attention": np.stack(dark)})
 
 
 if __name__ == "__main__":

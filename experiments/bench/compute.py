@@ -91,6 +91,14 @@ def row(year: int, flops: float, source: str, seconds: float | None = None, ener
     }
 
 
+def figures(ours: dict[str, tuple[int, float]]) -> dict[str, Any]:
+    """The chart of our runs, name -> (year, petaflop/s-days), and the milestones. bench/redraw.py draws it too."""
+    largest = {}  # of each experiment only the largest run: all of them would hide the chart
+    for name, point in sorted(ours.items(), key=lambda item: item[1][1]):
+        largest[".".join(name.split(".")[:2])] = point
+    return {"compute": _charts.compute({name: (year, flops / DAY) for year, name, flops, _ in MILESTONES}, largest)}
+
+
 def measured(config: Config) -> Iterator[Bench]:
     rows = {f"*{name}*": (flops, row(year, flops, f"[{source}]")) for year, name, flops, source in MILESTONES}
     ours = {}
@@ -99,9 +107,6 @@ def measured(config: Config) -> Iterator[Bench]:
         year, seconds = int(record["date"][:4]), record["seconds"]["train"]
         ours[name] = year, flops / DAY
         rows[f"`{name}`"] = flops, row(year, flops, "here", seconds, seconds * watts / 3.6e6, config.price)
-    largest = {}  # of each experiment only the largest run: all of them would hide the chart
-    for name, point in sorted(ours.items(), key=lambda item: item[1][1]):
-        largest[".".join(name.split(".")[:2])] = point
     yield Bench(
         "compute",
         "What training took, from the perceptron to here",
@@ -110,9 +115,7 @@ def measured(config: Config) -> Iterator[Bench]:
         f"{config.gpu_watts:g} W with a GPU, at {config.price:g} a kWh.",
         {name: columns for name, (_, columns) in sorted(rows.items(), key=lambda item: item[1][0])},
         more={"train_flops": {name: days * DAY for name, (_, days) in ours.items()}},
-        figures={
-            "compute": _charts.compute({name: (year, flops / DAY) for year, name, flops, _ in MILESTONES}, largest)
-        },
+        figures=figures(ours),
     )
 
 

@@ -17,9 +17,9 @@ none; it is drawn with the 68 % that others have read off the paper's figure 1, 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
 
 from dlc import costs
 from dlc.models.table import Row
@@ -74,14 +74,25 @@ def cost(classic: Row) -> dict[str, float]:
     }
 
 
-def per_image(found: by_batch.Measured) -> dict[int, float]:
-    """Our median seconds per image, by batch."""
-    return {batch: float(np.median(seconds)) / batch for batch, seconds in found.times["dlc"].items()}
+def per_image(medians: dict[str, dict[Any, float]]) -> dict[int, float]:
+    """Our seconds per image, by batch, of the median seconds per call of each form."""
+    return {int(batch): seconds / int(batch) for batch, seconds in medians["dlc"].items()}
+
+
+def figures(all_costs: dict[str, Any], seconds: dict[str, Any]) -> dict[str, Any]:
+    """The two charts, of what is in the record under "costs" and "seconds". bench/redraw.py draws them too."""
+    points = {
+        name: (2e-9 * all_costs[name]["macs"], accuracy, all_costs[name]["parameters"])
+        for name in seconds
+        if (accuracy := CLASSICS[name].top1)
+    }
+    charts = {"batches": _charts.time_per_image({name: per_image(medians) for name, medians in seconds.items()})}
+    return {**charts, "bubbles": _charts.accuracy_against_operations(points)} if points else charts
 
 
 def row(classic: Row, cost: dict[str, float], found: by_batch.Measured, dtype: classics.Dtype) -> dict[str, str]:
     """The row of the table: times per image at the smallest and the largest batch, and ratios over all batches."""
-    seconds = per_image(found)
+    seconds = per_image(found.medians())
     first, last = min(seconds), max(seconds)
     theirs = min((memory for form, memory in found.memory.items() if form != "dlc"), default=None)
     return {
@@ -107,11 +118,7 @@ def measured(config: Config) -> Iterator[Bench]:
         return {name: row(CLASSICS[name], all_costs[name], found, dtype)}
 
     rows, every = by_batch.table("experiments.bench.forward", forms, (dtype,), limits, rows_of)
-    points = {
-        name: (2e-9 * all_costs[name]["macs"], accuracy, all_costs[name]["parameters"])
-        for name in every
-        if (accuracy := CLASSICS[name].top1)
-    }
+    seconds = {name: found.medians() for name, found in every.items()}  # per call
     yield Bench(
         "forward",
         "One look at an image: the classics of ImageNet",
@@ -120,11 +127,8 @@ def measured(config: Config) -> Iterator[Bench]:
         "that of matrix products in experiments/bench/devices.py, at two operations a multiply-accumulate. "
         + by_batch.median_ratio(every),
         rows,
-        more={"costs": all_costs, "seconds": {name: found.medians() for name, found in every.items()}},  # per call
-        figures={
-            "batches": _charts.time_per_image({name: per_image(found) for name, found in every.items()}),
-            "bubbles": _charts.accuracy_against_operations(points),
-        },
+        more={"costs": all_costs, "seconds": seconds},
+        figures=figures(all_costs, seconds),
     )
 
 

@@ -1,7 +1,7 @@
 """The residual networks of the paper on CIFAR-10: 20 to 110 layers, with shortcuts and without.
 
-Claim: 8.75, 7.51, 7.17, 6.97 and (the best of five) 6.43 % test error with 20, 32, 44, 56 and 110 layers; without
-shortcuts 56 layers are worse than 20, on the training set too.
+Claim (cifar10): 8.75, 7.51, 7.17, 6.97 and (the best of five) 6.43 % test error with 20, 32, 44, 56 and 110 layers;
+without shortcuts 56 layers are worse than 20, on the training set too.
 
 Source: He et al. 2015, https://arxiv.org/abs/1512.03385, section 4.2, table 6 and figure 6. The paper holds out 5,000
 images; here all 50,000 train. With 110 layers its rate is 0.01 for the first 400 iterations: `--warmup 400`.
@@ -106,8 +106,7 @@ def train(config: Config, run: Run) -> dict:
     for (variant, depth), model in networks.items():
         part = run.part(f"{variant}-{depth}") if len(networks) > 1 else run
         task = images.Task(cifar, model, standardise(mean))
-        variables, measured = images.fit(part, task, tx, epochs, augmentation(config, mean, classes))
-        images.show(part, task, variables)
+        _, measured = images.fit(part, task, tx, epochs, augmentation(config, mean, classes))
         histories[f"{variant}, {depth} layers"] = part.history
         errors[variant, depth] = measured["test_error"]
 

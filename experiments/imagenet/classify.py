@@ -1,11 +1,11 @@
 """What is on a photograph? The five best of 1,000 answers, by a network of the decade with published weights.
 
-Claim: trained on 1.2 million photographs of 1,000 classes, a network names what is on one that it has not seen: one of
-ResNet-50's five best answers is right for 92.9 % of ImageNet's validation images.
+Claim: a network that has learnt 1,000 classes from photographs names what is on one that it has not seen.
 
-Source: Russakovsky et al. 2015, "ImageNet large scale visual recognition challenge"; the figure is torchvision's, for
-resnet50-0676ba61.pth. Photographs are resized and cropped as in the evaluation of each model's weights; torchvision's
-newer ones (IMAGENET1K_V2) expect `--resize 232`.
+Source: Russakovsky et al. 2015, "ImageNet large scale visual recognition challenge". For 92.9 % of its validation
+images one of ResNet-50's five best answers is right (torchvision, for resnet50-0676ba61.pth). Photographs are resized
+and cropped as in the evaluation of each model's weights; torchvision's newer ones (IMAGENET1K_V2) expect
+`--resize 232`.
 
 Expect: names and probabilities on the terminal and in answers.txt, and a figure of them, in a few seconds on a CPU.
 Download weights from https://pytorch.org/vision/stable/models.html or https://huggingface.co/timm. Reading a *.pth
@@ -105,7 +105,7 @@ def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
 
 def beside_answers(squares: np.ndarray, titles: list[str], names: list[list[str]], likely: np.ndarray) -> Figure:
     """Images [N, H, W, 3] (uint8), and beside each a bar for each of its `names`, as long as it is `likely` [N, K]."""
-    figure = Figure(figsize=(6.4, 1.7 * len(squares)), dpi=150, layout="constrained")
+    figure = plot.canvas(6.4, 1.8 * len(squares))
     axes = figure.subplots(len(squares), 2, squeeze=False, width_ratios=(1, 2.4))
     for (left, right), image, title, labels, values in zip(axes, squares, titles, names, likely, strict=True):
         left.imshow(image)
@@ -113,10 +113,10 @@ def beside_answers(squares: np.ndarray, titles: list[str], names: list[list[str]
         places = np.arange(len(labels))[::-1]
         right.barh(places, values, color=plot.ACCENT, height=0.35)
         for place, label, value in zip(places, labels, values, strict=True):
-            text = f"{label}  {value:.1%}"
-            right.text(0, place + 0.25, text, fontsize=7, color=plot.INK, va="bottom", parse_math=False)
+            text = f"{plot.written(label, 3.2)}  {value:.1%}"
+            right.text(0, place + 0.2, text, fontsize=plot.SMALL, color=plot.INK, va="bottom")
         right.set(xlim=(0, 1), ylim=(-0.5, len(labels)), xticks=(), yticks=())
-        right.set_title(title, fontsize=7, loc="left", color=plot.INK, parse_math=False)
+        right.set_title(plot.written(title, 3.8), fontsize=plot.SMALL, loc="left", color=plot.INK)
         right.spines[:].set_visible(False)
     return figure
 

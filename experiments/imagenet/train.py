@@ -1,7 +1,7 @@
 """Residual networks and AlexNet learn ImageNet, or photographs in a folder for each class.
 
-Claim: by ten crops, ResNet-50 errs on 22.85 % of ImageNet's validation set, and on 6.71 % with five answers (table 3);
-AlexNet, one network, on 40.7 % and 18.2 % (table 2).
+Claim (imagenet2012): by ten crops, ResNet-50 errs on 22.85 % of ImageNet's validation set, and on 6.71 % with five
+answers (table 3); AlexNet, one network, on 40.7 % and 18.2 % (table 2).
 
 Sources: He et al. 2015, https://arxiv.org/abs/1512.03385, section 3.4; Krizhevsky et al. 2012,
 https://papers.nips.cc/paper/4824, sections 4 and 5. Both divide the rate by ten when the error stops falling; here the

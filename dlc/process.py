@@ -20,12 +20,27 @@ _MALLOPT = {-1: -1, -2: 2**28, -4: 0, -8: 1}  # M_TRIM_THRESHOLD, M_TOP_PAD, M_M
 WRONG_SUMS = ("0.10.2",)
 RIGHT_SUMS = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
 
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of computing in a period, and the period
+
 
 def cache_dir() -> Path:
     """The folder of compiled programs and data in the user's cache directory, ~/.cache/dlc on Linux."""
     import platformdirs  # later than STARTED
 
     return platformdirs.user_cache_path("dlc", appauthor=False)
+
+
+def cores() -> int:
+    """The cores that this process may use: those that a scheduler allotted it, and no more than its container's quota.
+
+    The machine may have many more. Systems other than Linux do not say what is allotted.
+    """
+    allotted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = QUOTA.read_text().split()
+        return max(1, min(allotted, -(-int(quota) // int(period))))
+    except (OSError, ValueError):  # another system, or "max": no quota
+        return allotted
 
 
 def prepare() -> None:

@@ -22,7 +22,7 @@ process.prepare()
 
 # Workers of pytest-xdist share the cores: PyTorch's threads wait for each other by spinning.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, process.cores() // workers)))
 
 # A shell starts a background job with SIGINT ignored, and the processes that tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

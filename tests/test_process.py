@@ -76,3 +76,26 @@ def test_python_m_dlc_warns_of_wrong_sums(monkeypatch, capsys, jaxlib, flags, se
     printed = capsys.readouterr().out
     assert ("computes wrong sums on a CPU" in printed) == bool(sentence)
     assert (sentence or "") in printed
+
+
+@pytest.mark.parametrize(
+    ("allotted", "quota", "cores"),
+    [
+        ({3}, None, 1),
+        ({0, 1, 2, 3}, "max 100000", 4),
+        (set(range(64)), "150000 100000", 2),
+        (set(range(64)), "50000 100000", 1),
+        ({0, 1}, "800000 100000", 2),
+        (None, None, 64),  # no Linux
+    ],
+)
+def test_cores_are_those_that_the_process_may_use(monkeypatch, tmp_path, allotted, quota, cores):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    if allotted is None:
+        monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    else:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: allotted, raising=False)
+    monkeypatch.setattr(process, "QUOTA", tmp_path / "cpu.max")
+    if quota:
+        (tmp_path / "cpu.max").write_text(quota + "\n")
+    assert process.cores() == cores

@@ -23,11 +23,29 @@ RIGHT_SUMS = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of computing in a period, and the period
 
 
-def cache_dir() -> Path:
-    """The folder of compiled programs and data in the user's cache directory, ~/.cache/dlc on Linux."""
+def cache_dir() -> Path | None:
+    """The folder of compiled programs and data in the user's cache directory, ~/.cache/dlc on Linux.
+
+    None for a user without a home: in a container, HOME may be unset and the user unknown to the system.
+    """
     import platformdirs  # later than STARTED
 
-    return platformdirs.user_cache_path("dlc", appauthor=False)
+    try:
+        folder = platformdirs.user_cache_path("dlc", appauthor=False)
+    except (RuntimeError, KeyError):
+        return None
+    return folder if folder.is_absolute() else None  # older versions return ~/.cache/dlc as it is
+
+
+def programs_dir() -> Path | None:
+    """The folder in which JAX keeps compiled programs; None if there is none that can be written."""
+    if not (cache := cache_dir()):
+        return None
+    try:
+        (cache / "xla").mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return cache / "xla" if os.access(cache / "xla", os.W_OK | os.X_OK) else None
 
 
 def cores() -> int:
@@ -48,7 +66,8 @@ def prepare() -> None:
     keep_freed_memory()
     if wrong_sums():
         os.environ.setdefault("XLA_FLAGS", RIGHT_SUMS)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "xla"))
+    if programs := programs_dir():
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs))
     # By default JAX caches only programs that take a second to compile; a small experiment has none of those.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

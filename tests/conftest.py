@@ -17,7 +17,8 @@ PYTHON = "python{}.{}".format(*sys.version_info[:2])
 JAXLIB = f"jaxlib{importlib.metadata.version('jaxlib')}"
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(process.cache_dir() / "tests" / f"{PYTHON}-{JAXLIB}")
+if cache := process.cache_dir():
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache / "tests" / f"{PYTHON}-{JAXLIB}")
 process.prepare()
 
 # Workers of pytest-xdist share the cores: PyTorch's threads wait for each other by spinning.
@@ -35,7 +36,7 @@ from dlc.layers import cpu  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 # The environment sets these for the processes that tests start; in this one, jaxtyping's plugin imported JAX earlier.
-jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_numpy_rank_promotion", "raise")

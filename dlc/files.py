@@ -12,8 +12,13 @@ NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}  # what
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file under another name and renames it: a reader finds the old content or all of the new one."""
     fresh = path.with_name(f"{path.name}.new")
-    fresh.write_bytes(content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
+    fresh.write_bytes(content if isinstance(content, bytes) else printable(content).encode())
     fresh.replace(path)
+
+
+def printable(text: str) -> str:
+    """The text, or the name of a file, with escapes for what is not UTF-8: such a name cannot be printed or drawn."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def lock(path: Path, say: Callable[[str], None], waiting: str = "") -> contextlib.AbstractContextManager[Any]:

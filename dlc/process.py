@@ -62,8 +62,11 @@ def cores() -> int:
 
 
 def prepare() -> None:
-    """Sets malloc, the compilation cache and XLA's flags. Settings of the user are kept."""
+    """Sets malloc, output, the compilation cache and XLA's flags. Settings of the user are kept."""
     keep_freed_memory()
+    for output in (sys.stdout, sys.stderr):
+        if hasattr(output, "reconfigure"):  # what a terminal cannot show, such as names that are not UTF-8
+            output.reconfigure(errors="backslashreplace")
     if wrong_sums():
         os.environ.setdefault("XLA_FLAGS", RIGHT_SUMS)
     if programs := programs_dir():

@@ -199,8 +199,8 @@ def test_examples_may_be_any_tree_of_arrays(seed):
 def test_a_damaged_picture_is_named(tmp_path, workers):
     photographs(tmp_path, {"train/china": 3, "train/flower": 3, "val/china": 1, "val/flower": 1})
     file = tmp_path / "train" / "flower" / "01.jpg"
-    file.write_bytes(file.read_bytes()[:500])
     one = batches(tmp_path, workers)
+    file.write_bytes(file.read_bytes()[:500])  # after the listing, which would have said so
     with pytest.raises(UserError, match=r"^.*train/flower/01.jpg is damaged or cut short: fetch it again"):
         one(0, 3)
     one.close()

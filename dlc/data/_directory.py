@@ -80,7 +80,7 @@ def _clean(root: Path, name: str) -> None:
 
 def say(line: str) -> None:
     """Prints one line for the user on stderr; stdout belongs to the program that asked for the data."""
-    print(line, file=sys.stderr, flush=True)
+    print(files.printable(line), file=sys.stderr, flush=True)
 
 
 def readable(size: int) -> str:

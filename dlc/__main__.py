@@ -23,19 +23,29 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     device = record.device()
-    ready = [name for name in data.NAMES if data.is_ready(name)]
+    programs = process.programs_dir()
     rows = {
         "backend": device["platform"],
         "devices": f"{device['count']} x {device['kind']}, {device['cores']} host cores",
         "versions": "  ".join(f"{name} {version}" for name, version in record.versions().items()),
         "commit": record.commit() or "not in a git checkout",
-        "data": f"{data.data_dir()} ({', '.join(ready) or 'nothing prepared yet'}; python -m dlc.data says more)",
-        "cache": os.environ.get("JAX_COMPILATION_CACHE_DIR", f"{process.cache_dir() / 'xla'} (experiments use it)"),
+        "data": prepared(),
+        "cache": os.environ.get("JAX_COMPILATION_CACHE_DIR")
+        or (f"{programs} (experiments use it)" if programs else "none, because no folder can be written: set HOME"),
     }
     if process.wrong_sums():
         rows["warning"] = wrong_sums()
     for name, value in rows.items():
         print(f"{name:9} {value}")
+
+
+def prepared() -> str:
+    """The data directory and the sets in it that are prepared, or why there is none."""
+    try:
+        ready = ", ".join(name for name in data.NAMES if data.is_ready(name))
+        return f"{data.data_dir()} ({ready or 'nothing prepared yet'}; python -m dlc.data says more)"
+    except UserError as error:
+        return f"none: {error}"
 
 
 def wrong_sums() -> str:

@@ -9,3 +9,7 @@ class UserError(ValueError):
     """
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        # Names of files need not be UTF-8, and such a name could not be printed.
+        return super().__str__().encode(errors="backslashreplace").decode()

@@ -20,20 +20,57 @@ _MALLOPT = {-1: -1, -2: 2**28, -4: 0, -8: 1}  # M_TRIM_THRESHOLD, M_TOP_PAD, M_M
 WRONG_SUMS = ("0.10.2",)
 RIGHT_SUMS = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
 
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of computing in a period, and the period
 
-def cache_dir() -> Path:
-    """The folder of compiled programs and data in the user's cache directory, ~/.cache/dlc on Linux."""
+
+def cache_dir() -> Path | None:
+    """The folder of compiled programs and data in the user's cache directory, ~/.cache/dlc on Linux.
+
+    None for a user without a home: in a container, HOME may be unset and the user unknown to the system.
+    """
     import platformdirs  # later than STARTED
 
-    return platformdirs.user_cache_path("dlc", appauthor=False)
+    try:
+        folder = platformdirs.user_cache_path("dlc", appauthor=False)
+    except (RuntimeError, KeyError):
+        return None
+    return folder if folder.is_absolute() else None  # older versions return ~/.cache/dlc as it is
+
+
+def programs_dir() -> Path | None:
+    """The folder in which JAX keeps compiled programs; None if there is none that can be written."""
+    if not (cache := cache_dir()):
+        return None
+    try:
+        (cache / "xla").mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return cache / "xla" if os.access(cache / "xla", os.W_OK | os.X_OK) else None
+
+
+def cores() -> int:
+    """The cores that this process may use: those that a scheduler allotted it, and no more than its container's quota.
+
+    The machine may have many more. Systems other than Linux do not say what is allotted.
+    """
+    allotted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = QUOTA.read_text().split()
+        return max(1, min(allotted, -(-int(quota) // int(period))))
+    except (OSError, ValueError):  # another system, or "max": no quota
+        return allotted
 
 
 def prepare() -> None:
-    """Sets malloc, the compilation cache and XLA's flags. Settings of the user are kept."""
+    """Sets malloc, output, the compilation cache and XLA's flags. Settings of the user are kept."""
     keep_freed_memory()
+    for output in (sys.stdout, sys.stderr):
+        if hasattr(output, "reconfigure"):  # what a terminal cannot show, such as names that are not UTF-8
+            output.reconfigure(errors="backslashreplace")
     if wrong_sums():
         os.environ.setdefault("XLA_FLAGS", RIGHT_SUMS)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "xla"))
+    if programs := programs_dir():
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs))
     # By default JAX caches only programs that take a second to compile; a small experiment has none of those.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

@@ -17,12 +17,13 @@ PYTHON = "python{}.{}".format(*sys.version_info[:2])
 JAXLIB = f"jaxlib{importlib.metadata.version('jaxlib')}"
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(process.cache_dir() / "tests" / f"{PYTHON}-{JAXLIB}")
+if cache := process.cache_dir():
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache / "tests" / f"{PYTHON}-{JAXLIB}")
 process.prepare()
 
 # Workers of pytest-xdist share the cores: PyTorch's threads wait for each other by spinning.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, process.cores() // workers)))
 
 # A shell starts a background job with SIGINT ignored, and the processes that tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -35,7 +36,7 @@ from dlc.layers import cpu  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 # The environment sets these for the processes that tests start; in this one, jaxtyping's plugin imported JAX earlier.
-jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_numpy_rank_promotion", "raise")

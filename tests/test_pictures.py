@@ -1,18 +1,29 @@
 """Sets of pictures: folders, archives, and what to do about sets that are not here."""
 
+import errno
 import hashlib
+import io
+import os
 import re
+import shutil
+import stat
+import sys
 import tarfile
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from dlc.data import DataUnavailable, _fetch, imagenette, images, pictures
+from dlc import files
+from dlc.data import DataUnavailable, _fetch, _folder, imagenette, images, pictures, stream
 from dlc.data.__main__ import main
 from dlc.data._published import File
 from dlc.errors import UserError
+from experiments.bench import vision_torch
 
 
 def photographs(root, counts, side=80):
@@ -120,3 +131,169 @@ def test_the_digits_as_pictures():
     assert images.decode(file).shape == (32, 32, 3)
     assert file.parent.name == str(label)
     assert pictures.load("digits32") == found
+
+
+# What is no picture, and what cannot be read
+
+
+def test_hidden_and_system_files_of_any_depth_are_no_pictures(tmp_path):
+    halves = {f"{half}/{name}": 2 for half in ("train", "val") for name in ("china", "flower/red/dark")}
+    photographs(tmp_path, halves, side=8)
+    expected = pictures.folder(tmp_path)
+    copy = (tmp_path / "train" / "china" / "00.jpg").read_bytes()
+    places = (
+        ".ipynb_checkpoints",
+        "__MACOSX",
+        "@eaDir/00.jpg",
+        "$RECYCLE.BIN",
+        "lost+found",
+        ".Trash-1000",
+        "#recycle",
+    )
+    for folder in ("", "train", "train/china", "val/flower", "train/flower/red/dark", "val/china/new/.git"):
+        for place in (*places, "System Volume Information", "@Recycle", ".@__thumb"):
+            (tmp_path / folder / place).mkdir(parents=True)
+            (tmp_path / folder / place / "01.jpg").write_bytes(copy)
+        for name in ("._00.jpg", ".DS_Store", ".hidden.png", "Thumbs.db", "desktop.ini", "00.jpg~", "list.txt"):
+            (tmp_path / folder / name).write_bytes(b"\0\0\0")
+    assert pictures.folder(tmp_path) == expected
+
+
+@pytest.mark.parametrize("mark", [{"st_file_attributes": stat.FILE_ATTRIBUTE_HIDDEN}, {"st_flags": stat.UF_HIDDEN}])
+def test_what_windows_and_macos_hide_is_hidden(mark):
+    assert _folder._marked_hidden(SimpleNamespace(**mark))
+    assert not _folder._marked_hidden(SimpleNamespace(st_file_attributes=32, st_flags=0))
+
+
+def test_links_are_followed_and_loops_end(some, tmp_path):
+    for name in ("china", "flower"):
+        shutil.copytree(some / "train" / name, tmp_path / "set" / name)
+    photographs(tmp_path, {"elsewhere/deep": 3, "third": 4}, side=8)
+    inside = tmp_path / "set" / "china"
+    (inside / "more").symlink_to(tmp_path / "elsewhere")
+    (inside / "one.jpg").symlink_to(tmp_path / "elsewhere" / "deep" / "00.jpg")
+    (tmp_path / "set" / "third").symlink_to(tmp_path / "third")
+    before = every(pictures.folder(tmp_path / "set"))
+    assert len(before) == 12 + 11 + 3 + 1 + 4
+    (inside / "self").symlink_to(inside)
+    (inside / "up").symlink_to("../..")
+    (tmp_path / "elsewhere" / "back").symlink_to(inside)
+    assert every(pictures.folder(tmp_path / "set")) == before
+
+
+def every(found):
+    return sorted(file for file, _ in (*found.train, *found.validation))
+
+
+@pytest.mark.peers
+def test_the_pictures_are_those_of_torchvision(some, tmp_path):
+    pytest.importorskip("torch")
+    vision_torch.define_operators()  # the import may fail without this
+    datasets = pytest.importorskip("torchvision.datasets")
+    shutil.copytree(some / "train", tmp_path, dirs_exist_ok=True)
+    photographs(tmp_path, {"flower/album.jpg/deep": 2}, side=8)
+    (tmp_path / "china" / "link").symlink_to(some / "val" / "china")
+    for suffix in ("JPG", "Jpeg", "JPEG"):
+        shutil.copy(tmp_path / "china" / "00.jpg", tmp_path / "china" / f"upper.{suffix}")
+    for suffix in ("png", "ppm", "pgm", "bmp", "tif", "tiff", "webp"):
+        Image.new("RGB", (9, 9)).save(tmp_path / "flower" / f"kind.{suffix}")
+    theirs = datasets.ImageFolder(tmp_path)
+    ours = pictures.folder(tmp_path)
+    assert sorted((*ours.train, *ours.validation)) == sorted((Path(file), label) for file, label in theirs.samples)
+    assert ours.classes == tuple(theirs.classes)
+
+
+def spoil(name, folder):
+    """Makes `folder / name` something that cannot be read as a picture."""
+    file, whole = folder / name, (folder / "00.jpg").read_bytes()
+    if name.startswith("link"):
+        file.symlink_to(file if "itself" in name else folder / "gone")
+    elif name.startswith("pipe"):
+        os.mkfifo(file)
+    else:
+        draw = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        encoded = io.BytesIO()
+        if name not in ("empty.jpg", "text.jpg", "cut.jpg", "zeros.jpg"):
+            Image.fromarray(draw).save(encoded, Image.registered_extensions()[file.suffix])
+        content = {
+            "empty.jpg": b"",
+            "text.jpg": b"no picture",
+            "cut.jpg": whole[: len(whole) // 2],
+            "zeros.jpg": bytes(99),
+        }
+        file.write_bytes(content.get(name, encoded.getvalue()[:-300]))
+
+
+@pytest.mark.parametrize("half", ["train", "val"])
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("empty.jpg", "is not an image that can be read: give a JPEG or PNG"),
+        ("text.jpg", "is not an image that can be read: give a JPEG or PNG"),
+        ("zeros.jpg", "is not an image that can be read: give a JPEG or PNG"),
+        ("cut.jpg", "is damaged or cut short: fetch it again"),
+        *((f"cut.{kind}", "is (damaged or cut|not an image)") for kind in ("png", "bmp", "tif", "webp", "ppm")),
+        ("link.jpg", "is a link to .*gone, which cannot be read: No such file"),
+        ("link", "is a link to .*gone, which cannot be read: No such file"),
+        ("link_to_itself.png", "is a link to .*link_to_itself.png, which cannot be read: Too many"),
+        ("pipe.jpg", "is not a file"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_said_by_the_listing(tmp_path, half, name, sentence):
+    photographs(tmp_path, dict.fromkeys(("train/china", "train/flower", "val/china", "val/flower"), 1), side=40)
+    spoil(name, tmp_path / half / "flower")
+    with pytest.raises(
+        UserError, match=rf"^1 of the pictures in .* mend or remove them\n  \S*{half}/flower/{name} {sentence}"
+    ):
+        pictures.folder(tmp_path)
+
+
+def test_many_that_cannot_be_read_are_counted(tmp_path, monkeypatch, capsys):
+    photographs(tmp_path, dict.fromkeys(("train/china", "train/flower", "val/china", "val/flower"), 12), side=8)
+    for file in (tmp_path / "train" / "china").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(UserError, match=r"^12 of the pictures (?s:.*)\n  \.\.\.$") as raised:
+        pictures.folder(tmp_path)
+    assert len(str(raised.value).splitlines()) == 12
+    monkeypatch.setattr(_folder, "LOOKING", 0.0)
+    monkeypatch.setattr(_folder, "MANY", 1)
+    shutil.copytree(tmp_path / "val" / "china", tmp_path / "train" / "china", dirs_exist_ok=True)
+    pictures.folder(tmp_path)
+    said = capsys.readouterr().err
+    assert "looking at the first and last bytes of 48 pictures" in said
+    assert "looked at 1 of 48 pictures in 0 s; the others are read in their turn" in said
+
+
+def test_what_may_not_be_read_is_said(tmp_path, monkeypatch):
+    photographs(tmp_path, dict.fromkeys(("train/china", "train/flower", "val/china", "val/flower"), 1), side=8)
+    closed = os.fspath(tmp_path / "train" / "china")
+
+    def scandir(folder):
+        if os.fspath(folder) == closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), closed)
+        return os.scandir(folder)
+
+    monkeypatch.setattr(_folder, "os", SimpleNamespace(**{**vars(os), "scandir": scandir}))
+    with pytest.raises(UserError, match=r"\n  .*train/china cannot be listed: Permission denied$"):
+        pictures.folder(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such names")
+def test_names_need_not_be_utf8(tmp_path, capsys):
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    photographs(odd, {os.fsdecode(b"flower\xff"): 30, "china": 30}, side=8)
+    for file in (odd / "china").iterdir():
+        file.rename(file.with_name(os.fsdecode(b"\xe9") + file.name))
+    found = pictures.folder(odd)
+    assert (found.name, found.classes) == ("caf\\udce9", ("china", "flower\\udcff"))
+    one = stream.Batches(found.train, partial(stream.random_part, how="area", size=8), batch=4, seed=0)
+    assert one(0, 1)["image"].shape == (1, 4, 8, 8, 3)
+    one.close()
+    file, _ = found.train[0]
+    file.write_bytes(b"")
+    with pytest.raises(UserError, match="is not an image") as raised:
+        images.decode(file)
+    print(raised.value)
+    assert "caf\\udce9" in capsys.readouterr().out
+    files.write_whole(tmp_path / "name.txt", os.fspath(odd))
+    assert (tmp_path / "name.txt").read_text() == f"{tmp_path}/caf\\udce9"

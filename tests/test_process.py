@@ -1,15 +1,20 @@
-"""What a process sets before JAX starts: correct sums on a CPU, and the user's settings kept."""
+"""What a process sets before JAX starts, and what it finds: homes, caches, cores, locks."""
 
+import errno
 import importlib.metadata
 import os
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import platformdirs
 import pytest
 
-from dlc import __main__, process
+from dlc import __main__, data, files, process
+from dlc.data import pictures
+from dlc.errors import UserError
 
 MATRIX = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 10]])
 
@@ -76,3 +81,91 @@ def test_python_m_dlc_warns_of_wrong_sums(monkeypatch, capsys, jaxlib, flags, se
     printed = capsys.readouterr().out
     assert ("computes wrong sums on a CPU" in printed) == bool(sentence)
     assert (sentence or "") in printed
+
+
+@pytest.mark.parametrize(
+    ("allotted", "quota", "cores"),
+    [
+        ({3}, None, 1),
+        ({0, 1, 2, 3}, "max 100000", 4),
+        (set(range(64)), "150000 100000", 2),
+        (set(range(64)), "50000 100000", 1),
+        ({0, 1}, "800000 100000", 2),
+        (None, None, 64),  # no Linux
+    ],
+)
+def test_cores_are_those_that_the_process_may_use(monkeypatch, tmp_path, allotted, quota, cores):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    if allotted is None:
+        monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    else:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: allotted, raising=False)
+    monkeypatch.setattr(process, "QUOTA", tmp_path / "cpu.max")
+    if quota:
+        (tmp_path / "cpu.max").write_text(quota + "\n")
+    assert process.cores() == cores
+
+
+@pytest.mark.parametrize("answer", [RuntimeError("no home"), KeyError("uid not found: 54321"), Path("~/.cache/dlc")])
+def test_without_a_home_there_is_no_cache(monkeypatch, answer):
+    def user_cache_path(*_, **__):
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(platformdirs, "user_cache_path", user_cache_path)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.delenv("DLC_DATA")
+    process.prepare()
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+    with pytest.raises(UserError, match=r"^this user has no home folder to keep data in: set DLC_DATA to the path of"):
+        data.data_dir()
+    assert len(data.load("digits").train["label"]) == 1437
+
+
+def test_a_cache_that_cannot_be_written_is_not_used(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    process.prepare()
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    process.prepare()
+    assert Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) == tmp_path / "dlc" / "xla"
+
+
+def test_a_home_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setenv("DLC_DATA", "~no-such-user/data")
+    with pytest.raises(UserError, match=r"^DLC_DATA is ~no-such-user/data, but there is no such home: set it to"):
+        data.data_dir()
+
+
+# Locks
+
+
+@pytest.mark.parametrize("answer", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said_and_used(monkeypatch, tmp_path, capsys, answer):
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(*_):
+        raise OSError(answer, os.strerror(answer))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    said = []
+    with files.lock(tmp_path / ".lock", said.append):
+        pass
+    assert said == [f"{tmp_path} is on a file system without locks: let no other process write there at the same time"]
+    assert len(pictures.load("digits32").train) == 1437
+    assert "is on a file system without locks" in capsys.readouterr().err
+    answer = errno.EIO
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)), files.lock(tmp_path / ".lock", said.append):
+        pass
+
+
+def test_a_lock_is_held_once(tmp_path):
+    said = []
+    with files.lock(tmp_path / ".lock", said.append), pytest.raises(TimeoutError):
+        files.lock(tmp_path / ".lock", said.append)
+    with files.lock(tmp_path / ".lock", said.append):
+        pass
+    assert not said

@@ -1,6 +1,9 @@
 """From disk to device: crops, and batches that are a function of their number."""
 
+import errno
 import multiprocessing
+import os
+import signal
 from functools import partial
 
 import jax
@@ -9,7 +12,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from dlc import sharding
+from dlc import process, sharding
 from dlc.data import images, pictures, stream
 from dlc.errors import UserError
 
@@ -196,10 +199,45 @@ def test_examples_may_be_any_tree_of_arrays(seed):
 def test_a_damaged_picture_is_named(tmp_path, workers):
     photographs(tmp_path, {"train/china": 3, "train/flower": 3, "val/china": 1, "val/flower": 1})
     file = tmp_path / "train" / "flower" / "01.jpg"
-    file.write_bytes(file.read_bytes()[:500])
     one = batches(tmp_path, workers)
+    file.write_bytes(file.read_bytes()[:500])  # after the listing, which would have said so
     with pytest.raises(UserError, match=r"^.*train/flower/01.jpg is damaged or cut short: fetch it again"):
         one(0, 3)
+    one.close()
+
+
+@pytest.mark.parametrize(("cores", "batch"), [(1, 4), (64, 4), (64, 7), (2, 64)])
+def test_what_waits_is_bounded_in_bytes(monkeypatch, cores, batch):
+    monkeypatch.setattr(process, "cores", lambda: cores)
+    monkeypatch.setattr(stream, "AHEAD", 2**20)
+    made = []
+
+    def view(example, rng):
+        made.append(example)
+        return {"number": np.full(2**16, example, np.uint8)}  # sixteen of them are as large as may wait
+
+    one = stream.Batches(range(100), view, batch=batch, seed=0)
+    several = one(0, 3)["number"][..., 0]
+    one.close()
+    assert len(made) <= 3 * batch + 16 + 1  # and the one that was looked at
+    np.testing.assert_array_equal(several, [one.one(i)["number"][:, 0] for i in range(3)])
+
+
+def end(example, *, how):
+    if how is signal.SIGBUS:
+        os.kill(os.getpid(), how)
+    raise OSError(how, os.strerror(how))
+
+
+@pytest.mark.parametrize("how", [signal.SIGBUS, errno.ENOSPC])
+def test_full_shared_memory_is_not_a_full_disk(how):
+    """Writing to a page that it has no room for ends a process with SIGBUS."""
+    one = stream.Batches([0, 1], partial(end, how=how), batch=2, workers=1)
+    one._example = {"number": np.zeros(3)}
+    with pytest.raises(
+        UserError, match=r"^shared memory, .* (is full|cannot be had \(No space.*\)): make /dev/shm larger"
+    ):
+        one(0, 1)
     one.close()
 
 

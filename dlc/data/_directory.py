@@ -14,18 +14,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dlc import process
+from dlc import files, process
 from dlc.errors import UserError
 
 
 def data_dir() -> Path:
     """`$DLC_DATA`, else `dlc/data` in the user's cache directory (`$XDG_CACHE_HOME` or `~/.cache` on Linux).
 
-    The directory need not exist yet.
+    The directory need not exist yet. Raises UserError if the user has no home and DLC_DATA names no other folder.
     """
     if moved := os.environ.get("DLC_DATA"):
-        return Path(moved).expanduser().absolute()
-    return process.cache_dir() / "data"
+        try:
+            return Path(moved).expanduser().absolute()
+        except RuntimeError:
+            raise UserError(f"DLC_DATA is {moved}, but there is no such home: set it to the path of a folder") from None
+    if cache := process.cache_dir():
+        return cache / "data"
+    raise UserError("this user has no home folder to keep data in: set DLC_DATA to the path of a folder")
 
 
 @contextmanager
@@ -48,22 +53,15 @@ def lock(root: Path, name: str) -> Iterator[None]:
 
     The operating system releases the lock when its process ends, however it ends. Do not nest locks of one name.
     """
-    import filelock  # 60 ms, needed only where something is prepared
-
     arrays = root / "arrays"
     arrays.mkdir(parents=True, exist_ok=True)
-    held = filelock.FileLock(arrays / f".lock-{name}")
-    try:
-        held.acquire(blocking=False)
-    except filelock.Timeout:
-        say(f"waiting for another process that is preparing {name} in {root}")
-        held.acquire()
-    try:
-        _clean(root, name)
-        yield
-    finally:
-        _clean(root, name)
-        held.release()
+    waiting = f"waiting for another process that is preparing {name} in {root}"
+    with files.lock(arrays / f".lock-{name}", say, waiting):
+        try:
+            _clean(root, name)
+            yield
+        finally:
+            _clean(root, name)
 
 
 def partial(root: Path, name: str) -> Path:
@@ -82,7 +80,7 @@ def _clean(root: Path, name: str) -> None:
 
 def say(line: str) -> None:
     """Prints one line for the user on stderr; stdout belongs to the program that asked for the data."""
-    print(line, file=sys.stderr, flush=True)
+    print(files.printable(line), file=sys.stderr, flush=True)
 
 
 def readable(size: int) -> str:

@@ -65,7 +65,7 @@ class Kind(NamedTuple):
 
 def places(root: Path) -> tuple[Path, Path]:
     """Where prepared folders may be: the data directory, and the directory of TFDS itself."""
-    return root / "tfds", Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    return root / "tfds", Path(os.path.expanduser(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")))
 
 
 def folders(root: Path, published: Published) -> list[Path]:

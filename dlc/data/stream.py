@@ -9,24 +9,29 @@ batch's number. So a resumed run sees the same batches as an uninterrupted one, 
 Shapes: B batch, S side of a crop, N pictures. Grain is imported when the first batches are requested.
 """
 
+import contextlib
+import errno
 import functools
 import math
 import os
+import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
 
+from dlc import process
 from dlc.data import images
 from dlc.errors import UserError
 
 Picture = tuple[Path | bytes, int]  # a file, or its content, and its label
 How = Literal["fixed", "scale", "area"]
+AHEAD = 2**27  # bytes of examples that are made before they are asked for, at most
 WHOLE = 256 / 224  # the side to which a picture is resized before a crop of side 1 is taken, in all of the papers below
 
 
@@ -100,6 +105,9 @@ class Batches:
     batch is filled with copies of the last example, and `counts`, bool [count, B], marks the ones that count.
 
     With a `sharding` batches are jax.Arrays placed so, otherwise NumPy arrays.
+
+    However many threads or workers there are, examples of about `AHEAD` bytes wait. Each makes a part of a batch at a
+    time: the larger the examples and the more there are to make them, the smaller the part.
     """
 
     def __init__(
@@ -119,32 +127,26 @@ class Batches:
         self.steps = -(-len(examples) // batch)  # batches in a pass
         self._source, self._view, self._seed = examples, view, seed
         self._iterator: Any = None
-        self._at = 0
+        self._at = self._part = 0  # the next batch, and how many examples are made at a time
 
     def __call__(self, first: int, count: int) -> Any:
         """Batches `first` to `first + count - 1`, stacked: leaves [count, B, ...].
 
-        Raises UserError naming a damaged picture, or if a worker has died.
+        Raises UserError naming a damaged picture, if a worker has died, or if shared memory is full.
         """
         import jax
 
         apart = first - self._at
-        if self._iterator is None or (apart % self.steps if self.in_order else apart):
-            self._begin(first)
-        try:
-            batches = [next(self._iterator) for _ in range(count)]
-        except UserError:
-            raise
-        except RuntimeError as error:
-            if "terminated unexpectedly" not in str(error):
-                raise
-            raise UserError(
-                "a worker process that makes batches has died, most often because memory ran out: continue with fewer "
-                "--workers, or 0"
-            ) from None
+        with _said():
+            if self._iterator is None or (apart % self.steps if self.in_order else apart):
+                self._begin(first)
+            made = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), self.like(first, count))
+            rows = [leaf.reshape(-1, *leaf.shape[2:]) for leaf in jax.tree.leaves(made)]  # the same memory
+            for at in range(0, count * self.batch, self._part):
+                for leaf, part in zip(rows, jax.tree.leaves(next(self._iterator)), strict=True):
+                    leaf[at : at + self._part] = part
         self._at = first + count
-        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
-        return stacked if self.sharding is None else jax.device_put(stacked, self.sharding)
+        return made if self.sharding is None else jax.device_put(made, self.sharding)
 
     def like(self, first: int, count: int) -> Any:
         """The shapes and dtypes of what a call would return, from one example. Raises UserError if it is damaged."""
@@ -158,7 +160,7 @@ class Batches:
 
     def one(self, number: int) -> Any:
         """A single batch, leaves [B, ...], made in this process."""
-        return self._batches[number]
+        return self._made.batch(self.batch)[number]
 
     def close(self) -> None:
         """Ends the threads and workers; another call begins new ones."""
@@ -174,32 +176,44 @@ class Batches:
         return self._view(self._source[0], np.random.default_rng(0))
 
     @functools.cached_property
-    def _batches(self) -> Any:
-        """All batches, as Grain's endless sequence with random access."""
+    def _made(self) -> Any:
+        """What the view makes of the examples, as Grain's endless sequence with random access."""
         import grain
 
-        if self._seed is None:
-            source = grain.MapDataset.source(_InOrder(self._source, self.batch)).map(_Counted(self._view)).repeat()
-        else:
-            source = grain.MapDataset.source(self._source).seed(self._seed).shuffle().repeat().random_map(self._view)
-        return source.batch(self.batch)
+        source = _InOrder(self._source, self.batch) if self.in_order else self._source
+        passes = 2**52 // len(source)  # of the endless `repeat()`, batches of one cannot be counted
+        if self.in_order:
+            return grain.MapDataset.source(source).map(_Counted(self._view)).repeat(passes)
+        return grain.MapDataset.source(source).seed(self._seed).shuffle().repeat(passes).random_map(self._view)
 
     def _begin(self, first: int) -> None:
         import grain
+        import jax
 
         self.close()
-        # One thread makes a whole batch. At most twice as many batches are made ahead: 256 of 224 x 224 are 39 MB each.
-        threads = 1 if self.workers else (os.cpu_count() or 1)
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-        batches = self._batches[first:].to_iter_dataset(options)
+        makers, ahead = self.workers or process.cores(), AHEAD
         if self.workers:
-            from absl import flags
+            ahead = min(ahead, _free_shared_memory() // 2)
+        each = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(self._example)) or 1
+        fitting = max(1, ahead // (8 * makers * each))
+        self._part = max(part for part in range(1, self.batch + 1) if self.batch % part == 0 and part <= fitting)
+        waiting = max(1, min(ahead // (self._part * each), 2 * makers * self.batch // self._part))
+        parts = self._made.batch(self._part)[first * self.batch // self._part :]
+        if not self.workers:
+            options = grain.ReadOptions(num_threads=min(makers, waiting), prefetch_buffer_size=waiting)
+            self._iterator, self._at = iter(parts.to_iter_dataset(options)), first
+            return
+        from absl import flags
 
-            if not flags.FLAGS.is_parsed():  # Grain reads flags of its own, which are never given here
-                flags.FLAGS.mark_as_parsed()
-            ahead = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=2)
-            batches = batches.mp_prefetch(ahead, worker_init_fn=functools.partial(_work_for, os.getpid()))
-        self._iterator, self._at = iter(batches), first
+        if not flags.FLAGS.is_parsed():  # Grain reads flags of its own, which are never given here
+            flags.FLAGS.mark_as_parsed()
+        # Of its eight parts, a worker is making one, another waits for a place in its queue, three are in the queue,
+        # and three have been taken from it.
+        options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        queue = grain.MultiprocessingOptions(num_workers=makers, per_worker_buffer_size=3)
+        start = functools.partial(_work_for, os.getpid())
+        self._iterator = iter(parts.to_iter_dataset(options).mp_prefetch(queue, worker_init_fn=start))
+        self._at = first
 
 
 class _InOrder(Sequence[tuple[Any, bool]]):
@@ -224,6 +238,38 @@ class _Counted:
 
     def __call__(self, example: tuple[Any, bool]) -> dict[str, Any]:
         return {**self.view(example[0]), "counts": np.bool_(example[1])}
+
+
+@contextlib.contextmanager
+def _said() -> Iterator[None]:
+    """Turns the errors of Grain and of its workers' system into sentences."""
+    shared = (
+        "shared memory, through which workers hand over what they have made, {}: make /dev/shm larger (in Docker, "
+        "--shm-size=1g), or continue with fewer --workers, or 0"
+    )
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.ENOMEM):
+            raise
+        raise UserError(shared.format(f"cannot be had ({error.strerror})")) from error
+    except RuntimeError as error:
+        if "terminated unexpectedly" not in str(error):
+            raise
+        if f"exit code -{int(getattr(signal, 'SIGBUS', 0))}." in str(error):  # a page of a full file in memory
+            raise UserError(shared.format("is full")) from None
+        raise UserError(
+            "a worker process that makes batches has died, most often because memory ran out: continue with fewer "
+            "--workers, or 0"
+        ) from None
+
+
+def _free_shared_memory() -> int:
+    """Bytes that are free in shared memory, as far as the system says."""
+    try:
+        return shutil.disk_usage("/dev/shm").free
+    except OSError:  # not a Linux
+        return AHEAD
 
 
 def _work_for(parent: int, index: int, count: int) -> None:

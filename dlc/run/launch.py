@@ -15,11 +15,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import filelock
 import jax
 from rich.console import Console
 
-from dlc import weights
+from dlc import files, weights
 from dlc.errors import UserError
 from dlc.run import flags, log, record
 from dlc.run.loop import Interrupted
@@ -71,7 +70,7 @@ def launch(
         else:
             flags.save(folder, name, config, command, {"weights": source, "init_from": init_from})
         run = Run(folder, resume, console, options.save_every, init_from)
-        with _alone(folder), _signals(run), contextlib.closing(run):
+        with _alone(folder, console), _signals(run), contextlib.closing(run):
             if source and show:
                 figures = _shown(source, config, run, show, published)
             elif train:
@@ -182,14 +181,14 @@ def _name(module: Any) -> str:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(folder: Path, console: Console) -> Iterator[None]:
     """Holds the folder's lock, which ends with this process. Raises UserError if another process holds it."""
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
     try:
-        with lock:
-            yield
-    except filelock.Timeout:
+        held = files.lock(folder / ".lock", lambda line: _say(console, line))
+    except TimeoutError:
         raise UserError(f"{folder} is still being written by another process; stop that first") from None
+    with held:
+        yield
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dlc import files
+from dlc import files, process
 from dlc.run import flags
 from dlc.run.run import Run
 
@@ -21,10 +20,10 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def device() -> dict[str, Any]:
-    """Platform ("cpu", "gpu", "tpu"), kind and number of JAX's devices, and the number of the host's cores."""
+    """Platform ("cpu", "gpu", "tpu"), kind and number of JAX's devices, and how many cores this process may use."""
     first = jax.devices()[0]
     kind = _cpu_model() if first.platform == "cpu" else first.device_kind
-    return {"platform": first.platform, "kind": kind, "count": jax.device_count(), "cores": os.cpu_count()}
+    return {"platform": first.platform, "kind": kind, "count": jax.device_count(), "cores": process.cores()}
 
 
 def versions(*extra: str) -> dict[str, str]:

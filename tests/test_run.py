@@ -14,7 +14,7 @@ from cli import weights as newest
 
 from dlc import __main__, weights
 from dlc.models.mlp import MLP
-from dlc.run.loop import Interrupted
+from dlc.run.signals import Interrupted
 from dlc.weights.checkpoint import Checkpoints
 
 assert here  # a fixture

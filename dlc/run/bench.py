@@ -7,6 +7,7 @@ if __name__ == "__main__":
     launch(measured, Config, FORMS, peers=("torch",))
 """
 
+import functools
 import importlib.util
 import json
 import shlex
@@ -21,6 +22,7 @@ import tyro
 from dlc.errors import UserError
 from dlc.run import flags, pages, record, timing
 from dlc.run.launch import new_folder, summary_of
+from dlc.run.signals import Interrupted, Signals, obeyed
 
 Forms = dict[str, Callable[..., Callable[..., float]]]  # name -> a function that prepares a form and returns its chunk
 
@@ -68,8 +70,12 @@ def launch(
         parsed: Any = tyro.cli(config, prog=prog, description=summary_of(module), args=argv)
         flags.check(parsed)
         require(peers)
-        for bench in measured(parsed):
-            save(parsed.out, bench, given(parsed) if bench.words is None else bench.words, peers)
+        with obeyed(Signals(), functools.partial(print, file=sys.stderr)):
+            for bench in measured(parsed):
+                save(parsed.out, bench, given(parsed) if bench.words is None else bench.words, peers)
+    except Interrupted as interrupted:
+        print(f"{interrupted}: stopped", file=sys.stderr)
+        interrupted.leave()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -2,11 +2,11 @@
 
 import contextlib
 import errno
+import functools
 import inspect
 import os
 import shlex
 import shutil
-import signal
 import sys
 import typing
 from collections.abc import Callable, Iterator
@@ -21,8 +21,8 @@ from rich.console import Console
 from dlc import weights
 from dlc.errors import UserError
 from dlc.run import flags, record
-from dlc.run.loop import Interrupted
 from dlc.run.run import Run
+from dlc.run.signals import Interrupted, obeyed
 from dlc.weights import artifact
 from dlc.weights.checkpoint import Unwritten
 
@@ -70,7 +70,8 @@ def launch(
         else:
             flags.save(folder, name, config, command, {"weights": source, "init_from": init_from})
         run = Run(folder, resume, console, options.save_every, init_from)
-        with _alone(folder), _signals(run), contextlib.closing(run):
+        how_to_resume = functools.partial(_say_how_to_resume, console, name, folder)
+        with _alone(folder), obeyed(run.signals, run.say, how_to_resume), contextlib.closing(run):
             if source and show:
                 figures = _shown(source, config, run, show, published)
             elif train:
@@ -84,9 +85,11 @@ def launch(
         if run.missed:
             sys.exit(MISSED)
     except Interrupted as interrupted:
+        if isinstance(interrupted.__cause__, UserError):
+            _say(console, f"error: {interrupted.__cause__}", style="red")
         _say(console, f"{interrupted}: stopped")
         _say_how_to_resume(console, name, folder)
-        sys.exit(128 + interrupted.signum)
+        interrupted.leave()
     except UserError as error:
         _say(console, f"error: {error}", style="red")
         if isinstance(error, Unwritten):
@@ -172,24 +175,6 @@ def _alone(folder: Path) -> Iterator[None]:
             yield
     except filelock.Timeout:
         raise UserError(f"{folder} is still being written by another process; stop that first") from None
-
-
-@contextlib.contextmanager
-def _signals(run: Run) -> Iterator[None]:
-    """Ctrl-C and SIGTERM stop training after the steps in progress. A second signal stops at once."""
-
-    def handle(signum: int, frame: Any) -> None:
-        if run.signals.training and not run.signals.stop:
-            run.signals.stop = signum
-        else:
-            raise Interrupted(signum)
-
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 def _hide_late_futures(unraisable: Any) -> None:

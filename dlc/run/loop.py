@@ -16,7 +16,6 @@ into it, so that a resumed run equals an uninterrupted one.
 
 import contextlib
 import functools
-import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -37,17 +36,9 @@ class Diverged(UserError):
     exit_code = 4
 
 
-class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM, after everything was saved. Like KeyboardInterrupt, it is not an Exception."""
-
-    def __init__(self, signum: int):
-        self.signum = signum
-        super().__init__(signal.Signals(signum).name)
-
-
 @contextlib.contextmanager
 def training(run: Run, state: Any, steps: int) -> Iterator["Loop"]:
-    """The loop of a run of `steps` steps. Inside, Ctrl-C and SIGTERM wait for the next `save`.
+    """The loop of a run of `steps` steps. Inside, Ctrl-C and SIGTERM wait for the next `save`, or for the end.
 
     Raises UserError if the run is resumed and none of its checkpoints can be read.
     """
@@ -64,6 +55,7 @@ def training(run: Run, state: Any, steps: int) -> Iterator["Loop"]:
         run.signals.training = False
     if run.checkpoints:
         run.checkpoints.wait()
+    run.signals.obey()
 
 
 def count_operations(run: Run, step: train.Step, state: Any, batch: Any, steps: int) -> None:
@@ -131,7 +123,7 @@ class Loop:
         if stop:
             if run.checkpoints:
                 run.checkpoints.wait()
-            raise Interrupted(stop)
+            run.signals.obey()
         self._clock = time.perf_counter()
 
     def _flush(self) -> None:

@@ -15,7 +15,6 @@
 import contextlib
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,9 @@ from rich.console import Console
 from dlc import files
 from dlc.run.clock import Clock
 from dlc.run.log import Log
+from dlc.run.signals import Signals
 from dlc.weights import artifact
 from dlc.weights.checkpoint import Checkpoints
-
-
-@dataclass
-class Signals:
-    """What a signal handler and a training loop tell each other."""
-
-    training: bool = False
-    stop: int | None = None  # the signal that asked the run to stop
 
 
 class Run:

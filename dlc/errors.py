@@ -1,4 +1,4 @@
-"""The one exception for mistakes that users can correct."""
+"""The exceptions for what users can correct."""
 
 
 class UserError(ValueError):
@@ -9,3 +9,7 @@ class UserError(ValueError):
     """
 
     exit_code = 2
+
+
+class Stopped(UserError):
+    """Something other than its flags stopped a run, such as a full disk or a worker that died: it can be resumed."""

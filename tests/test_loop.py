@@ -19,8 +19,9 @@ from dlc import losses, sharding, train, weights
 from dlc.models.mlp import MLP
 from dlc.run import log
 from dlc.run.fit import Plan, fit, start
-from dlc.run.loop import Diverged, Interrupted, training
+from dlc.run.loop import Diverged, training
 from dlc.run.run import Run
+from dlc.run.signals import Interrupted
 
 HERE = Path(__file__).parent
 
@@ -54,7 +55,7 @@ def test_a_killed_run_of_any_kind_is_resumed_to_the_bit(kind, tmp_path):
     with contextlib.closing(resumed):
         assert_same(KINDS[kind](resumed), expected)
     after = 30 if kind == "replay" else 20  # `fit` evaluates before it saves, and was killed there
-    assert said[0] == f"resuming after step {after}"
+    assert f"resuming after step {after}" in said
     assert numbers_of(resumed.history) == numbers_of(whole.history)
     assert numbers_of(log.read(tmp_path)) == numbers_of(whole.history)
 

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dlc.data import images
-from dlc.errors import UserError
+from dlc.errors import Stopped, UserError
 
 Picture = tuple[Path | bytes, int]  # a file, or its content, and its label
 How = Literal["fixed", "scale", "area"]
@@ -124,7 +124,7 @@ class Batches:
     def __call__(self, first: int, count: int) -> Any:
         """Batches `first` to `first + count - 1`, stacked: leaves [count, B, ...].
 
-        Raises UserError naming a damaged picture, or if a worker has died.
+        Raises UserError naming a damaged picture, and Stopped if a worker has died.
         """
         import jax
 
@@ -138,7 +138,7 @@ class Batches:
         except RuntimeError as error:
             if "terminated unexpectedly" not in str(error):
                 raise
-            raise UserError(
+            raise Stopped(
                 "a worker process that makes batches has died, most often because memory ran out: continue with fewer "
                 "--workers, or 0"
             ) from None

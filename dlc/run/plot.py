@@ -18,7 +18,7 @@ def curves(history: list[dict[str, Any]], steps_per_epoch: int = 1, seeds: int =
 
     Several seeds are drawn as their mean, in a band of one standard deviation.
     """
-    names = [name for name in ("loss", "error") if any(name in line for line in history)]
+    names = [name for name in ("loss", "error") if any(name in line for line in history)] or ["loss"]
     figure = Figure(figsize=(4.5 * len(names), 3.4), dpi=150, layout="constrained")
     band = f", mean ± std of {seeds} seeds" if seeds > 1 else ""
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
@@ -44,7 +44,8 @@ def curves(history: list[dict[str, Any]], steps_per_epoch: int = 1, seeds: int =
         axis.tick_params(axis="y", which="minor", labelsize=7)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.25)
-        axis.legend(frameon=False)
+        if axis.lines:  # none if the log was lost
+            axis.legend(frameon=False)
     return figure
 
 

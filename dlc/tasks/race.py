@@ -103,7 +103,7 @@ def judge(run: Run, finish: Finish, dataset: Dataset, target: int | float) -> di
     """
     history = finish.runs[0].history
     run.facts |= {"dataset": dataset.name, "source": dataset.source}
-    epoch = next(line["step"] for line in history if "test_error" in line)
+    epoch = next((line["step"] for line in history if "test_error" in line), 1)
     run.figure("curves", plot.curves(history, epoch, len(finish.outputs) // len(finish.runs)))
     run.figure("seconds", against_seconds(history, target))
     images.draw_answers(run, dataset, finish.outputs[0])

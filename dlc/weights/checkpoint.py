@@ -146,6 +146,8 @@ class Checkpoints:
     def _read(self, step: int, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
         import orbax.checkpoint as ocp
 
+        if not wanted:
+            return {}
         like = {"state": wanted, "checksum": {name: np.zeros((), np.uint32) for name in wanted}}
         places = ocp.checkpoint_utils.construct_restore_args(like)
         arguments = ocp.args.PyTreeRestore(like, restore_args=places, partial_restore=True)

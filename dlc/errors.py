@@ -1,4 +1,4 @@
-"""The one exception for mistakes that users can correct."""
+"""The exceptions for what users can correct."""
 
 
 class UserError(ValueError):
@@ -13,3 +13,7 @@ class UserError(ValueError):
     def __str__(self) -> str:
         # Names of files need not be UTF-8, and such a name could not be printed.
         return super().__str__().encode(errors="backslashreplace").decode()
+
+
+class Stopped(UserError):
+    """Something other than its flags stopped a run, such as a full disk or a worker that died: it can be resumed."""

@@ -5,10 +5,13 @@
 
 import ctypes
 import importlib.metadata
+import io
 import os
+import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 STARTED = time.perf_counter()  # close to the start of the process: experiments import this module first
 
@@ -74,6 +77,35 @@ def prepare() -> None:
     # By default JAX caches only programs that take a second to compile; a small experiment has none of those.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+def exit_at_signals() -> None:
+    """Makes Ctrl-C and SIGTERM end this process with 130 and 143, in silence, while it only imports modules."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda signum, frame: os._exit(128 + signum))
+
+
+def keep_printing() -> None:
+    """Makes sure that printing never fails: what cannot be written is dropped, such as to a pipe that was closed.
+
+    Characters that the terminal's encoding lacks become question marks.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or stream is not getattr(sys, f"__{name}__"):
+            continue  # closed, or replaced by someone else
+        stream.flush()
+        leaky = io.BufferedWriter(_Leaky(stream.fileno(), "wb", closefd=False))
+        lines = stream.isatty() or name == "stderr"
+        setattr(sys, name, io.TextIOWrapper(leaky, stream.encoding, errors="replace", line_buffering=lines))
+
+
+class _Leaky(io.FileIO):
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
 
 
 def wrong_sums() -> bool:

@@ -25,6 +25,8 @@ import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, Int, Integer, Key, PyTree
 
+from dlc.errors import UserError
+
 Params = Any  # a tree of arrays
 Batch = Any  # a tree of arrays
 Metrics = dict[str, Any]
@@ -175,7 +177,13 @@ def fit(step: Step, state: State, batches: Sequence[Batch]) -> tuple[State, list
 
 
 def seed_keys(seed: int, seeds: int = 1) -> Key[Array, " S"]:
-    """The keys of `seeds` runs, `[S]`. Run i has the same key as a single run with `seed + i`."""
+    """The keys of `seeds` runs, `[S]`. Run i has the same key as a single run with `seed + i`.
+
+    Raises UserError if a seed is negative, or has more than 31 bits: JAX would give it the key of another one.
+    """
+    last = seed + seeds - 1
+    if seed < 0 or last >= 2**31 - 1:
+        raise UserError(f"a seed must be at least 0 and less than {2**31 - 1}, not {seed if seed < 0 else last}")
     return jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds))
 
 

@@ -111,7 +111,7 @@ def test_a_part_is_read_and_checked_without_the_rest(checkpoints, tmp_path):
     read = checkpoints.read(("params/", "step"), print)
     assert read.keys() == {"params/w", "step"}
     np.testing.assert_array_equal(read["params/w"], np.arange(6))
-    step, part = checkpoints.restore({"params": {"w": jnp.zeros(6)}}, print)
+    step, part = checkpoints.restore({"params": {"w": jnp.zeros(6)}}, print, part=True)
     assert step == 4
     np.testing.assert_array_equal(part["params"]["w"], np.arange(6))
     assert Checkpoints(tmp_path / "nowhere").read(("",), print) is None
@@ -132,13 +132,32 @@ def test_the_damaged_array_is_named(checkpoints, monkeypatch):
     assert said == ["the checkpoint of step 1 is damaged (b has a wrong checksum)"]
 
 
-def test_an_array_that_was_not_saved_is_named(checkpoints):
-    checkpoints.save(1, {"a": jnp.arange(3.0)})
+@pytest.mark.parametrize(
+    ("like", "sentence"),
+    [
+        ({"a": jnp.zeros(3), "b": jnp.zeros(2)}, "model: it has no b"),
+        ({"a": jnp.zeros((3, 1))}, "model: a is float32[3] there and float32[3, 1] here"),
+        ({"a": jnp.zeros(3, jnp.bfloat16)}, "model: a is float32[3] there and bfloat16[3] here"),
+        ({"a": jnp.zeros(3)}, "optimizer: opt_state/mu is float32[3] there and missing here"),
+        ({"a": jnp.zeros(3), "opt_state": {"trace": jnp.zeros(3)}}, "optimizer: it has no opt_state/trace"),
+    ],
+)
+def test_arrays_of_another_model_or_optimizer_are_named_and_are_no_damage(checkpoints, like, sentence):
+    checkpoints.save(1, {"a": jnp.arange(3.0), "opt_state": {"mu": jnp.zeros(3)}})
     checkpoints.wait()
     said = []
-    with pytest.raises(UserError, match="no checkpoint in"):
-        checkpoints.restore({"a": jnp.zeros(3), "b": jnp.zeros(2)}, said.append)
-    assert said == ["the checkpoint of step 1 is damaged (it has no b)"]
+    with pytest.raises(UserError) as refused:
+        checkpoints.restore(like, said.append)
+    assert str(refused.value) == f"the checkpoint of step 1 in {checkpoints.folder} is of another {sentence}"
+    assert said == []
+    assert checkpoints.steps() == [1]
+
+
+def test_two_arrays_of_one_name_are_refused(checkpoints):
+    state = {"a/b": jnp.zeros(1), "a": {"b": jnp.ones(1)}}
+    for act in (lambda: checkpoints.save(1, state), lambda: checkpoints.restore(state, print)):
+        with pytest.raises(UserError, match="two arrays of the state are called a/b"):
+            act()
 
 
 @pytest.mark.parametrize("leaf", [np.zeros(3), np.int64(2**40), 0.1])

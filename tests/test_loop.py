@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -13,15 +14,19 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from matplotlib.figure import Figure
 from runs import KINDS
+from tensorboardX.proto.event_pb2 import Event
 
 from dlc import losses, sharding, train, weights
+from dlc.errors import UserError
 from dlc.models.densenet import DenseNet
 from dlc.models.mlp import MLP
 from dlc.run import log
 from dlc.run.fit import Plan, fit, start
-from dlc.run.loop import Diverged, Interrupted, training
+from dlc.run.loop import Diverged, training
 from dlc.run.run import Run
+from dlc.run.signals import Interrupted
 
 HERE = Path(__file__).parent
 
@@ -55,7 +60,7 @@ def test_a_killed_run_of_any_kind_is_resumed_to_the_bit(kind, tmp_path):
     with contextlib.closing(resumed):
         assert_same(KINDS[kind](resumed), expected)
     after = 30 if kind == "replay" else 20  # `fit` evaluates before it saves, and was killed there
-    assert said[0] == f"resuming after step {after}"
+    assert f"resuming after step {after}" in said
     assert numbers_of(resumed.history) == numbers_of(whole.history)
     assert numbers_of(log.read(tmp_path)) == numbers_of(whole.history)
 
@@ -260,3 +265,90 @@ def test_a_loss_that_is_reported_now_and_then_is_that_of_the_last_step():
         loop.report(20, {"loss": float("nan")})
         with pytest.raises(Diverged, match="at step 20"):
             loop.save(20, {})
+
+
+# Plans, metrics, seeds
+
+
+@pytest.mark.parametrize("fields", [{"steps": -1}, {"evaluate_every": 0}, {"report_every": 0}, {"seeds": 0}])
+def test_a_plan_that_makes_no_sense_is_refused(fields):
+    with pytest.raises(UserError, match=f"{next(iter(fields))} of a plan must be at least "):
+        Plan(**{"steps": 10, **fields})
+
+
+def test_a_plan_of_no_steps_changes_nothing(tmp_path):
+    run = Run(tmp_path)
+    state = fit(run, sgd_state(jax.random.key(0)), mean_step(), lambda first, count: np.ones(count, "f4"), Plan(0))
+    run.close()
+    assert float(state.params) == 1
+    assert run.facts["steps"] == run.facts["examples_per_step"] == 0
+
+
+@pytest.mark.parametrize("name", ["step", "seconds"])
+def test_a_metric_that_the_log_would_mistake_is_refused(name):
+    with pytest.raises(UserError, match=f"a metric cannot be called {name}"):
+        fit(Run(), {"w": jnp.zeros(())}, lambda state, batch: (state, {name: 1.0}), None, Plan(2))
+    with pytest.raises(UserError, match=f"a metric cannot be called {name}"), training(Run(), {}, steps=1) as loop:
+        loop.evaluate(1, lambda state: {name: 1.0}, {})
+
+
+@pytest.mark.parametrize(("seed", "seeds"), [(-1, 1), (2**31 - 1, 1), (2**31 - 3, 4), (2**32 + 5, 1)])
+def test_seeds_that_would_share_keys_are_refused(seed, seeds):
+    with pytest.raises(UserError, match="a seed must be at least 0 and less than 2147483647, not "):
+        train.seed_keys(seed, seeds)
+    assert len({int(jax.random.bits(key)) for key in train.seed_keys(2**31 - 3, 2)}) == 2
+
+
+def test_weights_of_a_state_of_several_networks_are_said_to_be_so(tmp_path):
+    run = Run(tmp_path)
+    run.keep(MLP((), 2))
+    run.signals.stop = signal.SIGINT
+    with contextlib.closing(run), pytest.raises(Interrupted):
+        KINDS["two_networks"](run)
+    with pytest.raises(UserError, match=r"hold more than one network: let the run finish with --resume"):
+        weights.load(tmp_path)
+    (tmp_path / "new").mkdir()
+    Run(tmp_path / "new").keep(MLP((), 2))
+    with pytest.raises(UserError, match="has not saved any weights yet: wait for its first checkpoint"):
+        weights.load(tmp_path / "new")
+
+
+# What people see
+
+
+def test_tensorboard_shows_training_beside_test_and_the_figures(tmp_path):
+    run = Run(tmp_path)
+    with contextlib.closing(run):
+        with training(run, {}, steps=2) as loop:
+            loop.report(2, {"loss": 1.0, "learning_rate": 0.1}, examples=4)
+            loop.evaluate(2, lambda state: {"test_loss": 2.0, "validation_error": 0.5, "contrast": 1.0}, {})
+        run.figure("square", Figure(figsize=(1, 1)))
+    (file,) = tmp_path.glob("events.*")  # in the run's own folder, whose name TensorBoard then shows
+    content, at, seen = file.read_bytes(), 0, {}
+    while at < len(content):
+        (size,) = struct.unpack_from("<Q", content, at)
+        event = Event.FromString(content[at + 12 : at + 12 + size])
+        at += 12 + size + 4
+        seen |= {value.tag: (event.step, value) for value in event.summary.value}
+    assert seen.keys() == {
+        "loss/train", "learning_rate", "examples_per_second", "loss/test", "error/validation", "contrast", "square"
+    }  # fmt: skip
+    assert seen["loss/test"][1].simple_value == 2.0
+    step, square = seen["square"]
+    assert step == 2
+    assert square.image.encoded_image_string == (tmp_path / "figures" / "square.png").read_bytes()
+    assert square.image.width > 50
+
+
+def test_nothing_takes_long_in_silence():
+    run, said = Run(), []
+    run.say = said.append
+    run.keep(MLP((), 2))
+    run.facts["dataset"] = "digits"
+    ones = lambda first, count: np.ones(count, "f4")  # noqa: E731
+    fit(run, sgd_state(jax.random.key(0)), mean_step(), ones, Plan(10), lambda state: {"w": state.params})
+    run.clock.timed("translate", lambda: 1)
+    run.clock.timed("translate", lambda: 1)
+    assert said[:2] == ["training MLP, 1 weights, on digits, 10 steps", "compiling ..."]
+    assert said[2] == "evaluating ..."
+    assert said[4:] == ["translating ..."]

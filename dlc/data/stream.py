@@ -27,7 +27,7 @@ from jaxtyping import UInt8
 
 from dlc import process
 from dlc.data import images
-from dlc.errors import UserError
+from dlc.errors import Stopped, UserError
 
 Picture = tuple[Path | bytes, int]  # a file, or its content, and its label
 How = Literal["fixed", "scale", "area"]
@@ -132,7 +132,7 @@ class Batches:
     def __call__(self, first: int, count: int) -> Any:
         """Batches `first` to `first + count - 1`, stacked: leaves [count, B, ...].
 
-        Raises UserError naming a damaged picture, if a worker has died, or if shared memory is full.
+        Raises UserError naming a damaged picture, and Stopped if a worker has died or shared memory is full.
         """
         import jax
 
@@ -252,13 +252,13 @@ def _said() -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.ENOMEM):
             raise
-        raise UserError(shared.format(f"cannot be had ({error.strerror})")) from error
+        raise Stopped(shared.format(f"cannot be had ({error.strerror})")) from error
     except RuntimeError as error:
         if "terminated unexpectedly" not in str(error):
             raise
         if f"exit code -{int(getattr(signal, 'SIGBUS', 0))}." in str(error):  # a page of a full file in memory
-            raise UserError(shared.format("is full")) from None
-        raise UserError(
+            raise Stopped(shared.format("is full")) from None
+        raise Stopped(
             "a worker process that makes batches has died, most often because memory ran out: continue with fewer "
             "--workers, or 0"
         ) from None

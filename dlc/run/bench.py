@@ -7,8 +7,10 @@ if __name__ == "__main__":
     launch(measured, Config, FORMS, peers=("torch",))
 """
 
+import functools
 import importlib.util
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable
@@ -18,9 +20,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import tyro
 
+from dlc import process
 from dlc.errors import UserError
 from dlc.run import flags, pages, record, timing
-from dlc.run.launch import new_folder, summary_of
+from dlc.run.launch import cannot_write, new_folder, summary_of
+from dlc.run.launch import require as require_device
+from dlc.run.signals import Interrupted, Signals, obeyed
 
 Forms = dict[str, Callable[..., Callable[..., float]]]  # name -> a function that prepares a form and returns its chunk
 
@@ -60,19 +65,30 @@ def launch(
     """
     module = sys.modules[measured.__module__]
     argv = sys.argv[1:] if argv is None else argv
+    process.keep_printing()
     try:
         if forms and argv[:1] == ["--worker"]:
             form, *arguments = json.loads(argv[1])
             return timing.serve(forms[form](*arguments))
         prog = f"python -m {module.__spec__.name if module.__spec__ else module.__name__}"
-        parsed: Any = tyro.cli(config, prog=prog, description=summary_of(module), args=argv)
+        parsed: Any = flags.expanded(tyro.cli(config, prog=prog, description=summary_of(module), args=argv))
         flags.check(parsed)
         require(peers)
-        for bench in measured(parsed):
-            save(parsed.out, bench, given(parsed) if bench.words is None else bench.words, peers)
+        if os.environ.get("JAX_PLATFORMS"):
+            require_device(None)
+        with obeyed(Signals(), functools.partial(print, file=sys.stderr)):
+            for bench in measured(parsed):
+                words = given(parsed) if bench.words is None else bench.words
+                save(parsed.out, bench, words, peers, Path(module.__file__ or ""))
+    except Interrupted as interrupted:
+        print(f"{interrupted}: stopped", file=sys.stderr)
+        interrupted.leave()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        print(f"error: {cannot_write(error)}", file=sys.stderr)
+        sys.exit(2)
 
 
 def require(packages: Iterable[str]) -> None:
@@ -92,10 +108,10 @@ def given(config: Any) -> list[Any]:
     return words
 
 
-def save(out: Path, bench: Bench, words: list[Any], packages: tuple[str, ...] = ()) -> None:
+def save(out: Path, bench: Bench, words: list[Any], packages: tuple[str, ...] = (), file: Path | None = None) -> None:
     """Writes the record of a benchmark that ran with the flags `words`, and its figures; prints the table.
 
-    `packages` are further packages whose versions belong into the record.
+    `packages` are further packages whose versions belong into the record, and `file` is the benchmark's.
     """
     module = bench.name.partition(".")[0]
     command = shlex.join(["python", "-m", f"experiments.bench.{module}", *map(str, words)])
@@ -106,7 +122,7 @@ def save(out: Path, bench: Bench, words: list[Any], packages: tuple[str, ...] = 
         "rows": bench.rows,
         **bench.more,
         "columns": list(next(iter(bench.rows.values()))),
-        **record.origin(command, *packages),
+        **record.origin(command, *packages, file=file),
     }
     folder = new_folder(out, f"bench.{bench.name}")
     for name, figure in bench.figures.items():

@@ -13,10 +13,19 @@ from dlc import train
 KINDS = ("compile", "start", "train", "evaluate", "save")
 
 
-class Clock:
-    """Seconds by what they were spent on, and compiled programs, which one clock may share with another."""
+def gerund(verb: str) -> str:
+    """evaluate: evaluating"""
+    return f"{verb.removesuffix('e')}ing"
 
-    def __init__(self) -> None:
+
+class Clock:
+    """Seconds by what they were spent on, and compiled programs, which one clock may share with another.
+
+    It calls `tell` with "compiling", "evaluating", ... before that begins.
+    """
+
+    def __init__(self, tell: Callable[[str], None] = lambda what: None) -> None:
+        self._tell = tell
         self.seconds = dict.fromkeys(KINDS, 0.0)
         self.programs: dict[Any, Any] = {}
 
@@ -25,6 +34,7 @@ class Clock:
 
         Time that `function` spends in `compiled` counts as "compile" only.
         """
+        self._tell(gerund(name))
         began, compiling = time.perf_counter(), self.seconds["compile"]
         value = jax.block_until_ready(function(*arguments))
         elsewhere = self.seconds["compile"] - compiling
@@ -47,6 +57,7 @@ class Clock:
         wrapped = (wrap.func, wrap.args) if isinstance(wrap, functools.partial) else wrap
         key = (id(function), wrapped, structure, shapes, donate)
         if key not in self.programs:
+            self._tell(gerund("compile"))
             began = time.perf_counter()
             whole = wrap(function) if wrap else function
             # The function is kept beside its program, so that its id cannot be given to another one.

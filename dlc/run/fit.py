@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from dlc import train, weights
 from dlc.batches import BatchesOf
-from dlc.run.loop import count_operations, training
+from dlc.errors import UserError
+from dlc.run.loop import count_operations, params_of, training
 from dlc.run.run import Run
 
 
@@ -27,6 +28,12 @@ class Plan:
     report_every: int = 100  # steps, compiled as one program
     seeds: int = 1
     batch_axis: Literal[0] | None = None
+
+    def __post_init__(self) -> None:
+        least = {"steps": 0, "evaluate_every": 1, "report_every": 1, "seeds": 1}
+        for name, value in least.items():
+            if (given := getattr(self, name)) is not None and given < value:
+                raise UserError(f"{name} of a plan must be at least {value}, not {given}")
 
     def groups(self) -> Iterator[tuple[int, int]]:
         """(first, count) of each program: `report_every` steps, or those left before an evaluation or the end."""
@@ -98,32 +105,42 @@ def fit(
     """
     one = train.over_seeds(step, plan.batch_axis) if plan.seeds > 1 else step
     state = jax.tree.map(jnp.copy, state)
-    programs, examples = {}, 0
+    programs: dict[Any, Any] = {}
+    examples = 0
     kinds: dict[Any, tuple[Any, int]] = {}  # shapes of one batch -> the batch, and how many such batches come
     like = getattr(batches, "like", batches) if batches else lambda first, count: None
-    for at, count in plan.groups():
-        batch = like(at, count)
-        examples += plan.examples(batch)
+    run.say(f"training {_described(run, state, plan)}")
+
+    def program(batch: Any, count: int) -> Any:
         shape = _shape(batch, count)
         if shape not in programs:
             group = functools.partial(_group, plan.seeds > 1, plan.batch_axis, count)
             programs[shape] = run.clock.compiled(step, state, batch, wrap=group, donate=True)
+        return programs[shape]
+
+    for at, count in plan.groups():
+        batch = like(at, count)
+        examples += plan.examples(batch)
+        program(batch, count)
         single = _one_of(batch)
         _, before = kinds.get(_shape(single, 1), (None, 0))
         kinds[_shape(single, 1)] = single, before + count
 
     for single, count in kinds.values():
         count_operations(run, one, state, single, count)
-    per_step = examples // plan.steps if examples % plan.steps == 0 else examples / plan.steps
+    steps = max(plan.steps, 1)
+    per_step = examples // steps if examples % steps == 0 else examples / steps
     run.facts |= {"seeds": plan.seeds, "examples_per_step": per_step}
 
     with training(run, state, plan.steps) as loop:
         state = loop.state
         for at, count in plan.groups():
-            if at < loop.done:
+            if at + count <= loop.done:
                 continue
+            if at < loop.done:  # a run that was shorter ended within this group
+                at, count = loop.done, at + count - loop.done
             batch = batches(at, count) if batches else None
-            state, metrics = programs[_shape(batch, count)](state, batch)
+            state, metrics = program(batch, count)(state, batch)
             done = at + count
             loop.report(done, metrics, plan.examples(batch))
             every = plan.evaluate_every or plan.steps
@@ -132,6 +149,19 @@ def fit(
                     loop.evaluate(done, evaluate, state)
                 loop.save(done, state)
     return state
+
+
+def _described(run: Run, state: Any, plan: Plan) -> str:
+    """What is trained, on what, and how long: "Convnet, 1,663,370 weights, on mnist, 6,000 steps"."""
+    weights = sum(leaf.size for leaf in jax.tree.leaves(params_of(state))) // plan.seeds
+    dataset, seeds = run.facts.get("dataset"), f" of {plan.seeds} seeds" if plan.seeds > 1 else ""
+    words = [
+        run.network,
+        f"{weights:,} weights" if weights else None,
+        f"on {dataset}" if dataset else None,
+        f"{plan.steps:,} steps{seeds}",
+    ]
+    return ", ".join(filter(None, words))
 
 
 def _group(several: bool, batch_axis: Literal[0] | None, count: int, step: train.Step) -> train.Step:

@@ -5,11 +5,16 @@ class Config:
     epochs: Positive[int] = 10
     dropout: Share = 0.1
     prompt: Shown[str] = "To be"  # may be given with --weights, too
+    workers: Free[int] = 0  # says only how to compute: may differ with --resume
+
+A run can be resumed with a larger `Longer` field and then trains longer. That is right only if the first steps do not
+depend on how many follow them: not where the learning rate falls over all steps.
 """
 
 import contextlib
 import dataclasses
 import json
+import shlex
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -41,7 +46,10 @@ Positive = Annotated[T, Bound(lambda value: value > 0, "must be greater than 0, 
 NotNegative = Annotated[T, Bound(lambda value: value >= 0, "must not be negative, as {} is")]
 Share = Annotated[float, Bound(lambda value: 0 <= value < 1, "must be at least 0 and less than 1, not {}")]
 Some = Annotated[T, Bound(len, "needs at least one value")]
-Shown = Annotated[T, Use("with --weights, too")]  # a field that also matters without training
+SHOWN, FREE, LONGER = Use("with --weights, too"), Use("with --resume, too"), Use("with --resume, if it is more")
+Shown = Annotated[T, SHOWN]  # a field that also matters without training
+Free = Annotated[T, FREE]  # one that says only how to compute
+Longer = Annotated[T, LONGER]  # one that says how long, and decides nothing else
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +90,12 @@ def parse(name: str, summary: str, default: Any, smoke: Any, kind: type[Options]
     """Reads the flags of the experiment called `name`. A mistake in them prints one sentence and exits with 2.
 
     With `--smoke` the defaults are those of `smoke`; with `--resume RUN` and `--weights RUN` those of that run. A flag
-    that contradicts them is an error, except for `Shown` fields with `--weights`.
+    that contradicts them is an error, except for `Shown` fields with `--weights`, `Free` and `Longer` ones with
+    `--resume`.
     """
     prog, peeked = f"python -m experiments.{name}", [word for word in argv if word not in ("-h", "--help")]
     peek, _ = tyro.cli(kind, prog=prog, args=peeked, return_unknown_args=True)
+    peek = expanded(peek)
     weights = getattr(peek, "weights", None)
     if peek.resume:
         default = load(peek.resume, name, type(default))
@@ -102,15 +112,29 @@ def parse(name: str, summary: str, default: Any, smoke: Any, kind: type[Options]
     fields = [("experiment", Annotated[type(default), flat], default), ("run", Annotated[kind, flat], kind())]
     both = dataclasses.make_dataclass("both", fields, frozen=True)
     found: Any = tyro.cli(both, prog=prog, description=summary, args=argv)
-    parsed = Parsed(found.experiment, found.run)
+    parsed = Parsed(expanded(found.experiment), expanded(found.run))
     check(parsed.config)
     check(parsed.options)
-    if peek.resume and (changed := differences(default, parsed.config)):
-        raise UserError(f"{peek.resume} was started with {'; '.join(changed)}: leave that out, or start a new run")
-    if weights and (idle := sorted(_changed(default, parsed.config) - _shown(type(default)))):
+    if peek.resume:
+        _check_resumed(peek.resume, default, parsed.config)
+    if weights and (idle := sorted(_changed(default, parsed.config) - _used(type(default), SHOWN))):
         flags = ", ".join(f"--{field.replace('_', '-')}" for field in idle)
         raise UserError(f"leave out {flags}: --weights does not train, so that would have no effect")
     return parsed
+
+
+def expanded(config: Any) -> Any:
+    """The configuration with `~` and `~user` replaced in its paths. Raises UserError if there is no such user."""
+
+    def path(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(path, value))
+        try:
+            return value.expanduser() if isinstance(value, Path) else value
+        except RuntimeError:
+            raise UserError(f"{value} is in the home of a user that this machine does not know") from None
+
+    return dataclasses.replace(config, **{name: path(value) for name, value in vars(config).items()})
 
 
 def check(config: Any) -> None:
@@ -121,10 +145,36 @@ def check(config: Any) -> None:
                 raise UserError(f"--{field.replace('_', '-')} {bound.must.format(value)}")
 
 
-def differences(old: Any, new: Any) -> list[str]:
-    """The flags in which two configurations differ, as `--lr 0.1 (not 0.2)`."""
-    a, b = to_json(old), to_json(new)
-    return [f"--{key.replace('_', '-')} {a[key]} (not {b[key]})" for key in a if a[key] != b[key]]
+def _check_resumed(folder: Path, old: Any, new: Any) -> None:
+    """Raises UserError if the run in `folder` cannot go on with another configuration."""
+    changed = _changed(old, new) - _used(type(old), FREE)
+    lengths = changed & _used(type(old), LONGER)
+    refused = changed - {field for field in lengths if getattr(new, field) > getattr(old, field)}
+    if refused:
+        what = "; ".join(f"--{f.replace('_', '-')} {getattr(old, f)} (not {getattr(new, f)})" for f in sorted(refused))
+        why = "it can only become longer" if refused <= lengths else "what it has learnt so far depends on that"
+        raise UserError(f"{folder} was started with {what}: leave that out, or start a new run; {why}")
+
+
+def resumed(folder: Path, name: str, config: Any) -> str:
+    """Writes the configuration with which a run goes on. Returns the command that gives what it then gives."""
+    content = read(folder)
+    old = load(folder, name, type(config))
+    if _changed(old, config):
+        content |= {"command": _replaced(content["command"], old, config), "config": to_json(config)}
+        files.write_whole(folder / "config.json", json.dumps(content, indent=2) + "\n")
+    return content["command"]
+
+
+def _replaced(command: str, old: Any, new: Any) -> str:
+    """The `command` that gave the configuration `old`, with the flags that give `new`."""
+    changed = {f"--{field.replace('_', '-')}": getattr(new, field) for field in sorted(_changed(old, new))}
+    words, dropping = [], False
+    for word in shlex.split(command):
+        if word.startswith("--"):
+            dropping = word.split("=")[0].replace("_", "-") in changed
+        words += [] if dropping else [word]
+    return shlex.join([*words, *(str(word) for flag in changed.items() for word in flag)])
 
 
 def to_json(config: Any) -> dict[str, Any]:
@@ -210,9 +260,9 @@ def _bounded(hint: Any, value: Any) -> Iterator[tuple[Bound, Any]]:
             yield from _bounded(arguments[0], item)
 
 
-def _shown(kind: type) -> set[str]:
+def _used(kind: type, use: Use) -> set[str]:
     hints = typing.get_type_hints(kind, include_extras=True)
-    return {name for name, hint in hints.items() if any(isinstance(e, Use) for e in getattr(hint, "__metadata__", ()))}
+    return {name for name, hint in hints.items() if use in getattr(hint, "__metadata__", ())}
 
 
 def _changed(old: Any, new: Any) -> set[str]:

@@ -2,12 +2,12 @@
 
 import contextlib
 import errno
+import functools
 import inspect
 import os
 import re
 import shlex
 import shutil
-import signal
 import sys
 import typing
 from collections.abc import Callable, Iterator
@@ -18,16 +18,17 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from dlc import files, weights
-from dlc.errors import UserError
+from dlc import files, process, weights
+from dlc.errors import Stopped, UserError
 from dlc.run import flags, log, record
-from dlc.run.loop import Interrupted
+from dlc.run.clock import gerund
 from dlc.run.run import Run
+from dlc.run.signals import Interrupted, obeyed
 from dlc.weights import artifact
-from dlc.weights.checkpoint import Unwritten
 
 MISSED = 5
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
+UNWRITABLE |= {errno.EISDIR, errno.ENOTDIR}
 
 Figures = dict[str, Any]  # name -> a number, or one for each seed
 
@@ -53,6 +54,7 @@ def launch(
     """
     module = sys.modules[(train or show).__module__]
     argv = sys.argv[1:] if argv is None else argv
+    process.keep_printing()
     console = Console(stderr=True)
     name, folder, resume = "", None, False
     sys.unraisablehook = _hide_late_futures
@@ -65,18 +67,27 @@ def launch(
         folder, resume = options.resume or new_folder(options.out, name), bool(options.resume)
         source, init_from = getattr(options, "weights", None), getattr(options, "init_from", None)
         if resume:
-            saved = flags.read(folder)
-            command, init_from = saved["command"], saved.get("init_from") and Path(saved["init_from"])
+            init_from = (begun := flags.read(folder).get("init_from")) and Path(begun)
         else:
             flags.save(folder, name, config, command, {"weights": source, "init_from": init_from})
         run = Run(folder, resume, console, options.save_every, init_from)
-        with _alone(folder, console), _signals(run), contextlib.closing(run):
+        run.file = Path(module.__file__ or "")
+        how_to_resume = functools.partial(_say_how_to_resume, console, name, folder)
+        with (
+            _alone(folder, console),
+            obeyed(run.signals, run.say, how_to_resume),
+            contextlib.closing(run),
+        ):
+            run.say(f"{name} in {folder}, on {record.device_name()}")
+            if resume:
+                command = flags.resumed(folder, name, config)
             if source and show:
                 figures = _shown(source, config, run, show, published)
             elif train:
                 figures = train(config, run)
             else:
                 raise UserError("this experiment does not train: name a file or folder of weights with --weights")
+            run.doing("writing the record")
             result = record.finish(run, name, claim, config, figures, command, about)
         _conclude(run, result)
         for sentence in run.missed:
@@ -84,21 +95,20 @@ def launch(
         if run.missed:
             sys.exit(MISSED)
     except Interrupted as interrupted:
+        if isinstance(interrupted.__cause__, UserError):
+            _say(console, f"error: {interrupted.__cause__}", style="red")
         _say(console, f"{interrupted}: stopped")
         _say_how_to_resume(console, name, folder)
-        sys.exit(128 + interrupted.signum)
+        interrupted.leave()
     except UserError as error:
         _say(console, f"error: {error}", style="red")
-        if isinstance(error, Unwritten):
+        if isinstance(error, Stopped):
             _say_how_to_resume(console, name, folder)
         elif folder and not resume and not any(folder.rglob("log.jsonl")):
             shutil.rmtree(folder, ignore_errors=True)  # it never began
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        where = f" {error.filename}" if error.filename else ""
-        _say(console, f"error: cannot write{where}: {os.strerror(error.errno)}", style="red")
+        _say(console, f"error: {cannot_write(error)}", style="red")
         _say_how_to_resume(console, name, folder)
         sys.exit(2)
 
@@ -117,12 +127,24 @@ def _shown(source: Path, config: Any, run: Run, show: Any, published: Any) -> Fi
     return show(config, run, model, variables)
 
 
+def cannot_write(error: OSError) -> str:
+    """What to say of an error of writing, such as a full disk. Raises the error again if it is another one."""
+    if error.errno not in UNWRITABLE:
+        raise error
+    where = f" {error.filename}" if error.filename else ""
+    return f"cannot write{where}: {os.strerror(error.errno)}"
+
+
 def require(platform: str | None) -> None:
     """Raises UserError unless JAX computes on `platform`."""
     try:
         found = jax.default_backend()
-    except RuntimeError as error:  # JAX_PLATFORMS names a missing one
-        raise UserError(f"JAX finds no device: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # JAX_PLATFORMS names a missing one; for "cuda" JAX fails an assertion
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        if not wanted:
+            raise
+        why = f" ({str(error).splitlines()[0].partition(' (set ')[0]})" if str(error) else ""
+        raise UserError(f"JAX_PLATFORMS={wanted}, but JAX finds no such device here: unset it{why}") from None
     if platform and found != platform:
         extra = {"gpu": "cuda", "tpu": "tpu"}.get(platform)
         hint = f"on a machine that has one, pip install -e .[{extra}]" if extra else "unset JAX_PLATFORMS"
@@ -191,24 +213,6 @@ def _alone(folder: Path, console: Console) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _signals(run: Run) -> Iterator[None]:
-    """Ctrl-C and SIGTERM stop training after the steps in progress. A second signal stops at once."""
-
-    def handle(signum: int, frame: Any) -> None:
-        if run.signals.training and not run.signals.stop:
-            run.signals.stop = signum
-        else:
-            raise Interrupted(signum)
-
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
 def _hide_late_futures(unraisable: Any) -> None:
     """If one file of a checkpoint cannot be written, TensorStore's threads print a traceback for every other file."""
     if str(unraisable.exc_value) != "Event loop is closed":
@@ -231,7 +235,7 @@ def _conclude(run: Run, result: dict[str, Any]) -> None:
     seconds = result["seconds"]
     shown = {name: value for name, value in seconds.items() if value >= 0.05 and name != "save"}
     if shown:
-        rows["time"] = ", ".join(f"{value:.1f} s {name.removesuffix('e')}ing" for name, value in shown.items())
+        rows["time"] = ", ".join(f"{value:.1f} s {gerund(name)}" for name, value in shown.items())
     if result["examples_per_second"]:
         rows["speed"] = f"{result['examples_per_second']:,.0f} examples/s on {result['device']['kind']}"
     rows["figures"] = f"{run.folder}/figures"

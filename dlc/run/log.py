@@ -10,18 +10,36 @@ from typing import Any
 
 from dlc import files
 
+SPEEDS = ("examples_per_second", "steps_per_second")
+
 
 def read(folder: Path) -> Iterator[dict[str, Any]]:
     """The lines of `log.jsonl`, up to the first incomplete one, which was being written when the run was killed."""
     path = folder / "log.jsonl"
-    for text in path.read_bytes().splitlines() if path.exists() else ():
+    for text in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             line = json.loads(text)
         except ValueError:
             return
-        if not (isinstance(line, dict) and isinstance(line.get("step"), int)):
+        if not _is_line(line):
             return
         yield line
+
+
+def _is_line(line: Any) -> bool:
+    """Whether `Log.write` writes such lines: a step, seconds by what they were spent on, and numbers or summaries."""
+    if not (isinstance(line, dict) and type(line.get("step")) is int):
+        return False
+
+    def number(value: Any) -> bool:
+        return isinstance(value, int | float)
+
+    def summary(value: Any) -> bool:
+        return isinstance(value, dict) and number(value.get("mean"))
+
+    seconds = line.get("seconds", {})
+    timed = isinstance(seconds, dict) and all(map(number, seconds.values()))
+    return timed and all(number(value) or summary(value) for name, value in line.items() if name != "seconds")
 
 
 class Log:
@@ -31,10 +49,9 @@ class Log:
         """Starts with `history`, the lines up to `step`. Later lines will be written again."""
         files.write_whole(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in history))
         self._lines = open(folder / "log.jsonl", "a", buffering=1)  # noqa: SIM115 (closed in `close`)
-        (folder / "tensorboard").mkdir(exist_ok=True)
         self._tensorboard = _tensorboard()
         # Not SummaryWriter: its thread dies when the disk is full, and the run then waits forever.
-        self._events = self._tensorboard.EventsWriter(str(folder / "tensorboard" / "events"))
+        self._events = self._tensorboard.EventsWriter(str(folder / "events"))  # TensorBoard names a run by its folder
         start = self._tensorboard.SessionLog(status=1)  # TensorBoard then ignores older events from this step on
         self._event(step + 1, session_log=start)
 
@@ -45,10 +62,18 @@ class Log:
             for name, value in line.items():
                 if name not in ("step", "seconds"):
                     number = value["mean"] if isinstance(value, dict) else value
-                    self._event(line["step"], summary=self._tensorboard.scalar(name, number))
+                    self._event(line["step"], summary=self._tensorboard.scalar(_tag(name, line), number))
             self._events.flush()
         except OSError as error:
             raise OSError(error.errno, error.strerror, self._lines.name) from None  # Python leaves the file out
+
+    def figure(self, name: str, png: bytes, step: int) -> None:
+        """Shows a picture in TensorBoard, at a step."""
+        width, height = (int.from_bytes(png[at : at + 4]) for at in (16, 20))  # of the file's header
+        kind = self._tensorboard.Summary
+        image = kind.Image(encoded_image_string=png, width=width, height=height, colorspace=4)
+        self._event(step, summary=kind(value=[kind.Value(tag=name, image=image)]))
+        self._events.flush()
 
     def close(self) -> None:
         """Closes the files. Their content stays."""
@@ -59,14 +84,26 @@ class Log:
         self._events.write_event(self._tensorboard.Event(step=step, wall_time=time.time(), **what))
 
 
+def _tag(name: str, line: dict[str, Any]) -> str:
+    """loss/train and loss/test, which TensorBoard draws side by side; other names as they are."""
+    for held_out in ("test", "validation"):
+        if name.startswith(f"{held_out}_"):
+            return f"{name.removeprefix(f'{held_out}_')}/{held_out}"
+    reported = any(speed in line for speed in SPEEDS)  # by training steps, not by an evaluation
+    return f"{name}/train" if reported and name not in (*SPEEDS, "learning_rate") else name
+
+
 def _tensorboard() -> Any:
     """The parts of tensorboardX that `Log` needs, without PyTorch, which tensorboardX imports if it is installed."""
     hidden = sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     try:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
         from tensorboardX.summary import scalar
     finally:
         if hidden is None:
             del sys.modules["torch"]
-    return SimpleNamespace(EventsWriter=EventsWriter, Event=Event, SessionLog=SessionLog, scalar=scalar)
+    return SimpleNamespace(
+        EventsWriter=EventsWriter, Event=Event, SessionLog=SessionLog, Summary=Summary, scalar=scalar
+    )

@@ -16,7 +16,6 @@ into it, so that a resumed run equals an uninterrupted one.
 
 import contextlib
 import functools
-import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -37,17 +36,9 @@ class Diverged(UserError):
     exit_code = 4
 
 
-class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM, after everything was saved. Like KeyboardInterrupt, it is not an Exception."""
-
-    def __init__(self, signum: int):
-        self.signum = signum
-        super().__init__(signal.Signals(signum).name)
-
-
 @contextlib.contextmanager
 def training(run: Run, state: Any, steps: int) -> Iterator["Loop"]:
-    """The loop of a run of `steps` steps. Inside, Ctrl-C and SIGTERM wait for the next `save`.
+    """The loop of a run of `steps` steps. Inside, Ctrl-C and SIGTERM wait for the next `save`, or for the end.
 
     Raises UserError if the run is resumed and none of its checkpoints can be read.
     """
@@ -56,6 +47,9 @@ def training(run: Run, state: Any, steps: int) -> Iterator["Loop"]:
     run.facts["seconds_to_first_step"] = round(time.perf_counter() - process.STARTED, 3)
     if run.folder:
         run.log = log.Log(run.folder, run.history, done)
+    run.trained |= done < steps
+    if run.folder and run.trained:
+        record.add_origin(run.folder, run.file)
     run.signals.training = True
     try:
         with progress.bar(steps, done, run.console) as bar:
@@ -64,6 +58,7 @@ def training(run: Run, state: Any, steps: int) -> Iterator["Loop"]:
         run.signals.training = False
     if run.checkpoints:
         run.checkpoints.wait()
+    run.signals.obey()
 
 
 def count_operations(run: Run, step: train.Step, state: Any, batch: Any, steps: int) -> None:
@@ -97,7 +92,8 @@ class Loop:
         the seeds. `examples` is how many these steps saw, for the speed. The metrics are read when the next ones come,
         while the device is already working on those.
 
-        Raises Diverged if a metric whose name ends with "loss" is not finite, naming the step.
+        Raises Diverged if a metric whose name ends with "loss" is not finite, naming the step; UserError if one has a
+        name that the log needs.
         """
         self._flush()
         self._pending = done, metrics, examples
@@ -105,10 +101,12 @@ class Loop:
     def evaluate(self, done: int, evaluate: Callable[[Any], dict[str, Any]], state: Any) -> dict[str, Any]:
         """Logs, prints and returns the numbers `evaluate(state)`; with several seeds each is an array [S]."""
         self._flush()
+        if done == self._steps:
+            self._run.say("evaluating ...")
         numbers = self._run.clock.timed("evaluate", evaluate, state)
         means = {name: record.summary(value) for name, value in numbers.items()}
         if means:
-            self._write({"step": done, **means})
+            self._write(done, means)
             self._run.say(f"step {done}  {_shown(means)}")
         self._clock = time.perf_counter()
         return numbers
@@ -122,7 +120,7 @@ class Loop:
         self._flush()
         run, stop = self._run, self._run.signals.stop
         if stop or done == self._steps or time.perf_counter() - self._saved >= run.save_every:
-            params = _params(state)
+            params = params_of(state)
             if params and not run.clock.compiled(_finite, params)(params):
                 self._diverged(f"a weight is no longer finite after step {done}")
             if run.checkpoints:
@@ -131,7 +129,7 @@ class Loop:
         if stop:
             if run.checkpoints:
                 run.checkpoints.wait()
-            raise Interrupted(stop)
+            run.signals.obey()
         self._clock = time.perf_counter()
 
     def _flush(self) -> None:
@@ -147,13 +145,16 @@ class Loop:
                 self._check_finite(name, value.reshape(len(value), -1), done)
         means = {name: record.summary(value.mean(0)) for name, value in values.items()}
         speed = {"examples_per_second": examples / elapsed} if examples else {"steps_per_second": steps / elapsed}
-        self._write({"step": done, **means, **speed})
+        self._write(done, {**speed, **means})
         ((unit, rate),) = speed.items()
         self._bar.update(done, f"{_shown(means)}  {rate:,.0f} {unit.removesuffix('_per_second')}/s")
         self._last, self._clock = done, now
 
-    def _write(self, line: dict[str, Any]) -> None:
-        line = {**line, "seconds": dict(self._run.clock.seconds)}
+    def _write(self, done: int, values: dict[str, Any]) -> None:
+        for name in ("step", "seconds"):
+            if name in values:
+                raise UserError(f"a metric cannot be called {name}, which the log needs: give it another name")
+        line = {"step": done, **values, "seconds": dict(self._run.clock.seconds)}
         self._run.history.append(line)
         if self._run.log:
             self._run.log.write(line)
@@ -183,13 +184,17 @@ def _restored(run: Run, state: Any) -> tuple[int, Any]:
         return 0, state
     done, state = run.checkpoints.restore(state, run.say) or (0, state)
     run.history = [line for line in log.read(run.folder) if line["step"] <= done]
+    logged = max((line["step"] for line in run.history), default=0)
+    if logged < done:
+        run.untimed = done - logged
+        run.say(f"log.jsonl is damaged: steps {logged + 1} to {done} are missing from it and from the curves")
     for line in run.history:
         run.clock.seconds |= line.get("seconds", {})
     run.say(f"resuming after step {done}" if done else "no checkpoint yet: starting from the beginning")
     return done, state
 
 
-def _params(state: Any) -> list[Any]:
+def params_of(state: Any) -> list[Any]:
     """The weights of every `train.State` in a state of any kind."""
     nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, train.State))
     return [node.params for node in nodes if isinstance(node, train.State)]

@@ -12,8 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dlc import files
 from dlc.errors import UserError
-from dlc.run import record
+from dlc.run import flags, record
+from dlc.run.launch import cannot_write
 
 FIGURES = (
     "curves",
@@ -35,21 +37,27 @@ BEGIN, END = "<!-- results: written by `make results` -->", "<!-- end of results
 def add(root: Path, run: Path) -> Path:
     """Copies the record of a finished run to results/, and the figures that pages show to docs/figures/.
 
-    The record is named after its experiment, flags and platform. Raises UserError if the run has no record.
+    The record is named after its experiment, flags and platform. Raises UserError if the run has none, or one that is
+    no result: of the small version, or of a run that is being trained longer.
     """
     try:
-        result = json.loads((run / "result.json").read_text())
+        result = json.loads((run / "result.json").read_text("utf-8"))
     except (OSError, ValueError):
         raise UserError(f"{run} has no result.json that can be read: only a finished run has one") from None
+    _check(result, run / "result.json")
+    if "--smoke" in shlex.split(result["command"]):
+        raise UserError(f"{run} is the small version of an experiment, not a result: run it without --smoke")
+    if (run / "config.json").is_file() and flags.read(run)["config"] != result.get("config"):
+        raise UserError(f"{run} is being trained longer, and its record is an earlier one: let it finish with --resume")
     what = result.get("experiment") or f"bench.{result['bench']}"
-    flags = ("-".join(flag).removeprefix("--") for flag in _flags(result["command"]))
-    name = ".".join([what, *flags, result["device"]["platform"]]).replace("/", "_")
+    given = ("-".join(flag).removeprefix("--") for flag in _flags(result["command"]))
+    name = ".".join([what, *given, result["device"]["platform"]]).replace("/", "_")
     target = root / "results" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
     # Where it ran is not part of the result.
     kept = [word for flag in _flags(result["command"]) for word in flag]
     result["command"] = shlex.join([*shlex.split(result["command"])[:3], *kept])
-    target.write_text(json.dumps(result, indent=2) + "\n")
+    files.write_whole(target, json.dumps(result, indent=2) + "\n")
     for figure in FIGURES:
         if (run / "figures" / f"{figure}.png").exists():
             (root / "docs" / "figures").mkdir(parents=True, exist_ok=True)
@@ -62,11 +70,10 @@ def tables(results: Path) -> tuple[str, str]:
     records = []
     for path in sorted(results.glob("*.json")):
         try:
-            records.append(json.loads(path.read_text()))
-            if not {"command", "device", "versions", "date"} <= records[-1].keys():
-                raise ValueError
-        except ValueError:
+            records.append(json.loads(path.read_text("utf-8")))
+        except (OSError, ValueError):
             raise UserError(f"{path} is damaged: restore it, or delete it") from None
+        _check(records[-1], path)
     runs = [r for r in records if "experiment" in r]
     benches = [r for r in records if "bench" in r]
     short = _experiments(runs)
@@ -86,26 +93,36 @@ def tables(results: Path) -> tuple[str, str]:
 
 def write(root: Path) -> None:
     """Writes docs/results.md, and the part of README.md between its two marks. Raises UserError without marks."""
-    page, short = tables(root / "results")
     readme = root / "README.md"
-    text = readme.read_text()
+    page, short = tables(root / "results")
+    text = readme.read_text("utf-8")
     if BEGIN not in text or END not in text:
         raise UserError(f"{readme} has no place for the results: it needs the lines {BEGIN} and {END}")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     (root / "docs").mkdir(exist_ok=True)
-    (root / "docs" / "results.md").write_text(page)
-    readme.write_text(f"{before}{BEGIN}\n\n{short}\n\n{END}{after}")
+    files.write_whole(root / "docs" / "results.md", page)
+    files.write_whole(readme, f"{before}{BEGIN}\n\n{short}\n\n{END}{after}")
+
+
+def _check(result: Any, path: Path) -> None:
+    """Raises UserError unless `result` is a record."""
+    needed = {"command", "device", "versions", "date", "commit"}
+    if isinstance(result, dict):
+        bench = {"title", "method", "rows", "columns"}
+        needed |= {"figures", "claim", "seeds", "seconds"} if "experiment" in result else {"bench", *bench}
+    if not isinstance(result, dict) or not needed <= result.keys():
+        raise UserError(f"{path} is damaged: restore it, or delete it")
 
 
 def _flags(command: str) -> list[list[str]]:
     """What distinguishes records of one experiment: flags with their values, without those about where it runs."""
-    flags: list[list[str]] = []
+    found: list[list[str]] = []
     for word in shlex.split(command)[3:]:
         if word.startswith("--"):
-            flags.append(word.split("=", 1))
-        elif flags:
-            flags[-1].append(word)
-    return [flag for flag in flags if flag[0] not in ("--out", "--resume", "--require", "--save-every")]
+            found.append(word.split("=", 1))
+        elif found:
+            found[-1].append(word)
+    return [flag for flag in found if flag[0] not in ("--out", "--resume", "--require", "--save-every")]
 
 
 def _experiments(runs: list[dict[str, Any]]) -> str:
@@ -151,12 +168,17 @@ def main(arguments: list[str] | None = None, root: Path | None = None) -> int:
     options = parser.parse_args(arguments)
     root = root or Path(__file__).parents[2]
     try:
+        if not (root / "README.md").is_file():
+            raise UserError(f"{root} is not a checkout of dlc: results/, docs/ and README.md are written in one")
         for run in options.runs:
-            print(f"added {add(root, run).relative_to(root)}")
+            print(f"added {add(root, run.expanduser()).relative_to(root)}")
         write(root)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"error: {cannot_write(error)}", file=sys.stderr)
+        return 2
     print("wrote docs/results.md and the table in README.md")
     return 0
 

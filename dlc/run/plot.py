@@ -70,7 +70,7 @@ def curves(history: list[dict[str, Any]], steps_per_epoch: int = 1, held_out: st
     """
     reported = {name for line in history for name in line}
     loss = "nll" if "nll" in reported else "loss"
-    names = [name for name in ("loss", "error") if reported & {name, f"{held_out}_{name}"}]
+    names = [name for name in ("loss", "error") if reported & {name, f"{held_out}_{name}"}] or ["loss"]
     figure = canvas(4.6 * len(names) if len(names) > 1 else 5.6, 3.6)
     titles = {"loss": "loss", "nll": "negative log-likelihood"}
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):

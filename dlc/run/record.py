@@ -1,10 +1,11 @@
 """The record of a run: its figures, and where, when, with what and by which command they were measured."""
 
+import contextlib
 import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from dlc.run import flags
 from dlc.run.run import Run
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+OF_TRAINING = (
+    *("seconds", "seconds_to_first_step", "examples_per_second", "train_flops", "peak_memory_bytes"),
+    *("date", "device", "versions", "commit", "command"),
+)  # what a record says about it
 
 
 def device() -> dict[str, Any]:
@@ -26,34 +31,77 @@ def device() -> dict[str, Any]:
     return {"platform": first.platform, "kind": kind, "count": jax.device_count(), "cores": process.cores()}
 
 
+def device_name() -> str:
+    """What JAX computes on, in a few words."""
+    found = device()
+    many = found["cores"] if found["platform"] == "cpu" else found["count"]
+    return f"{many} {'cores of ' if found['platform'] == 'cpu' else 'x '}{found['kind']}"
+
+
 def versions(*extra: str) -> dict[str, str]:
     """The versions of Python, of the packages that decide a result, and of those in `extra`."""
     packages = {name: importlib.metadata.version(name) for name in (*PACKAGES, *extra)}
     return {"python": platform.python_version(), **packages}
 
 
-def commit() -> str | None:
-    """The commit of this checkout, with "+changes" where its code differs from it; None outside a git checkout."""
-    here = Path(__file__).parent
+def commit(file: Path | None = None) -> str | None:
+    """The commit of the git checkout that `file`, by default this one, belongs to; None outside a checkout.
 
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+    It ends with "+changes" if Python files of the checkout differ from it. An ignored file belongs to none.
+    """
+    file = (file or Path(__file__)).resolve()
+
+    def git(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *words], cwd=file.parent, capture_output=True, text=True, check=check)
 
     try:
-        changed = git("status", "--porcelain", "--", ":/dlc", ":/experiments")
-        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
+        head = git("rev-parse", "--short=12", "HEAD").stdout.strip()
+        if git("check-ignore", "--quiet", file.name, check=False).returncode == 0:
+            return None
+        return head + ("+changes" if git("status", "--porcelain", "--", ":/*.py").stdout else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
-def origin(command: str, *packages: str) -> dict[str, Any]:
-    """When, where, with what and by which command a record was made."""
+def origin(command: str, *packages: str, file: Path | None = None) -> dict[str, Any]:
+    """When, where, with what and by which command a record was made. `file` decides whose commit it names."""
     return {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "device": device(),
         "versions": versions(*packages),
-        "commit": commit(),
+        "commit": commit(file),
         "command": command,
+    }
+
+
+def add_origin(folder: Path, file: Path | None) -> None:
+    """Adds to `origins.json` that this process trains now."""
+    found = {"device": device(), "versions": versions(), "commit": commit(file)}
+    earlier = _origins(folder)
+    if found not in earlier:
+        files.write_whole(folder / "origins.json", json.dumps([*earlier, found], indent=2) + "\n")
+
+
+def _origins(folder: Path | None) -> list[dict[str, Any]]:
+    """What `add_origin` wrote; nothing if that is damaged."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        found = json.loads((folder / "origins.json").read_bytes()) if folder else []
+        if all(found[i].keys() >= {"device", "versions", "commit"} for i in range(len(found))):
+            return found
+    return []
+
+
+def _together(origins: list[dict[str, Any]]) -> dict[str, Any]:
+    """Device, versions and commit of what several processes trained: where they differ, one after the other."""
+
+    def each(values: Iterable[str | None]) -> str | None:
+        return ", then ".join(dict.fromkeys(filter(None, values))) or None
+
+    names = dict.fromkeys(name for one in origins for name in one["versions"])
+    return {
+        "device": {**origins[-1]["device"], "kind": each(one["device"]["kind"] for one in origins)},
+        "versions": {name: each(one["versions"].get(name) for one in origins) for name in names},
+        "commit": each(one["commit"] for one in origins),
     }
 
 
@@ -62,14 +110,20 @@ def finish(
 ) -> dict[str, Any]:
     """Writes result.json and returns what it holds. Seconds and operations are the sums over all parts.
 
-    A claim about a data set and values of flags is left out of the record of a run that had others.
+    Device, versions and commit are those that trained. If the run had ended before, only its figures are new. A claim
+    about a data set and values of flags is left out of the record of a run that had others.
     """
+    every = [run, *run.parts]
+    earlier = {} if any(each.trained for each in every) else _earlier(run)
+    origins = [origin for each in every for origin in _origins(each.folder)]
     for part in run.parts:
         run.facts = {**part.facts, **run.facts}
         for key, value in part.clock.seconds.items():
             run.clock.seconds[key] = run.clock.seconds.get(key, 0.0) + value
-    facts = [part.facts for part in run.parts] or [run.facts]
-    trained = sum(each.get("steps", 0) * each.get("examples_per_step", 0) for each in facts)
+    timed = sum(
+        max(each.facts.get("steps", 0) - each.untimed, 0) * each.facts.get("examples_per_step", 0)
+        for each in run.parts or [run]
+    )
     seed, seconds = getattr(config, "seed", 0), run.clock.seconds
     result = {
         "experiment": name,
@@ -78,16 +132,27 @@ def finish(
         **run.facts,
         "seeds": list(range(seed, seed + run.facts.get("seeds", 1))),
         "seconds": {key: round(value, 3) for key, value in seconds.items()},
-        "examples_per_second": round(trained / seconds["train"], 1) if trained and seconds["train"] else None,
+        "examples_per_second": round(timed / seconds["train"], 1) if timed and seconds["train"] else None,
         **({"missed": run.missed} if run.missed else {}),
         "train_flops": _flops(run),
         "peak_memory_bytes": peak_memory(),
         "config": flags.to_json(config),
-        **origin(command),
+        **origin(command, file=run.file),
+        **(_together(origins) if origins else {}),
+        **earlier,
     }
     if run.folder:
         write(run.folder, result)
     return result
+
+
+def _earlier(run: Run) -> dict[str, Any]:
+    """What an earlier record says about the training."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        if run.folder and run.resume:
+            result = json.loads((run.folder / "result.json").read_bytes())
+            return {name: value for name, value in result.items() if name in OF_TRAINING}
+    return {}
 
 
 def write(folder: Path, result: dict[str, Any]) -> None:

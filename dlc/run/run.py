@@ -2,7 +2,8 @@
 
     config.json          the configuration
     log.jsonl            a line for every report and every evaluation
-    tensorboard/         the same for TensorBoard
+    origins.json         where, and with which versions and commit, each process trained it
+    events.out.*         the same, and the figures, for TensorBoard
     checkpoints/         the newest states; `--resume` continues from there
     model.json           the model, written before training
     weights.safetensors  the model and its weights; `dlc.weights.load` and `--weights` read them
@@ -15,7 +16,6 @@
 import contextlib
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,9 @@ from rich.console import Console
 from dlc import files
 from dlc.run.clock import Clock
 from dlc.run.log import Log
+from dlc.run.signals import Signals
 from dlc.weights import artifact
 from dlc.weights.checkpoint import Checkpoints
-
-
-@dataclass
-class Signals:
-    """What a signal handler and a training loop tell each other."""
-
-    training: bool = False
-    stop: int | None = None  # the signal that asked the run to stop
 
 
 class Run:
@@ -49,6 +42,8 @@ class Run:
         facts: what the record says besides its figures, such as the data set.
         missed: sentences about targets that were not reached.
         clock: seconds by what they were spent on.
+        file: that of the experiment, whose commit the record names; by default this checkout's.
+        trained: whether this process has trained, which a run that was resumed after its end has not.
     """
 
     def __init__(
@@ -65,7 +60,12 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.facts: dict[str, Any] = {}
         self.missed: list[str] = []
-        self.clock = Clock()
+        self.clock = Clock(self.doing)
+        self._told: set[str] = set()
+        self.network = ""  # the name of the model's class
+        self.file: Path | None = None
+        self.trained = False
+        self.untimed = 0  # steps whose lines in the log were lost
         self.parts: list[Run] = []
         self.work: list[tuple[Callable[[], float], int]] = []  # operations of one step, and how many steps
         self.signals = Signals()
@@ -76,13 +76,23 @@ class Run:
         """Prints one line for the person who watches."""
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
+    def doing(self, what: str) -> None:
+        """Prints what takes time now, each once, unless the bar of training is shown."""
+        if what not in self._told and not self.signals.training:
+            self.say(f"{what} ...")
+            self._told.add(what)
+
     def figure(self, name: str, figure: Any) -> None:
         """Saves a matplotlib figure as figures/<name>.png."""
         if self.folder:
+            self.doing("drawing")
             (self.folder / "figures").mkdir(exist_ok=True)
+            file = self.folder / "figures" / f"{name}.png"
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box is drawn, which says enough
-                figure.savefig(self.folder / "figures" / f"{name}.png", bbox_inches="tight")
+                figure.savefig(file, bbox_inches="tight")
+            if self.log:
+                self.log.figure(name, file.read_bytes(), self.history[-1]["step"] if self.history else 0)
 
     def text(self, name: str, content: str) -> None:
         """Saves a text as <name>.txt."""
@@ -95,9 +105,11 @@ class Run:
         Call it without variables before training: the weights of a run that was killed are then read from its newest
         checkpoint. If several seeds are trained at once, give those of the first.
         """
+        self.network = type(model).__name__
         if self.folder and variables is None:
             artifact.write_model(self.folder, model)
         elif self.folder:
+            self.doing("saving the weights")
             artifact.save(self.folder, model, variables)
 
     def part(self, name: str) -> "Run":
@@ -109,7 +121,7 @@ class Run:
         if folder:
             folder.mkdir(exist_ok=True)
         part = Run(folder, self.resume, self.console, self.save_every, self.init_from)
-        part.signals = self.signals
+        part.signals, part.file = self.signals, self.file
         self.parts.append(part)
         self.say(f"{name}:")
         return part

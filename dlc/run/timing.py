@@ -44,7 +44,8 @@ class Worker:
             raise UserError(f"{self._name} ended before it had measured anything") from None
 
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the process. It has nothing to keep."""
+        self._process.terminate()
         self._process.communicate()
 
 

@@ -157,8 +157,10 @@ def _from_checkpoint(folder: Path) -> dict[str, Any]:
         arrays = checkpoints.read(("params/", "aux/", "step"), warn=warnings.warn)
     finally:
         checkpoints.close()
-    if not arrays or "step" not in arrays:
+    if arrays is None:
         raise UserError(f"the run in {folder} has not saved any weights yet: wait for its first checkpoint")
+    if "step" not in arrays:
+        raise UserError(f"the checkpoints in {folder} hold more than one network: let the run finish with --resume")
     several = arrays.pop("step").ndim > 0  # seeds that were trained at once: the first is read
     variables: dict[str, Any] = {}
     for name, array in arrays.items():

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlc.errors import UserError
+from dlc.errors import Stopped, UserError
 
 
-class Unwritten(UserError):
+class Unwritten(Stopped):
     """A checkpoint could not be written, most often because the disk is full."""
 
 
@@ -75,14 +75,20 @@ class Checkpoints:
             with contextlib.suppress(Exception):
                 self._orbax.close()
 
-    def restore(self, like: Any, warn: Callable[[str], None]) -> tuple[int, Any] | None:
+    def restore(self, like: Any, warn: Callable[[str], None], part: bool = False) -> tuple[int, Any] | None:
         """(step, state) of the newest intact checkpoint, placed on devices as `like` is, or None if there is none.
 
-        `like` is a state of the same structure, or of a part of it. Damaged checkpoints are skipped with a sentence to
-        `warn`, and removed. Raises UserError if all are damaged.
+        `like` is a state of the same structure or, if it is a `part`, of a part of it. Damaged checkpoints are skipped
+        with a sentence to `warn`, and removed. Raises UserError if all are damaged, or if the arrays of one are others:
+        those of another model or optimizer.
         """
         wanted = {name: _abstract(leaf) for name, leaf in _arrays(like).items()}
-        found = self._newest(lambda step: wanted, warn)
+
+        def checked(step: int) -> dict[str, jax.ShapeDtypeStruct]:
+            self._check_same(step, wanted, part)
+            return wanted
+
+        found = self._newest(checked, warn)
         return found and (found[0], _filled(like, found[1]))
 
     def read(self, parts: tuple[str, ...], warn: Callable[[str], None]) -> dict[str, Any] | None:
@@ -113,6 +119,8 @@ class Checkpoints:
         for i, step in enumerate(reversed(steps)):
             try:
                 arrays = self._read(step, wanted(step))
+            except UserError:
+                raise
             except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
                 older = f"; going back to that of step {steps[-2 - i]}" if i + 1 < len(steps) else ""
                 warn(f"the checkpoint of step {step} is damaged ({_reason(error)}){older}")
@@ -124,9 +132,22 @@ class Checkpoints:
             raise UserError(f"no checkpoint in {self.folder} can be read; start a new run")
         return None
 
+    def _check_same(self, step: int, wanted: dict[str, jax.ShapeDtypeStruct], part: bool) -> None:
+        stored = self.open().item_metadata(step)["state"]
+        for name in (*wanted, *(() if part else stored)):
+            here, there = (_kind_of(table[name]) if name in table else None for table in (wanted, stored))
+            if here != there:
+                what = "optimizer" if "opt_state" in name.split("/") else "model"
+                found = (
+                    f"it has no {name}" if there is None else f"{name} is {there} there and {here or 'missing'} here"
+                )
+                raise UserError(f"the checkpoint of step {step} in {self.folder} is of another {what}: {found}")
+
     def _read(self, step: int, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
         import orbax.checkpoint as ocp
 
+        if not wanted:
+            return {}
         like = {"state": wanted, "checksum": {name: np.zeros((), np.uint32) for name in wanted}}
         places = ocp.checkpoint_utils.construct_restore_args(like)
         arguments = ocp.args.PyTreeRestore(like, restore_args=places, partial_restore=True)
@@ -151,13 +172,22 @@ def _reason(error: Exception) -> str:
     return next((words for words in known if words in text), text.strip().split("\n")[0][:120])
 
 
+def _kind_of(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
 def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _arrays(state: Any) -> dict[str, Any]:
     """The leaves of a state by name. Keys are stored as their data; Orbax cannot store arrays without elements."""
-    leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    leaves: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        name = _name(path)
+        if name in leaves:
+            raise UserError(f"two arrays of the state are called {name}: a checkpoint needs two names for them")
+        leaves[name] = leaf
     return {name: _plain(name, leaf) for name, leaf in leaves.items() if np.size(leaf)}
 
 

@@ -32,7 +32,7 @@ from dlc.data import imagenet, stream
 from dlc.errors import UserError
 from dlc.models import alexnet, resnet, resnet_cifar
 from dlc.prepare import color_components, standardise
-from dlc.run.flags import NotNegative, Positive, Shown
+from dlc.run.flags import Free, NotNegative, Positive, Shown
 from dlc.run.launch import launch
 from dlc.run.run import Run
 from dlc.tasks import images
@@ -73,8 +73,10 @@ class Config:
     size: Shown[Positive[int] | None] = None
     color: NotNegative[float] = 0.1  # strength of the noise added to the colours
     crops: Shown[Literal[1, 10]] = 10  # of an image, in the last evaluation; those before it take the one in the middle
-    mesh: Shown[str] = "data=1"  # devices that share each batch; batch norm uses the statistics of all of it
-    workers: Shown[NotNegative[int]] = 0  # processes that decode, and as many for evaluation; 0: threads of this one
+    mesh: Shown[Free[str]] = "data=1"  # devices that share each batch; batch norm uses the statistics of all of it
+    workers: Shown[Free[NotNegative[int]]] = (
+        0  # processes that decode, and as many for evaluation; 0: threads of this one
+    )
     seed: NotNegative[int] = 0
     dtype: Shown[Literal["float32", "bfloat16"]] = "float32"  # of the computation; weights and statistics are float32
 

@@ -22,7 +22,7 @@ from dlc import data
 from dlc.models.convnet import Convnet
 from dlc.prepare import mean_and_std, standardise
 from dlc.run import plot
-from dlc.run.flags import NotNegative, Positive, Shown
+from dlc.run.flags import Longer, NotNegative, Positive, Shown
 from dlc.run.launch import launch
 from dlc.run.run import Run
 from dlc.tasks import images
@@ -31,7 +31,7 @@ from dlc.tasks import images
 @dataclass(frozen=True)
 class Config:
     dataset: Shown[images.dataset("mnist", "fashion_mnist", "digits")] = "mnist"
-    epochs: Positive[int] = 10
+    epochs: Longer[Positive[int]] = 10
     batch: Positive[int] = 100
     lr: Positive[float] = 0.1  # plain SGD, constant
     shuffle: bool = False  # a new order every epoch; the lecture keeps the data set's own

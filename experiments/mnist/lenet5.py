@@ -24,7 +24,7 @@ import optax
 from dlc import data, losses, optim
 from dlc.models.lenet import LeNet5, LeNet5Dense
 from dlc.run import plot
-from dlc.run.flags import NotNegative, Positive, Shown
+from dlc.run.flags import Longer, NotNegative, Positive, Shown
 from dlc.run.launch import launch
 from dlc.run.run import Run
 from dlc.tasks import images
@@ -34,7 +34,7 @@ from dlc.tasks import images
 class Config:
     dataset: Shown[Literal["mnist", "fashion_mnist", "digits"]] = "mnist"
     variant: Literal["1998", "dense"] = "1998"
-    epochs: Positive[int] = 20
+    epochs: Longer[Positive[int]] = 20
     batch: Positive[int] = 50
     lr: Positive[float] | None = None  # of the first passes; by default 0.001 for 1998 and 0.05 for dense
     momentum: NotNegative[float] = 0.9

@@ -24,7 +24,7 @@ from dlc import data
 from dlc.models.mlp import MLP
 from dlc.prepare import mean_and_std, standardise
 from dlc.run import plot
-from dlc.run.flags import NotNegative, Positive, Shown
+from dlc.run.flags import Longer, NotNegative, Positive, Shown
 from dlc.run.launch import launch
 from dlc.run.run import Run
 from dlc.tasks import images
@@ -34,7 +34,7 @@ from dlc.tasks import images
 class Config:
     dataset: Shown[images.dataset("mnist", "fashion_mnist", "digits")] = "mnist"
     hidden: tuple[Positive[int], ...] = (300,)  # units of each hidden layer
-    epochs: Positive[int] = 20
+    epochs: Longer[Positive[int]] = 20
     batch: Positive[int] = 100
     lr: Positive[float] = 0.1  # plain SGD, constant
     shuffle: bool = True  # a new order every epoch

@@ -48,11 +48,11 @@ bench: .venv/.peers
 gpu: .venv/.peers
 	@$(INSTALL) '.[cuda]'; out=$$(mktemp -d); for command in "mnist.convnet" "mnist.convnet --seeds 8" \
 	"cifar10.airbench --seeds 50" "cifar10.airbench --seeds 50 --dtype bfloat16" \
-	"cifar10.airbench --seeds 64 --at-once 8 --dtype bfloat16" "cifar10.airbench --target 95 --seeds 5 --dtype bfloat16" \
-	"cifar10.airbench --target 96 --seeds 5 --dtype bfloat16" \
-	"cifar10.resnet --depth 20 32 44 56 110 --seeds 3 --warmup 400" \
-	"cifar10.resnet --depth 20 56 --variant plain residual" \
-	"attention.gpt --layers 6 --heads 6 --width 384 --context 256 --batch 64 --steps 5000 --dropout 0.2 --evaluate-every 250" \
+	"cifar10.airbench --seeds 64 --at-once 8 --dtype bfloat16" "cifar10.airbench --accuracy 95 --seeds 5 --dtype bfloat16" \
+	"cifar10.airbench --accuracy 96 --seeds 5 --dtype bfloat16" \
+	"cifar10.resnet --depths 20 32 44 56 110 --seeds 3 --warmup 0.00625" \
+	"cifar10.resnet --depths 20 56 --variants plain residual" \
+	"attention.gpt --layers 6 --heads 6 --width 384 --context 256 --batch 64 --steps 5000 --warmup 0.02 --dropout 0.2 --evaluate-every 250" \
 	"attention.translate --epochs 40 --dropout 0.3" "attention.seq2seq --epochs 10" "attention.bert" "attention.vit"; \
 	do echo "== $$command"; \
 	$(BIN)/python -m experiments.$$command --require gpu --out $$out; code=$$?; \

@@ -20,7 +20,7 @@ from rich.console import Console
 from dlc import weights
 from dlc.data import NAMES, OFFLINE, pictures, text
 from dlc.errors import UserError
-from dlc.run import launch, record
+from dlc.run import flags, launch, record
 from dlc.run.run import Run
 
 ROOT = Path(__file__).parents[1]
@@ -127,6 +127,61 @@ def test_datasets_on_offer_exist(module):
             assert bounds[0].holds("tfds:caltech101")
     if typing.get_origin(hint) is typing.Literal:
         assert set(typing.get_args(hint)) <= known
+
+
+# One flag has one meaning. Flags of several experiments stand in the glossary of docs/design.md.
+
+CONFIGS = {
+    module: import_module(module).Config
+    for module in (".".join(p.relative_to(ROOT).with_suffix("").parts) for p in (ROOT / "experiments").glob("*/*.py"))
+    if "class Config:" in (ROOT / module.replace(".", "/")).with_suffix(".py").read_text()
+}
+GLOSSARY = dict(re.findall(r"^\| `--([a-z-]+)` \| (.*) \|$", (ROOT / "docs" / "design.md").read_text(), re.MULTILINE))
+
+
+def helps(config):
+    """The help of each field: the comment behind it."""
+    lines = (re.match(r"    (\w+): .*?(?:  # (.*))?$", line) for line in inspect.getsource(config).splitlines())
+    return {line[1]: line[2] for line in lines if line}
+
+
+def kind(hint):
+    """What must agree in the type of a flag: not its choices, nor whether it may be left out or matters in `show`."""
+    arguments = [kind(argument) for argument in typing.get_args(hint) if argument is not type(None)]
+    if typing.get_origin(hint) is typing.Literal:
+        return type(typing.get_args(hint)[0])
+    if typing.get_origin(hint) is typing.Annotated:
+        bounds = [e.must for e in hint.__metadata__ if isinstance(e, flags.Bound) and "one of" not in e.must]
+        return (kind(typing.get_args(hint)[0]), *bounds) if bounds else kind(typing.get_args(hint)[0])
+    if typing.get_origin(hint) is tuple:
+        return tuple, arguments[0]
+    return arguments[0] if arguments else hint
+
+
+def test_one_flag_has_one_meaning_and_one_type():
+    kinds, meanings, users = {}, {}, {}
+    for module, config in CONFIGS.items():
+        hints = typing.get_type_hints(config, include_extras=True)
+        assert helps(config).keys() == hints.keys(), module
+        for field, said in helps(config).items():
+            name = field.replace("_", "-")
+            assert said, (module, field)
+            users.setdefault(name, []).append(module)
+            kinds.setdefault(name, []).append(kind(hints[field]))
+            meanings.setdefault(name, []).append(said.split(";")[0])
+    for name, found in users.items():
+        assert len({str(each) for each in kinds[name]}) == 1, (name, kinds[name], found)
+        assert len(set(meanings[name])) == 1, (name, meanings[name], found)
+    assert {name: meanings[name][0] for name, found in users.items() if len(found) > 1} == GLOSSARY
+    options = {field.name.replace("_", "-") for field in dataclasses.fields(flags.ModelOptions)}
+    assert users.keys() & options == {"out"}  # benches have no other options
+
+
+def test_a_plural_takes_several_values():
+    for config in CONFIGS.values():
+        hints = typing.get_type_hints(config)
+        several = {name for name, hint in hints.items() if "tuple" in str(hint)}
+        assert {name for name in several if not name.endswith("s")} <= {"hidden", "augment"}
 
 
 def test_peek_names_an_image_that_is_not_there():

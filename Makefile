@@ -66,6 +66,7 @@ gpu: .venv/.peers
 
 results: .venv/.run
 	$(BIN)/python -m dlc.run.pages
+	$(BIN)/python -m experiments --write
 
 clean:
 	rm -rf .venv build *.egg-info

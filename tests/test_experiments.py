@@ -6,6 +6,7 @@ import dataclasses
 import graphlib
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from dlc.data import NAMES, OFFLINE, pictures, text
 from dlc.errors import UserError
 from dlc.run import flags, launch, record
 from dlc.run.run import Run
+from experiments import __main__ as course
 
 ROOT = Path(__file__).parents[1]
 FILES = [p for p in sorted((ROOT / "experiments").glob("*/[!_]*.py")) if p.parent.name != "bench"]
@@ -111,6 +113,14 @@ def test_the_figures_that_a_docstring_expects_are_those_of_its_records(module):
 
 
 @every
+def test_help_has_claim_source_expectation_and_commands(module):
+    said = launch.help_of(import_module(module))
+    for word in (r"Claim(?: \(.*\))?: ", "Sources?: ", "Expect: "):
+        assert re.search(f"^{word}", said, re.MULTILINE), word
+    assert len(re.findall(rf"^    python -m {module}\b", said, re.MULTILINE)) >= 2
+
+
+@every
 def test_datasets_on_offer_exist(module):
     experiment = import_module(module)
     if not reads_data(experiment):
@@ -184,6 +194,44 @@ def test_a_plural_takes_several_values():
         assert {name for name in several if not name.endswith("s")} <= {"hidden", "augment"}
 
 
+# The course: python -m experiments, and docs/course.md
+
+
+def test_the_course_has_every_experiment_in_the_order_of_the_lectures():
+    every = course.experiments()
+    assert {f"experiments.{name}" for name in every} == set(CONFIGS)
+    assert [name for name in every if name.startswith("mnist")] == ["mnist.convnet", "mnist.lenet5", "mnist.mlp"]
+    shown = {name for rows in course.LECTURES.values() for _, what in rows for name in what.split(", ")}
+    assert {name for name in every if not name.startswith("bench")} <= shown  # each is on a page of a lecture
+    convnet = every["mnist.convnet"]
+    assert convnet.summary.startswith("The lecture's MNIST program")
+    assert convnet.claim.startswith("about 1 % test error")
+    assert "1.02 ± 0.06 %" in convnet.expect
+    assert "python -m experiments.mnist.convnet --seeds 8\n" in convnet.commands
+
+
+def test_minutes_are_those_of_a_seed_in_the_plainest_record(tmp_path, monkeypatch):
+    assert course.minutes("mnist.convnet") == "0.5"  # 31.2 s
+    assert course.minutes("mnist.lenet5") == "2.7"  # 483.6 s of three seeds
+    assert course.minutes("cifar10.resnet") == "3.6 (--steps 390)"
+    assert course.minutes("imagenet.classify") == ""
+
+
+def test_what_is_to_come_is_said():
+    assert course.is_to_come("scenes")
+    assert course.is_to_come("generate.gan")
+    assert not any(course.is_to_come(name) for name in ("mnist.convnet", "mnist", "`python -m dlc.data`"))
+    words = [sys.executable, "-m", "experiments"]
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    said = subprocess.run(words, cwd=ROOT, env=ascii_only, capture_output=True, text=True, check=True).stdout
+    assert "mnist.convnet" in said
+    assert "generate.gan" in said.split("To come:")[1]
+
+
+def test_the_page_of_the_course_is_what_make_results_writes():
+    assert (ROOT / "docs" / "course.md").read_text() == "\n".join(course.page())  # else: make results
+
+
 def test_peek_names_an_image_that_is_not_there():
     peek = import_module("experiments.cifar10.peek")
     with pytest.raises(UserError, match=r"^--image must be 0 to 1436, a row of digits32's training set, not 1437$"):
@@ -232,7 +280,7 @@ def test_a_floor_imports_only_from_floors_below():
         assert not used & above[floor], path
         if room in PURE - FLAX:
             assert not [name for name in imported(path) if name.startswith("flax")], path
-    for path in (ROOT / "experiments").rglob("*.py"):
+    for path in (ROOT / "experiments").glob("*/*.py"):
         if path.parent.name != "bench":
             assert not [name for name in imported(path) if name.startswith("experiments")], path
 

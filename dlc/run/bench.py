@@ -20,7 +20,7 @@ import tyro
 
 from dlc.errors import UserError
 from dlc.run import flags, pages, record, timing
-from dlc.run.launch import new_folder, summary_of
+from dlc.run.launch import help_of, new_folder
 
 Forms = dict[str, Callable[..., Callable[..., float]]]  # name -> a function that prepares a form and returns its chunk
 
@@ -65,7 +65,7 @@ def launch(
             form, *arguments = json.loads(argv[1])
             return timing.serve(forms[form](*arguments))
         prog = f"python -m {module.__spec__.name if module.__spec__ else module.__name__}"
-        parsed: Any = tyro.cli(config, prog=prog, description=summary_of(module), args=argv)
+        parsed: Any = tyro.cli(config, prog=prog, description=help_of(module), args=argv)
         flags.check(parsed)
         require(peers)
         for bench in measured(parsed):

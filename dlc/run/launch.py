@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import sys
+import textwrap
 import typing
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -59,7 +60,7 @@ def launch(
     try:
         name, claim = _name(module), claim_of(module)
         kind = flags.ModelOptions if show else flags.Options
-        config, options = flags.parse(name, summary_of(module), default, smoke, kind, argv)
+        config, options = flags.parse(name, help_of(module), default, smoke, kind, argv)
         require(options.require)
         command = shlex.join(["python", "-m", f"experiments.{name}", *argv])
         folder, resume = options.resume or new_folder(options.out, name), bool(options.resume)
@@ -143,9 +144,13 @@ def new_folder(out: Path, name: str) -> Path:
     raise UserError(f"{out / name} is full of runs begun at {stamp}; choose another folder with --out")
 
 
-def summary_of(module: Any) -> str:
-    """The first paragraph of the experiment's docstring, which --help shows."""
-    return inspect.cleandoc(module.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+def help_of(module: Any) -> str:
+    """The experiment's docstring, which --help shows, as wide as the terminal. Indented lines stay as they are."""
+    width = shutil.get_terminal_size().columns
+    paragraphs = inspect.cleandoc(module.__doc__ or "").split("\n\n")
+    return "\n\n".join(
+        part if part[:1] == " " else textwrap.fill(part, width, subsequent_indent="  ") for part in paragraphs
+    )
 
 
 def claim_of(module: Any) -> str:

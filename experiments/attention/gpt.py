@@ -12,7 +12,7 @@ Expect: 1.919 nats in six minutes on two busy CPU cores, and 1.792 nats with `--
 here.
 
     python -m experiments.attention.gpt
-    python -m experiments.attention.gpt --layers 6 --heads 6 --width 384 --context 256 --batch 64 --steps 5000 \
+    python -m experiments.attention.gpt --layers 6 --heads 6 --width 384 --context 256 --batch 64 --steps 5000 \\
         --warmup 0.02 --dropout 0.2 --evaluate-every 250
     python -m experiments.attention.gpt --text FILE --encoding bpe
     python -m experiments.attention.gpt --weights RUN --prompt "To be"        or a folder with GPT-2's weights

@@ -1,4 +1,6 @@
-"""The one exception for mistakes that users can correct."""
+"""The one exception for mistakes that users can correct, and the sentence for a package that is not installed."""
+
+import importlib.util
 
 
 class UserError(ValueError):
@@ -9,3 +11,10 @@ class UserError(ValueError):
     """
 
     exit_code = 2
+
+
+def needs(extra: str, *packages: str) -> None:
+    """Raises UserError, which names the extra to install, unless these packages of it are installed."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f'missing: {", ".join(missing)}; pip install "dlc[{extra}]" installs it, or make in a checkout')

@@ -1,6 +1,14 @@
 """Claims of the course and of its papers, each measured by one file. Experiments never import each other."""
 
+import sys
+
 from dlc import process
+from dlc.errors import UserError
 
 # Before JAX is imported: malloc, the compilation cache and XLA's flags cannot be set later.
 process.prepare()
+
+try:
+    import dlc.run  # noqa: F401, which checks that what runs need is installed
+except UserError as error:
+    sys.exit(f"error: {error}")

@@ -380,7 +380,7 @@ def test_resuming_with_another_configuration_says_which_value_differs(whole, her
 def test_resuming_what_is_not_a_run_is_said(whole, tmp_path, here):
     assert_refused(here(MLP_, "--resume", tmp_path), "is not the folder of a run")
     other = here("experiments.mnist.convnet", "--resume", whole[0])
-    assert_refused(other, "is a run of experiments.mnist.mlp, not of experiments.mnist.convnet")
+    assert_refused(other, "is a run of mnist.mlp, not of mnist.convnet")
     folder = copy_of(whole, tmp_path)
     for harm in ("{", "{}", '{"experiment": "mnist.mlp", "command": "x", "config": {"epochs": "x"}}'):
         (folder / "config.json").write_text(harm)

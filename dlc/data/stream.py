@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dlc.data import images
-from dlc.errors import UserError
+from dlc.errors import UserError, needs
 
 Picture = tuple[Path | bytes, int]  # a file, or its content, and its label
 How = Literal["fixed", "scale", "area"]
@@ -114,6 +114,7 @@ class Batches:
     ):
         if not len(examples):
             raise UserError("there are no examples to make batches of")
+        needs("pictures", "grain")
         self.batch, self.workers, self.sharding = batch, workers, sharding
         self.in_order, self.examples = seed is None, len(examples)
         self.steps = -(-len(examples) // batch)  # batches in a pass

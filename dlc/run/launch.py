@@ -55,14 +55,14 @@ def launch(
     module = sys.modules[(train or show).__module__]
     argv = sys.argv[1:] if argv is None else argv
     console = Console(stderr=True)
-    name, folder, resume = "", None, False
+    start, folder, resume = "", None, False
     sys.unraisablehook = _hide_late_futures
     try:
-        name, claim = _name(module), claim_of(module)
+        (name, start), claim = _started(module), claim_of(module)
         kind = flags.ModelOptions if show else flags.Options
-        config, options = flags.parse(name, help_of(module), default, smoke, kind, argv)
+        config, options = flags.parse(name, start, help_of(module), default, smoke, kind, argv)
         require(options.require)
-        command = shlex.join(["python", "-m", f"experiments.{name}", *argv])
+        command = " ".join([start, shlex.join(argv)]).rstrip()
         folder, resume = options.resume or new_folder(options.out, name), bool(options.resume)
         source, init_from = getattr(options, "weights", None), getattr(options, "init_from", None)
         if resume:
@@ -86,12 +86,12 @@ def launch(
             sys.exit(MISSED)
     except Interrupted as interrupted:
         _say(console, f"{interrupted}: stopped")
-        _say_how_to_resume(console, name, folder)
+        _say_how_to_resume(console, start, folder)
         sys.exit(128 + interrupted.signum)
     except UserError as error:
         _say(console, f"error: {error}", style="red")
         if isinstance(error, Unwritten):
-            _say_how_to_resume(console, name, folder)
+            _say_how_to_resume(console, start, folder)
         elif folder and not resume and not any(folder.rglob("log.jsonl")):
             shutil.rmtree(folder, ignore_errors=True)  # it never began
         sys.exit(error.exit_code)
@@ -100,7 +100,7 @@ def launch(
             raise
         where = f" {error.filename}" if error.filename else ""
         _say(console, f"error: cannot write{where}: {os.strerror(error.errno)}", style="red")
-        _say_how_to_resume(console, name, folder)
+        _say_how_to_resume(console, start, folder)
         sys.exit(2)
 
 
@@ -161,11 +161,16 @@ def claim_of(module: Any) -> str:
     raise UserError(f'the docstring of {module.__file__} has no paragraph that begins with "Claim:"')
 
 
-def _name(module: Any) -> str:
-    if module.__spec__ is None:  # started as a file, which skips experiments/__init__.py
-        path = Path(module.__file__).with_suffix("").parts[-3:]
-        raise UserError(f"start it as a module, from the root of the repository: python -m {'.'.join(path)}")
-    return module.__spec__.name.removeprefix("experiments.")
+def _started(module: Any) -> tuple[str, str]:
+    """The name of the experiment, and the command that starts it: as a module of any package, or as a file."""
+    if module.__spec__:
+        full = module.__spec__.name.removesuffix(".__main__")
+        return full.removeprefix("experiments."), f"python -m {full}"
+    path = Path(module.__file__)
+    if path.parts[-3:-2] == ("experiments",):  # as a file it skips experiments/__init__.py
+        words = ".".join(path.with_suffix("").parts[-3:])
+        raise UserError(f"start it as a module, from the root of the repository: python -m {words}")
+    return path.stem, f"python {shlex.quote(sys.argv[0])}"
 
 
 @contextlib.contextmanager
@@ -207,9 +212,9 @@ def _say(console: Console, sentence: str, style: str | None = None) -> None:
     console.print(sentence, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
-def _say_how_to_resume(console: Console, name: str, folder: Path | None) -> None:
+def _say_how_to_resume(console: Console, start: str, folder: Path | None) -> None:
     if folder and (folder / "config.json").exists() and "weights" not in flags.read(folder):
-        _say(console, f"continue with: python -m experiments.{name} --resume {shlex.quote(str(folder))}")
+        _say(console, f"continue with: {start} --resume {shlex.quote(str(folder))}")
 
 
 def _conclude(run: Run, result: dict[str, Any]) -> None:

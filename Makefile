@@ -1,9 +1,13 @@
-# make run     the environment, then the lecture's MNIST program
-# make test    the tests, offline, on all cores; `make peers` those against PyTorch
-# make check   ruff and types
-# make smoke   every experiment, small
-# make bench   timings beside PyTorch, and what training took; `make results` the tables in README.md and docs/results.md
-# make gpu     on a GPU: the benchmarks and the records that need one, some hours; their records go to results/
+# make run      an environment in .venv, then the lecture's MNIST program
+# make test     the tests, offline, on all cores
+# make peers    the tests against PyTorch
+# make check    ruff and types
+# make smoke    every experiment, small
+# make bench    timings beside PyTorch, and what training took
+# make gpu      on a GPU: the benchmarks and the records that need one, some hours; their records go to results/
+# make results  README.md's table, docs/results.md and docs/course.md, from the records under results/
+# make clean    removes what make has made; runs/ stays, because what runs have learnt is yours
+# make help     these lines; python -m experiments lists the course
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,7 +17,10 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # finish early take over tests of others. One file in one process: .venv/bin/python -m pytest tests/test_losses.py
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations 10
 
-.PHONY: run test peers check smoke bench gpu results clean
+.PHONY: help run test peers check smoke bench gpu results clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
 run: .venv/.run
 	@set -e; dataset=$$($(BIN)/python -m dlc.data --first-of mnist digits); \
@@ -69,7 +76,8 @@ results: .venv/.run
 	$(BIN)/python -m experiments --write
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@[ ! -d runs ] || echo "runs/ stays: what your runs have learnt is yours"
 
 # Each stamp is an environment with one more set of packages than the one before.
 .venv/.run: pyproject.toml constraints.txt
@@ -79,11 +87,13 @@ clean:
 	@touch $@
 
 .venv/.dev: .venv/.run
+	@echo "installing what the tests and checks need: less than a minute"
 	$(INSTALL) '.[dev]'
 	@touch $@
 
 # These without what they depend on: they would bring in another torch, and the rest is there already.
 .venv/.peers: .venv/.dev Makefile
+	@echo "installing PyTorch, torchvision, timm and transformers to compare with: some minutes"
 	$(INSTALL) '.[dev,peers]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps transformers \
 	torchvision timm

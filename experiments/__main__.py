@@ -42,7 +42,7 @@ class Experiment(NamedTuple):
 def experiments() -> dict[str, Experiment]:
     """All of them by name, in the order of the lectures; those that no lecture shows come last."""
     names = {".".join(path.with_suffix("").parts[-2:]) for path in (ROOT / "experiments").glob("*/[!_]*.py")}
-    found = {name: read(name) for name in names if (text := source(name)) and "launch(" in text}
+    found = {name: read(name) for name in names if "class Config:" in source(name)}
     shown = [name for rows in LECTURES.values() for _, what in rows for name in what.split(", ") if name in found]
     return {name: found[name] for name in dict.fromkeys([*shown, *sorted(found)])}
 

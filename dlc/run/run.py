@@ -22,6 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from dlc import files
+from dlc.run import notebook
 from dlc.run.clock import Clock
 from dlc.run.log import Log
 from dlc.weights import artifact
@@ -39,6 +40,8 @@ class Signals:
 class Run:
     """Where an experiment reports to. `Run()`, without a folder, works just the same and leaves nothing behind.
 
+    In a notebook it shows its bar and its figures.
+
     Attributes:
         folder: where files are written, or None.
         resume: whether training continues from the folder's checkpoints.
@@ -48,6 +51,7 @@ class Run:
         history: the lines of the log.
         facts: what the record says besides its figures, such as the data set.
         missed: sentences about targets that were not reached.
+        figures: the matplotlib figures, by name.
         clock: seconds by what they were spent on.
     """
 
@@ -60,24 +64,33 @@ class Run:
         init_from: Path | None = None,
     ):
         self.folder, self.resume, self.save_every, self.init_from = folder, resume, save_every, init_from
-        self.console = console or Console(quiet=True)
+        self.console = console or notebook.console()
         self.weights = folder
         self.history: list[dict[str, Any]] = []
         self.facts: dict[str, Any] = {}
         self.missed: list[str] = []
         self.clock = Clock()
         self.parts: list[Run] = []
+        self.figures: dict[str, Any] = {}
         self.work: list[tuple[Callable[[], float], int]] = []  # operations of one step, and how many steps
         self.signals = Signals()
         self.checkpoints = Checkpoints(folder / "checkpoints") if folder else None
         self.log: Log | None = None
+
+    def __repr__(self) -> str:
+        return notebook.line(self)
+
+    def _repr_html_(self) -> str:
+        return notebook.html(self)
 
     def say(self, line: str) -> None:
         """Prints one line for the person who watches."""
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def figure(self, name: str, figure: Any) -> None:
-        """Saves a matplotlib figure as figures/<name>.png."""
+        """Keeps a matplotlib figure, saves it as figures/<name>.png, and shows it if this is a notebook."""
+        self.figures[name] = figure
+        notebook.show(figure)
         if self.folder:
             (self.folder / "figures").mkdir(exist_ok=True)
             with warnings.catch_warnings():

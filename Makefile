@@ -1,9 +1,13 @@
-# make run     the environment, then the lecture's MNIST program
-# make test    the tests, offline, on all cores; `make peers` those against PyTorch
-# make check   ruff and types
-# make smoke   every experiment, small
-# make bench   timings beside PyTorch, and what training took; `make results` the tables in README.md and docs/results.md
-# make gpu     on a GPU: the benchmarks and the records that need one, some hours; their records go to results/
+# make run      an environment in .venv, then the lecture's MNIST program
+# make test     the tests, offline, on all cores
+# make peers    the tests against PyTorch
+# make check    ruff and types
+# make smoke    every experiment, small
+# make bench    timings beside PyTorch, and what training took
+# make gpu      on a GPU: the benchmarks and the records that need one, some hours; their records go to results/
+# make results  README.md's table, docs/results.md and docs/course.md, from the records under results/
+# make clean    removes what make has made; runs/ stays, because what runs have learnt is yours
+# make help     these lines; python -m experiments lists the course
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,7 +17,10 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # finish early take over tests of others. One file in one process: .venv/bin/python -m pytest tests/test_losses.py
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations 10
 
-.PHONY: run test peers check smoke bench gpu results clean
+.PHONY: help run test peers check smoke bench gpu results clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
 run: .venv/.run
 	@set -e; dataset=$$($(BIN)/python -m dlc.data --first-of mnist digits); \
@@ -48,11 +55,11 @@ bench: .venv/.peers
 gpu: .venv/.peers
 	@$(INSTALL) '.[cuda]'; out=$$(mktemp -d); for command in "mnist.convnet" "mnist.convnet --seeds 8" \
 	"cifar10.airbench --seeds 50" "cifar10.airbench --seeds 50 --dtype bfloat16" \
-	"cifar10.airbench --seeds 64 --at-once 8 --dtype bfloat16" "cifar10.airbench --target 95 --seeds 5 --dtype bfloat16" \
-	"cifar10.airbench --target 96 --seeds 5 --dtype bfloat16" \
-	"cifar10.resnet --depth 20 32 44 56 110 --seeds 3 --warmup 400" \
-	"cifar10.resnet --depth 20 56 --variant plain residual" \
-	"attention.gpt --layers 6 --heads 6 --width 384 --context 256 --batch 64 --steps 5000 --dropout 0.2 --evaluate-every 250" \
+	"cifar10.airbench --seeds 64 --at-once 8 --dtype bfloat16" "cifar10.airbench --accuracy 95 --seeds 5 --dtype bfloat16" \
+	"cifar10.airbench --accuracy 96 --seeds 5 --dtype bfloat16" \
+	"cifar10.resnet --depths 20 32 44 56 110 --seeds 3 --warmup 0.00625" \
+	"cifar10.resnet --depths 20 56 --variants plain residual" \
+	"attention.gpt --layers 6 --heads 6 --width 384 --context 256 --batch 64 --steps 5000 --warmup 0.02 --dropout 0.2 --evaluate-every 250" \
 	"attention.translate --epochs 40 --dropout 0.3" "attention.seq2seq --epochs 10" "attention.bert" "attention.vit"; \
 	do echo "== $$command"; \
 	$(BIN)/python -m experiments.$$command --require gpu --out $$out; code=$$?; \
@@ -66,22 +73,27 @@ gpu: .venv/.peers
 
 results: .venv/.run
 	$(BIN)/python -m dlc.run.pages
+	$(BIN)/python -m experiments --write
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@[ ! -d runs ] || echo "runs/ stays: what your runs have learnt is yours"
 
 # Each stamp is an environment with one more set of packages than the one before.
 .venv/.run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(INSTALL) .
+	@echo "installing JAX, Flax and what the experiments need into .venv: about two minutes, about 2 GB"
+	$(INSTALL) '.[all]'
 	@touch $@
 
 .venv/.dev: .venv/.run
+	@echo "installing what the tests and checks need: less than a minute"
 	$(INSTALL) '.[dev]'
 	@touch $@
 
 # These without what they depend on: they would bring in another torch, and the rest is there already.
 .venv/.peers: .venv/.dev Makefile
+	@echo "installing PyTorch, torchvision, timm and transformers to compare with: some minutes"
 	$(INSTALL) '.[dev,peers]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps transformers \
 	torchvision timm

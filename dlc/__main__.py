@@ -10,7 +10,11 @@ import sys
 
 from dlc import data, process
 from dlc.errors import UserError
-from dlc.run import launch, record
+
+try:
+    from dlc.run import launch, record
+except UserError as error:
+    sys.exit(f"error: {error}")
 
 
 def main() -> None:

@@ -1,4 +1,6 @@
-"""The exceptions for what users can correct."""
+"""The exceptions for what users can correct, and the sentence for a package that is not installed."""
+
+import importlib.util
 
 
 class UserError(ValueError):
@@ -17,3 +19,10 @@ class UserError(ValueError):
 
 class Stopped(UserError):
     """Something other than its flags stopped a run, such as a full disk or a worker that died: it can be resumed."""
+
+
+def needs(extra: str, *packages: str) -> None:
+    """Raises UserError, which names the extra to install, unless these packages of it are installed."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f'missing: {", ".join(missing)}; pip install "dlc[{extra}]" installs it, or make in a checkout')

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from dlc.errors import needs
+
 Either = Array | np.ndarray  # labels often come straight from a data set
 
 
@@ -41,6 +43,7 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, s
 
     References: Papineni et al. 2002, "BLEU"; Post 2018, "A call for clarity in reporting BLEU scores".
     """
+    needs("text", "sacrebleu")
     from sacrebleu.metrics import BLEU
 
     score = BLEU()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jax import Array
 
-from dlc.errors import UserError
+from dlc.errors import UserError, needs
 from dlc.files import write_whole
 
 PAD, START, END, UNKNOWN, MASK = range(5)  # the special ids of the vocabularies that `train_bpe` makes
@@ -155,6 +155,7 @@ def train_bpe(texts: Iterable[str], size: int) -> BPE:
     smallest = len(SPECIAL) + 256
     if size <= smallest:
         raise UserError(f"a vocabulary of {size} has no room for a merge: {smallest} are special tokens and bytes")
+    needs("text", "tokenizers")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -184,6 +185,8 @@ def load(folder: str | Path) -> Characters | BPE:
             continue
         try:
             return read(*paths)
+        except UserError:
+            raise
         except Exception as error:  # `tokenizers` raises plain Exception
             raise UserError(f"{' and '.join(map(str, paths))} cannot be read: {error}; fetch it again") from error
     wanted = "; or ".join(" and ".join(names) for names, _ in _FORMATS)
@@ -196,12 +199,14 @@ def _load_json(path: Path) -> Characters | BPE:
         if Characters.of(characters).characters != characters:
             raise ValueError("its characters are not in order")
         return Characters(characters)
+    needs("text", "tokenizers")
     from tokenizers import Tokenizer
 
     return BPE(Tokenizer.from_str(text))
 
 
 def _load_gpt2(vocabulary: Path, merges: Path) -> BPE:
+    needs("text", "tokenizers")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
@@ -213,6 +218,7 @@ def _load_gpt2(vocabulary: Path, merges: Path) -> BPE:
 
 
 def _load_bert(vocabulary: Path) -> BPE:
+    needs("text", "tokenizers")
     from tokenizers import BertWordPieceTokenizer
 
     pieces = vocabulary.read_text(encoding="utf-8").split("\n")

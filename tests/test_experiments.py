@@ -6,6 +6,7 @@ import dataclasses
 import graphlib
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,8 +21,9 @@ from rich.console import Console
 from dlc import weights
 from dlc.data import NAMES, OFFLINE, pictures, text
 from dlc.errors import UserError
-from dlc.run import launch, record
+from dlc.run import flags, launch, record
 from dlc.run.run import Run
+from experiments import __main__ as course
 
 ROOT = Path(__file__).parents[1]
 FILES = [p for p in sorted((ROOT / "experiments").glob("*/[!_]*.py")) if p.parent.name != "bench"]
@@ -129,6 +131,13 @@ def test_records_have_the_claim_of_the_docstring_where_it_speaks_of_them(module)
         assert one["claim"] == (launch.claim_of(experiment) if same else None), path
 
 
+def test_help_has_claim_source_expectation_and_commands(module):
+    said = launch.help_of(import_module(module))
+    for word in (r"Claim(?: \(.*\))?: ", "Sources?: ", "Expect: "):
+        assert re.search(f"^{word}", said, re.MULTILINE), word
+    assert len(re.findall(rf"^    python -m {module}\b", said, re.MULTILINE)) >= 2
+
+
 @every
 def test_datasets_on_offer_exist(module):
     experiment = import_module(module)
@@ -146,6 +155,99 @@ def test_datasets_on_offer_exist(module):
             assert bounds[0].holds("tfds:caltech101")
     if typing.get_origin(hint) is typing.Literal:
         assert set(typing.get_args(hint)) <= known
+
+
+# One flag has one meaning. Flags of several experiments stand in the glossary of docs/design.md.
+
+CONFIGS = {
+    module: import_module(module).Config
+    for module in (".".join(p.relative_to(ROOT).with_suffix("").parts) for p in (ROOT / "experiments").glob("*/*.py"))
+    if "class Config:" in (ROOT / module.replace(".", "/")).with_suffix(".py").read_text()
+}
+GLOSSARY = dict(re.findall(r"^\| `--([a-z-]+)` \| (.*) \|$", (ROOT / "docs" / "design.md").read_text(), re.MULTILINE))
+
+
+def helps(config):
+    """The help of each field: the comment behind it."""
+    lines = (re.match(r"    (\w+): .*?(?:  # (.*))?$", line) for line in inspect.getsource(config).splitlines())
+    return {line[1]: line[2] for line in lines if line}
+
+
+def kind(hint):
+    """What must agree in the type of a flag: not its choices, nor whether it may be left out or matters in `show`."""
+    arguments = [kind(argument) for argument in typing.get_args(hint) if argument is not type(None)]
+    if typing.get_origin(hint) is typing.Literal:
+        return type(typing.get_args(hint)[0])
+    if typing.get_origin(hint) is typing.Annotated:
+        bounds = [e.must for e in hint.__metadata__ if isinstance(e, flags.Bound) and "one of" not in e.must]
+        return (kind(typing.get_args(hint)[0]), *bounds) if bounds else kind(typing.get_args(hint)[0])
+    if typing.get_origin(hint) is tuple:
+        return tuple, arguments[0]
+    return arguments[0] if arguments else hint
+
+
+def test_one_flag_has_one_meaning_and_one_type():
+    kinds, meanings, users = {}, {}, {}
+    for module, config in CONFIGS.items():
+        hints = typing.get_type_hints(config, include_extras=True)
+        assert helps(config).keys() == hints.keys(), module
+        for field, said in helps(config).items():
+            name = field.replace("_", "-")
+            assert said, (module, field)
+            users.setdefault(name, []).append(module)
+            kinds.setdefault(name, []).append(kind(hints[field]))
+            meanings.setdefault(name, []).append(said.split(";")[0])
+    for name, found in users.items():
+        assert len({str(each) for each in kinds[name]}) == 1, (name, kinds[name], found)
+        assert len(set(meanings[name])) == 1, (name, meanings[name], found)
+    assert {name: meanings[name][0] for name, found in users.items() if len(found) > 1} == GLOSSARY
+    options = {field.name.replace("_", "-") for field in dataclasses.fields(flags.ModelOptions)}
+    assert users.keys() & options == {"out"}  # benches have no other options
+
+
+def test_a_plural_takes_several_values():
+    for config in CONFIGS.values():
+        hints = typing.get_type_hints(config)
+        several = {name for name, hint in hints.items() if "tuple" in str(hint)}
+        assert {name for name in several if not name.endswith("s")} <= {"hidden", "augment"}
+
+
+# The course: python -m experiments, and docs/course.md
+
+
+def test_the_course_has_every_experiment_in_the_order_of_the_lectures():
+    every = course.experiments()
+    assert {f"experiments.{name}" for name in every} == set(CONFIGS)
+    assert [name for name in every if name.startswith("mnist")] == ["mnist.convnet", "mnist.lenet5", "mnist.mlp"]
+    shown = {name for rows in course.LECTURES.values() for _, what in rows for name in what.split(", ")}
+    assert {name for name in every if not name.startswith("bench")} <= shown  # each is on a page of a lecture
+    convnet = every["mnist.convnet"]
+    assert convnet.summary.startswith("The lecture's MNIST program")
+    assert convnet.claim.startswith("about 1 % test error")
+    assert "1.02 ± 0.06 %" in convnet.expect
+    assert "python -m experiments.mnist.convnet --seeds 8\n" in convnet.commands
+
+
+def test_minutes_are_those_of_a_seed_in_the_plainest_record(tmp_path, monkeypatch):
+    assert course.minutes("mnist.convnet") == "0.5"  # 31.2 s
+    assert course.minutes("mnist.lenet5") == "2.7"  # 483.6 s of three seeds
+    assert course.minutes("cifar10.resnet") == "3.6 (--steps 390)"
+    assert course.minutes("imagenet.classify") == ""
+
+
+def test_what_is_to_come_is_said():
+    assert course.is_to_come("scenes")
+    assert course.is_to_come("generate.gan")
+    assert not any(course.is_to_come(name) for name in ("mnist.convnet", "mnist", "`python -m dlc.data`"))
+    words = [sys.executable, "-m", "experiments"]
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    said = subprocess.run(words, cwd=ROOT, env=ascii_only, capture_output=True, text=True, check=True).stdout
+    assert "mnist.convnet" in said
+    assert "generate.gan" in said.split("To come:")[1]
+
+
+def test_the_page_of_the_course_is_what_make_results_writes():
+    assert (ROOT / "docs" / "course.md").read_text() == "\n".join(course.page())  # else: make results
 
 
 def test_peek_names_an_image_that_is_not_there():
@@ -196,7 +298,7 @@ def test_a_floor_imports_only_from_floors_below():
         assert not used & above[floor], path
         if room in PURE - FLAX:
             assert not [name for name in imported(path) if name.startswith("flax")], path
-    for path in (ROOT / "experiments").rglob("*.py"):
+    for path in (ROOT / "experiments").glob("*/*.py"):
         if path.parent.name != "bench":
             assert not [name for name in imported(path) if name.startswith("experiments")], path
 

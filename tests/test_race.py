@@ -102,10 +102,10 @@ def test_seeds_that_do_not_divide_into_heats_are_named():
 def test_parts_survive_a_later_mistake(tmp_path, here):
     """Both networks are built before any trains; and a folder in which a part has trained is never deleted."""
     resnet = ("experiments.cifar10.resnet", "--smoke", "--out", tmp_path)
-    code, _, err = here(*resnet, "--depth", 8, 9, "--variant", "residual")
+    code, _, err = here(*resnet, "--depths", 8, 9, "--variants", "residual")
     assert (code, "a depth of 9 is not 6n + 2" in err) == (2, True)
     assert "step" not in err
-    code, _, err = here(*resnet, "--variant", "plain", "residual", "--lr", "1e30")
+    code, _, err = here(*resnet, "--variants", "plain", "residual", "--lr", "1e30")
     assert (code, "the loss became" in err or "no longer finite" in err) == (4, True)
     assert list(tmp_path.glob("*/*/plain-8/log.jsonl"))
 
@@ -120,7 +120,7 @@ def test_finished_parts_are_read_back(tmp_path):
 
 
 def test_a_target_that_was_not_reached_is_said_and_ends_with_5(tmp_path, here):
-    words = ("--smoke", "--epochs", 1, "--filters", 0.001, "--out", tmp_path)
+    words = ("--smoke", "--epochs", 1, "--lr-filters", 0.001, "--out", tmp_path)
     code, out, err = here("experiments.cifar10.airbench", *words)
     assert code == 5
     last = err.strip().splitlines()[-1]
@@ -133,7 +133,7 @@ def test_a_target_that_was_not_reached_is_said_and_ends_with_5(tmp_path, here):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--depth", "21"], "a depth of 21 is not 6n + 2: choose one of 8, 14, 20, ..."),
+        (["--depths", "21"], "a depth of 21 is not 6n + 2: choose one of 8, 14, 20, ..."),
         (["--augment", "blur"], "blur"),
         (["--batch", "2000"], "a batch of 2000 cannot be drawn from 1437 examples: choose 1 to 1437"),
     ],

@@ -23,6 +23,7 @@ from dlc.run.run import Run
 from dlc.tasks import pairs
 from dlc.tasks import text as tasks_text
 from experiments.attention import bert, gpt, seq2seq, translate
+from experiments.cifar10 import resnet
 
 
 def pairs_of(lengths):
@@ -199,8 +200,9 @@ def test_pictures_of_attention():
         (gpt.Config(top_p=1.5), "--top-p must be greater than 0 and at most 1, not 1.5"),
         (gpt.Config(prompt=""), "--prompt is empty: begin with a letter"),
         (gpt.Config(dropout=1.0), "--dropout must be at least 0 and less than 1, not 1.0"),
-        (bert.Config(rate=1.5), "--rate must be at least 0 and less than 1, not 1.5"),
-        (bert.Config(sentence="no mask here"), r"--sentence must have exactly one \[MASK\]: no mask here"),
+        (bert.Config(mask_share=1.5), "--mask-share must be at least 0 and less than 1, not 1.5"),
+        (bert.Config(masked_sentence="no mask"), r"--masked-sentence must have exactly one \[MASK\]: no mask"),
+        (gpt.Config(warmup=50), "--warmup must be at least 0 and less than 1, not 50"),
     ],
 )
 def test_values_that_cannot_be(config, sentence):
@@ -214,7 +216,7 @@ def test_values_that_cannot_be(config, sentence):
     [
         (translate, {"source": Path("a.txt")}, "--source and --target are two files"),
         (seq2seq, {"target": Path("a.txt")}, "--source and --target are two files"),
-        (gpt, {"warmup": 50, "steps": 50}, "--warmup 50 is not less than the 50 --steps"),
+        (resnet, {"warmup": 0.5}, "--warmup must be less than 0.5, where the rate falls, not 0.5"),
     ],
 )
 def test_flags_that_contradict_each_other(experiment, changes, sentence):
@@ -224,8 +226,8 @@ def test_flags_that_contradict_each_other(experiment, changes, sentence):
 
 @pytest.mark.parametrize("experiment", [translate, seq2seq])
 def test_an_empty_sentence_is_refused_before_training(experiment):
-    with pytest.raises(UserError, match="--sentence is empty: write a sentence to translate"):
-        flags.check(dataclasses.replace(experiment.SMOKE, sentence=("A dog.", " ")))
+    with pytest.raises(UserError, match="--sentences is empty: write a sentence to translate"):
+        flags.check(dataclasses.replace(experiment.SMOKE, sentences=("A dog.", " ")))
 
 
 def test_a_context_without_a_second_token_is_refused():
@@ -264,7 +266,7 @@ def test_a_configuration_comes_back_as_it_was(tmp_path, monkeypatch):
         config = dataclasses.replace(module.SMOKE, text=Path("mine.txt"))
         flags.save(tmp_path, "x", config, "")
         assert flags.load(tmp_path, "x", module.Config) == dataclasses.replace(config, text=tmp_path / "mine.txt")
-    pair = translate.Config(source=Path("a"), target=tmp_path / "b", sentence=("one", "two"))
+    pair = translate.Config(source=Path("a"), target=tmp_path / "b", sentences=("one", "two"))
     flags.save(tmp_path, "x", pair, "")
     assert flags.load(tmp_path, "x", translate.Config) == dataclasses.replace(pair, source=tmp_path / "a")
 
@@ -289,7 +291,7 @@ def test_published_bert_guesses_a_word(tmp_path):
     assert len(guesses) == 5
     assert all(guess.split()[1] in words for guess in guesses)
     with pytest.raises(UserError, match="do not fit into a context of 12"):
-        shown(bert, tmp_path, sentence="how are you " * 4 + "[MASK]")
+        shown(bert, tmp_path, masked_sentence="how are you " * 4 + "[MASK]")
 
 
 def test_a_run_that_has_not_trained_has_nothing_to_say(tmp_path):

@@ -12,12 +12,14 @@ import numpy as np
 from dlc.data._arrays import Arrays, images
 from dlc.data._dataset import Split
 from dlc.data._published import Published
+from dlc.errors import needs
 
 TRAIN = 1437  # there is no official split: the first 1,437 are for training and the last 360 for testing
 
 
 def parse(side: int, channels: int, paths: Sequence[Path] = ()) -> tuple[Split, Split]:
     """8 x 8 pixels of 0..16 -> resized bilinearly to uint8 [N, side, side, channels] of 0..255, channels equal."""
+    needs("digits", "sklearn")
     from PIL import Image
     from sklearn.datasets import load_digits
 

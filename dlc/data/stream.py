@@ -27,7 +27,7 @@ from jaxtyping import UInt8
 
 from dlc import process
 from dlc.data import images
-from dlc.errors import Stopped, UserError
+from dlc.errors import Stopped, UserError, needs
 
 Picture = tuple[Path | bytes, int]  # a file, or its content, and its label
 How = Literal["fixed", "scale", "area"]
@@ -122,6 +122,7 @@ class Batches:
     ):
         if not len(examples):
             raise UserError("there are no examples to make batches of")
+        needs("pictures", "grain")
         self.batch, self.workers, self.sharding = batch, workers, sharding
         self.in_order, self.examples = seed is None, len(examples)
         self.steps = -(-len(examples) // batch)  # batches in a pass

@@ -5,5 +5,9 @@
     loop.training    its parts, for a loop of your own
     launch.launch    flags, folder, signals, exit codes
 
-Import them from these files. This one imports nothing.
+Import them from these files. This one only checks that the extra `run` is installed.
 """
+
+from dlc.errors import needs
+
+needs("run", "matplotlib", "tensorboardX", "tyro")

@@ -23,7 +23,7 @@ import tyro
 from dlc import process
 from dlc.errors import UserError
 from dlc.run import flags, pages, record, timing
-from dlc.run.launch import cannot_write, new_folder, summary_of
+from dlc.run.launch import cannot_write, help_of, new_folder
 from dlc.run.launch import require as require_device
 from dlc.run.signals import Interrupted, Signals, obeyed
 
@@ -71,7 +71,7 @@ def launch(
             form, *arguments = json.loads(argv[1])
             return timing.serve(forms[form](*arguments))
         prog = f"python -m {module.__spec__.name if module.__spec__ else module.__name__}"
-        parsed: Any = flags.expanded(tyro.cli(config, prog=prog, description=summary_of(module), args=argv))
+        parsed: Any = flags.expanded(tyro.cli(config, prog=prog, description=help_of(module), args=argv))
         flags.check(parsed)
         require(peers)
         if os.environ.get("JAX_PLATFORMS"):

@@ -86,14 +86,16 @@ class Parsed(NamedTuple):
     options: Any
 
 
-def parse(name: str, summary: str, default: Any, smoke: Any, kind: type[Options], argv: list[str]) -> Parsed:
-    """Reads the flags of the experiment called `name`. A mistake in them prints one sentence and exits with 2.
+def parse(name: str, prog: str, summary: str, default: Any, smoke: Any, kind: type[Options], argv: list[str]) -> Parsed:
+    """Reads the flags of the experiment called `name`, which the command `prog` starts.
+
+    A mistake in them prints one sentence and exits with 2.
 
     With `--smoke` the defaults are those of `smoke`; with `--resume RUN` and `--weights RUN` those of that run. A flag
     that contradicts them is an error, except for `Shown` fields with `--weights`, `Free` and `Longer` ones with
     `--resume`.
     """
-    prog, peeked = f"python -m experiments.{name}", [word for word in argv if word not in ("-h", "--help")]
+    peeked = [word for word in argv if word not in ("-h", "--help")]
     peek, _ = tyro.cli(kind, prog=prog, args=peeked, return_unknown_args=True)
     peek = expanded(peek)
     weights = getattr(peek, "weights", None)
@@ -220,7 +222,7 @@ def load(folder: Path, name: str, kind: type) -> Any:
     """The configuration of a run. Raises UserError if there is none, or if another experiment wrote it."""
     content = read(folder)
     if content["experiment"] != name:
-        raise UserError(f"{folder} is a run of experiments.{content['experiment']}, not of experiments.{name}")
+        raise UserError(f"{folder} is a run of {content['experiment']}, not of {name}")
     fields = {field.name for field in dataclasses.fields(kind)}
     if unknown := set(content["config"]) ^ fields:
         raise UserError(f"{folder} was made by another version of the experiment: it differs in {sorted(unknown)}")

@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import sys
+import textwrap
 import typing
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -56,14 +57,14 @@ def launch(
     argv = sys.argv[1:] if argv is None else argv
     process.keep_printing()
     console = Console(stderr=True)
-    name, folder, resume = "", None, False
+    start, folder, resume = "", None, False
     sys.unraisablehook = _hide_late_futures
     try:
-        name, claim, about = _name(module), claim_of(module), subject_of(module)
+        (name, start), claim, about = _started(module), claim_of(module), subject_of(module)
         kind = flags.ModelOptions if show else flags.Options
-        config, options = flags.parse(name, summary_of(module), default, smoke, kind, argv)
+        config, options = flags.parse(name, start, help_of(module), default, smoke, kind, argv)
         require(options.require)
-        command = shlex.join(["python", "-m", f"experiments.{name}", *argv])
+        command = " ".join([start, shlex.join(argv)]).rstrip()
         folder, resume = options.resume or new_folder(options.out, name), bool(options.resume)
         source, init_from = getattr(options, "weights", None), getattr(options, "init_from", None)
         if resume:
@@ -72,7 +73,7 @@ def launch(
             flags.save(folder, name, config, command, {"weights": source, "init_from": init_from})
         run = Run(folder, resume, console, options.save_every, init_from)
         run.file = Path(module.__file__ or "")
-        how_to_resume = functools.partial(_say_how_to_resume, console, name, folder)
+        how_to_resume = functools.partial(_say_how_to_resume, console, start, folder)
         with (
             _alone(folder, console),
             obeyed(run.signals, run.say, how_to_resume),
@@ -98,18 +99,18 @@ def launch(
         if isinstance(interrupted.__cause__, UserError):
             _say(console, f"error: {interrupted.__cause__}", style="red")
         _say(console, f"{interrupted}: stopped")
-        _say_how_to_resume(console, name, folder)
+        _say_how_to_resume(console, start, folder)
         interrupted.leave()
     except UserError as error:
         _say(console, f"error: {error}", style="red")
         if isinstance(error, Stopped):
-            _say_how_to_resume(console, name, folder)
+            _say_how_to_resume(console, start, folder)
         elif folder and not resume and not any(folder.rglob("log.jsonl")):
             shutil.rmtree(folder, ignore_errors=True)  # it never began
         sys.exit(error.exit_code)
     except OSError as error:
         _say(console, f"error: {cannot_write(error)}", style="red")
-        _say_how_to_resume(console, name, folder)
+        _say_how_to_resume(console, start, folder)
         sys.exit(2)
 
 
@@ -166,9 +167,13 @@ def new_folder(out: Path, name: str) -> Path:
     raise UserError(f"{out / name} is full of runs begun at {stamp}; choose another folder with --out")
 
 
-def summary_of(module: Any) -> str:
-    """The first paragraph of the experiment's docstring, which --help shows."""
-    return inspect.cleandoc(module.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+def help_of(module: Any) -> str:
+    """The experiment's docstring, which --help shows, as wide as the terminal. Indented lines stay as they are."""
+    width = shutil.get_terminal_size().columns
+    paragraphs = inspect.cleandoc(module.__doc__ or "").split("\n\n")
+    return "\n\n".join(
+        part if part[:1] == " " else textwrap.fill(part, width, subsequent_indent="  ") for part in paragraphs
+    )
 
 
 def claim_of(module: Any) -> str:
@@ -195,11 +200,16 @@ def _claim(module: Any) -> tuple[str | None, str]:
     raise UserError(f'the docstring of {module.__file__} has no paragraph that begins with "Claim:"')
 
 
-def _name(module: Any) -> str:
-    if module.__spec__ is None:  # started as a file, which skips experiments/__init__.py
-        path = Path(module.__file__).with_suffix("").parts[-3:]
-        raise UserError(f"start it as a module, from the root of the repository: python -m {'.'.join(path)}")
-    return module.__spec__.name.removeprefix("experiments.")
+def _started(module: Any) -> tuple[str, str]:
+    """The name of the experiment, and the command that starts it: as a module of any package, or as a file."""
+    if module.__spec__:
+        full = module.__spec__.name.removesuffix(".__main__")
+        return full.removeprefix("experiments."), f"python -m {full}"
+    path = Path(module.__file__)
+    if path.parts[-3:-2] == ("experiments",):  # as a file it skips experiments/__init__.py
+        words = ".".join(path.with_suffix("").parts[-3:])
+        raise UserError(f"start it as a module, from the root of the repository: python -m {words}")
+    return path.stem, f"python {shlex.quote(sys.argv[0])}"
 
 
 @contextlib.contextmanager
@@ -223,9 +233,9 @@ def _say(console: Console, sentence: str, style: str | None = None) -> None:
     console.print(sentence, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
-def _say_how_to_resume(console: Console, name: str, folder: Path | None) -> None:
+def _say_how_to_resume(console: Console, start: str, folder: Path | None) -> None:
     if folder and (folder / "config.json").exists() and "weights" not in flags.read(folder):
-        _say(console, f"continue with: python -m experiments.{name} --resume {shlex.quote(str(folder))}")
+        _say(console, f"continue with: {start} --resume {shlex.quote(str(folder))}")
 
 
 def _conclude(run: Run, result: dict[str, Any]) -> None:

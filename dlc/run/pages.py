@@ -56,7 +56,8 @@ def add(root: Path, run: Path) -> Path:
     target.parent.mkdir(exist_ok=True)
     # Where it ran is not part of the result.
     kept = [word for flag in _flags(result["command"]) for word in flag]
-    result["command"] = shlex.join([*shlex.split(result["command"])[:3], *kept])
+    words = shlex.split(result["command"])
+    result["command"] = shlex.join([*words[: _start(words)], *kept])
     files.write_whole(target, json.dumps(result, indent=2) + "\n")
     for figure in FIGURES:
         if (run / "figures" / f"{figure}.png").exists():
@@ -117,12 +118,18 @@ def _check(result: Any, path: Path) -> None:
 def _flags(command: str) -> list[list[str]]:
     """What distinguishes records of one experiment: flags with their values, without those about where it runs."""
     found: list[list[str]] = []
-    for word in shlex.split(command)[3:]:
+    words = shlex.split(command)
+    for word in words[_start(words) :]:
         if word.startswith("--"):
             found.append(word.split("=", 1))
         elif found:
             found[-1].append(word)
     return [flag for flag in found if flag[0] not in ("--out", "--resume", "--require", "--save-every")]
+
+
+def _start(words: list[str]) -> int:
+    """How many words of a command come before its flags: `python -m module`, or `python file`."""
+    return 3 if words[1] == "-m" else 2
 
 
 def _experiments(runs: list[dict[str, Any]]) -> str:

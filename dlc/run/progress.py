@@ -19,7 +19,7 @@ class Bar:
         self.total, self.console = total, console
         self._began, self._first, self._last_line = time.monotonic(), done, -SECONDS_BETWEEN_LINES
         self._bar = None
-        if console.is_terminal:
+        if console.is_terminal or console.is_jupyter:
             # The text comes last, so that a narrow terminal cuts it and not the bar.
             columns = [MofNCompleteColumn(), BarColumn(bar_width=12), TimeRemainingColumn(compact=True)]
             text = TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis"))

@@ -22,6 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from dlc import files
+from dlc.run import notebook
 from dlc.run.clock import Clock
 from dlc.run.log import Log
 from dlc.run.signals import Signals
@@ -32,6 +33,8 @@ from dlc.weights.checkpoint import Checkpoints
 class Run:
     """Where an experiment reports to. `Run()`, without a folder, works just the same and leaves nothing behind.
 
+    In a notebook it shows its bar and its figures.
+
     Attributes:
         folder: where files are written, or None.
         resume: whether training continues from the folder's checkpoints.
@@ -41,6 +44,7 @@ class Run:
         history: the lines of the log.
         facts: what the record says besides its figures, such as the data set.
         missed: sentences about targets that were not reached.
+        figures: the matplotlib figures, by name.
         clock: seconds by what they were spent on.
         file: that of the experiment, whose commit the record names; by default this checkout's.
         trained: whether this process has trained, which a run that was resumed after its end has not.
@@ -55,7 +59,7 @@ class Run:
         init_from: Path | None = None,
     ):
         self.folder, self.resume, self.save_every, self.init_from = folder, resume, save_every, init_from
-        self.console = console or Console(quiet=True)
+        self.console = console or notebook.console()
         self.weights = folder
         self.history: list[dict[str, Any]] = []
         self.facts: dict[str, Any] = {}
@@ -67,10 +71,17 @@ class Run:
         self.trained = False
         self.untimed = 0  # steps whose lines in the log were lost
         self.parts: list[Run] = []
+        self.figures: dict[str, Any] = {}
         self.work: list[tuple[Callable[[], float], int]] = []  # operations of one step, and how many steps
         self.signals = Signals()
         self.checkpoints = Checkpoints(folder / "checkpoints") if folder else None
         self.log: Log | None = None
+
+    def __repr__(self) -> str:
+        return notebook.line(self)
+
+    def _repr_html_(self) -> str:
+        return notebook.html(self)
 
     def say(self, line: str) -> None:
         """Prints one line for the person who watches."""
@@ -83,7 +94,9 @@ class Run:
             self._told.add(what)
 
     def figure(self, name: str, figure: Any) -> None:
-        """Saves a matplotlib figure as figures/<name>.png."""
+        """Keeps a matplotlib figure, saves it as figures/<name>.png, and shows it if this is a notebook."""
+        self.figures[name] = figure
+        notebook.show(figure)
         if self.folder:
             self.doing("drawing")
             (self.folder / "figures").mkdir(exist_ok=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,11 @@ from dlc.errors import UserError
 from dlc.run import plot
 from dlc.run.fit import Plan, start
 from dlc.run.fit import fit as fit_plan
+from dlc.run.flags import Bound
 from dlc.run.run import Run
 
 Tokenizer = tokens.Characters | tokens.BPE
+Context = Annotated[int, Bound(lambda length: length > 1, "must be greater than 1, not {}")]
 
 
 def read(run: Run, dataset: str, file: Path | None, encoding: Literal["characters", "bpe"], vocab: int) -> Any:
@@ -137,7 +139,9 @@ def masked_sentence(sentence: str, tokenizer: tokens.BPE, context: int) -> tuple
     right = tokenizer.encode(after)
     ids = jnp.concatenate([jnp.asarray(part, jnp.int32) for part in (start, left, [mask], right, end)])[None]
     if ids.size > context:
-        raise UserError(f"the {ids.size} tokens of --sentence do not fit into a context of {context}: shorten it")
+        raise UserError(
+            f"the {ids.size} tokens of the masked sentence do not fit into a context of {context}: shorten it"
+        )
     return ids, len(start) + len(left)
 
 

@@ -11,7 +11,7 @@ Expect: 5.615 nats, a perplexity of 274.4, in nine minutes on two CPU cores. An 
 begun to learn.
 
     python -m experiments.attention.bert
-    python -m experiments.attention.bert --text FILE --sentence "To be or not to [MASK]"
+    python -m experiments.attention.bert --text FILE --masked-sentence "To be or not to [MASK]"
     python -m experiments.attention.bert --weights RUN         or a folder with BERT's weights
 """
 
@@ -30,6 +30,7 @@ from dlc.run.flags import Bound, NotNegative, Positive, Share, Shown
 from dlc.run.launch import launch
 from dlc.run.run import Run
 from dlc.tasks import text
+from dlc.tasks.text import Context
 from dlc.train import in_batches
 
 Sentence = Annotated[str, Bound(lambda text: text.count("[MASK]") == 1, "must have exactly one [MASK]: {}")]
@@ -37,23 +38,23 @@ Sentence = Annotated[str, Bound(lambda text: text.count("[MASK]") == 1, "must ha
 
 @dataclass(frozen=True)
 class Config:
-    dataset: Literal["tiny_shakespeare", "python"] = "tiny_shakespeare"
-    text: Path | None = None  # a text file of your own instead
-    sentence: Shown[Sentence] = "How are you [MASK] today?"  # whose masked word is guessed at the end
-    vocab: Positive[int] = 2048
-    layers: Positive[int] = 4
-    heads: Positive[int] = 4
-    width: Positive[int] = 128
-    context: Annotated[int, Bound(lambda length: length > 1, "must be greater than 1, not {}")] = 64
-    dropout: Share = 0.1
-    rate: Share = 0.15  # of the tokens that are masked
-    steps: Positive[int] = 2000
-    batch: Positive[int] = 32
-    lr: Positive[float] = 2e-3
-    warmup: Share = 0.1  # the share of the steps in which the rate rises; then it falls to zero
-    weight_decay: NotNegative[float] = 0.01  # of matrices only
-    evaluate_every: Positive[int] = 500  # steps
-    seed: NotNegative[int] = 0
+    dataset: Literal["tiny_shakespeare", "python"] = "tiny_shakespeare"  # the data set
+    text: Path | None = None  # a text file of your own; instead of the data set
+    masked_sentence: Shown[Sentence] = "How are you [MASK] today?"  # its [MASK] is guessed at the end
+    vocab: Positive[int] = 2048  # size of the vocabulary
+    layers: Positive[int] = 4  # number of blocks
+    heads: Positive[int] = 4  # attention heads in each block
+    width: Positive[int] = 128  # size of the vectors between layers
+    context: Context = 64  # tokens that the model sees at once
+    dropout: Share = 0.1  # share of the activations that are zero in training
+    mask_share: Share = 0.15  # of the tokens
+    steps: Positive[int] = 2000  # training steps
+    batch: Positive[int] = 32  # examples in a batch; windows of the text
+    lr: Positive[float] = 2e-3  # the highest learning rate
+    warmup: Share = 0.1  # share of the steps before the rate is highest; then it falls to zero
+    weight_decay: NotNegative[float] = 0.01  # share of each weight lost in a step, divided by lr; of matrices only
+    evaluate_every: Positive[int] = 500  # steps between evaluations
+    seed: NotNegative[int] = 0  # of all random numbers
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights are float32
 
 
@@ -84,10 +85,10 @@ def masked(window: Any, tokenizer: tokens.BPE, rate: float) -> dict[str, Any]:
 
 def train(config: Config, run: Run) -> dict:
     tokenizer, learn, held = text.read(run, config.dataset, config.text, "bpe", config.vocab)
-    text.masked_sentence(config.sentence, tokenizer, config.context)  # raises before training if it does not fit
+    text.masked_sentence(config.masked_sentence, tokenizer, config.context)  # raises before training if it does not fit
     model = network(config, tokenizer.size)
-    held = masked(windows(held, config.context - 1), tokenizer, config.rate)
-    loss_fn = losses.masked_token(model, tokenizer.mask, tokenizer.size, config.rate)
+    held = masked(windows(held, config.context - 1), tokenizer, config.mask_share)
+    loss_fn = losses.masked_token(model, tokenizer.mask, tokenizer.size, config.mask_share)
     schedule = text.Windows(config.context - 1, config.batch, config.steps, config.evaluate_every, config.seed)
     variables, figures = text.fit(run, model, optimizer(config), loss_fn, learn, held, schedule)
     guess(config, run, model, variables, tokenizer)
@@ -102,10 +103,10 @@ def show(config: Config, run: Run, model: BertMaskedLM, variables: dict) -> dict
 
 def guess(config: Config, run: Run, model: BertMaskedLM, variables: dict, tokenizer: tokens.BPE) -> None:
     """Prints the five words that the model finds most likely at the mask, and draws what its last layer attends to."""
-    ids, place = text.masked_sentence(config.sentence, tokenizer, model.config.context)
+    ids, place = text.masked_sentence(config.masked_sentence, tokenizer, model.config.context)
     probability = np.asarray(jax.nn.softmax(jax.jit(model.apply)(variables, ids)[0, place]))
     best = probability.argsort()[::-1][:5]
-    run.say(config.sentence)
+    run.say(config.masked_sentence)
     for piece, i in zip(tokenizer.pieces(best), best, strict=True):
         run.say(f"  {probability[i]:6.1%}  {piece.strip() or repr(piece)}")
     text.draw_attention(run, model, variables, tokenizer, ids)

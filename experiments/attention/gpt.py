@@ -12,8 +12,8 @@ Expect: 1.919 nats in six minutes on two busy CPU cores, and 1.792 nats with `--
 here.
 
     python -m experiments.attention.gpt
-    python -m experiments.attention.gpt --layers 6 --heads 6 --width 384 --context 256 --batch 64 --steps 5000 \
-        --dropout 0.2 --evaluate-every 250
+    python -m experiments.attention.gpt --layers 6 --heads 6 --width 384 --context 256 --batch 64 --steps 5000 \\
+        --warmup 0.02 --dropout 0.2 --evaluate-every 250
     python -m experiments.attention.gpt --text FILE --encoding bpe
     python -m experiments.attention.gpt --weights RUN --prompt "To be"        or a folder with GPT-2's weights
 """
@@ -28,12 +28,12 @@ import optax
 
 from dlc import generate, losses, optim
 from dlc.batches import windows
-from dlc.errors import UserError
 from dlc.models.gpt import GPT, GPTConfig, modern
 from dlc.run.flags import Bound, NotNegative, Positive, Share, Shown
 from dlc.run.launch import launch
 from dlc.run.run import Run
 from dlc.tasks import text
+from dlc.tasks.text import Context
 
 Prompt = Annotated[str, Bound(len, "is empty: begin with a letter")]
 Probability = Annotated[float, Bound(lambda p: 0 < p <= 1, "must be greater than 0 and at most 1, not {}")]
@@ -41,33 +41,33 @@ Probability = Annotated[float, Bound(lambda p: 0 < p <= 1, "must be greater than
 
 @dataclass(frozen=True)
 class Config:
-    dataset: Literal["tiny_shakespeare", "python"] = "tiny_shakespeare"
-    text: Path | None = None  # a text file of your own instead
-    encoding: Literal["characters", "bpe"] = "characters"
-    vocab: Positive[int] = 4096  # of bpe
-    prompt: Shown[Prompt] = "\n"
+    dataset: Literal["tiny_shakespeare", "python"] = "tiny_shakespeare"  # the data set
+    text: Path | None = None  # a text file of your own; instead of the data set
+    encoding: Literal["characters", "bpe"] = "characters"  # what a token is
+    vocab: Positive[int] = 4096  # size of the vocabulary; of bpe
+    prompt: Shown[Prompt] = "\n"  # the beginning of what it writes
     length: Shown[NotNegative[int]] = 500  # tokens to write after the prompt
     temperature: Shown[NotNegative[float]] = 0.8  # 0 takes the most likely token each time
     top_k: Shown[NotNegative[int]] = 0  # choose among this many of the most likely tokens; 0: among all
     top_p: Shown[Probability] = 1.0  # and among those that have this probability together
-    variant: Literal["gpt2", "modern"] = "gpt2"
-    layers: Positive[int] = 4
-    heads: Positive[int] = 4
-    width: Positive[int] = 128
-    context: Positive[int] = 64
-    dropout: Share = 0.0
-    steps: Positive[int] = 2000
-    batch: Positive[int] = 12
-    lr: Positive[float] = 1e-3  # falls along a cosine to a tenth of it
-    warmup: NotNegative[int] = 100  # steps in which it rises
-    beta2: Share = 0.99
-    weight_decay: NotNegative[float] = 0.1  # of matrices only
-    evaluate_every: Positive[int] = 500  # steps
-    seed: Shown[NotNegative[int]] = 0
+    variant: Literal["gpt2", "modern"] = "gpt2"  # form of the model
+    layers: Positive[int] = 4  # number of blocks
+    heads: Positive[int] = 4  # attention heads in each block
+    width: Positive[int] = 128  # size of the vectors between layers
+    context: Context = 64  # tokens that the model sees at once
+    dropout: Share = 0.0  # share of the activations that are zero in training
+    steps: Positive[int] = 2000  # training steps
+    batch: Positive[int] = 12  # examples in a batch; windows of the text
+    lr: Positive[float] = 1e-3  # the highest learning rate; it falls along a cosine to a tenth of this
+    warmup: Share = 0.05  # share of the steps before the rate is highest
+    beta2: Share = 0.99  # of Adam
+    weight_decay: NotNegative[float] = 0.1  # share of each weight lost in a step, divided by lr; of matrices only
+    evaluate_every: Positive[int] = 500  # steps between evaluations
+    seed: Shown[NotNegative[int]] = 0  # of all random numbers
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights are float32
 
 
-SMOKE = Config("python", layers=2, heads=2, width=32, context=32, steps=300, warmup=10, batch=8, length=60)
+SMOKE = Config("python", layers=2, heads=2, width=32, context=32, steps=300, batch=8, length=60)
 
 
 def network(config: Config, vocab: int) -> GPT:
@@ -77,9 +77,8 @@ def network(config: Config, vocab: int) -> GPT:
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
-    if config.warmup >= config.steps:
-        raise UserError(f"--warmup {config.warmup} is not less than the {config.steps} --steps")
-    rate = optax.warmup_cosine_decay_schedule(0, config.lr, config.warmup, config.steps, config.lr / 10)
+    rise = int(config.warmup * config.steps)
+    rate = optax.warmup_cosine_decay_schedule(0, config.lr, rise, config.steps, config.lr / 10)
     adam = optax.adamw(rate, b2=config.beta2, weight_decay=config.weight_decay, mask=optim.matrices)
     return optax.chain(optax.clip_by_global_norm(1.0), adam)
 

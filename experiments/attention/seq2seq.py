@@ -12,7 +12,7 @@ Expect: 50.00 BLEU on two CPU cores, in nine minutes.
 
     python -m experiments.attention.seq2seq
     python -m experiments.attention.seq2seq --source FILE --target FILE     lines that translate each other
-    python -m experiments.attention.seq2seq --weights RUN --sentence "A dog runs through the snow."
+    python -m experiments.attention.seq2seq --weights RUN --sentences "A dog runs through the snow."
 """
 
 from dataclasses import dataclass
@@ -34,27 +34,27 @@ from dlc.tasks import pairs, text
 
 @dataclass(frozen=True)
 class Config:
-    dataset: Literal["multi30k", "numbers"] = "multi30k"
-    source: Shown[Path | None] = None  # a text file of your own, a sentence a line, instead of the data set,
-    target: Shown[Path | None] = None  # and its translation
-    sentence: Shown[tuple[pairs.Sentence, ...]] = ()  # translated at the end; with --weights nothing else is done then
-    vocab: Positive[int] = 4000
-    embedding: Positive[int] = 256
-    width: Positive[int] = 256  # of each direction of the encoder, and of the decoder
-    maxout: Positive[int] = 128
-    dropout: Share = 0.2
-    epochs: Positive[int] = 5
-    batch: Positive[int] = 1024  # tokens on either side
-    lr: Positive[float] = 2e-3
-    warmup: Share = 0.1  # the share of the steps in which the rate rises; then it falls to zero
-    smoothing: Share = 0.1
-    beams: Shown[Positive[int]] = 4
-    alpha: Shown[NotNegative[float]] = 0.6  # of the length penalty
-    seed: NotNegative[int] = 0
+    dataset: Literal["multi30k", "numbers"] = "multi30k"  # the data set
+    source: Shown[Path | None] = None  # a text file of your own, a sentence a line; instead of the data set
+    target: Shown[Path | None] = None  # its translation, line by line
+    sentences: Shown[tuple[pairs.Sentence, ...]] = ()  # to translate at the end; with --weights nothing else is done
+    vocab: Positive[int] = 4000  # size of the vocabulary
+    embedding: Positive[int] = 256  # size of the vector of a token
+    width: Positive[int] = 256  # size of the vectors between layers; of both directions, and of the decoder
+    maxout: Positive[int] = 128  # units before the output
+    dropout: Share = 0.2  # share of the activations that are zero in training
+    epochs: Positive[int] = 5  # passes over the training set
+    batch_tokens: Positive[int] = 1024  # tokens in a batch, on either side
+    lr: Positive[float] = 2e-3  # the highest learning rate
+    warmup: Share = 0.1  # share of the steps before the rate is highest; then it falls to zero
+    smoothing: Share = 0.1  # share of each target that is spread evenly over all classes
+    beams: Shown[Positive[int]] = 4  # hypotheses that the search keeps
+    alpha: Shown[NotNegative[float]] = 0.6  # exponent of the length penalty
+    seed: NotNegative[int] = 0  # of all random numbers
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation
 
 
-SMOKE = Config("numbers", vocab=400, embedding=32, width=32, maxout=32, epochs=1, batch=1024, beams=2)
+SMOKE = Config("numbers", vocab=400, embedding=32, width=32, maxout=32, epochs=1, batch_tokens=1024, beams=2)
 
 
 def train(config: Config, run: Run) -> dict:
@@ -62,15 +62,15 @@ def train(config: Config, run: Run) -> dict:
     tokenizer = pairs.vocabulary(run, found, config.vocab)
     sizes = tokenizer.size, config.embedding, config.width, config.maxout
     model = Seq2Seq(Seq2SeqConfig(*sizes, config.dropout, config.dtype))
-    recipe = pairs.Recipe(config.epochs, config.batch, config.lr, config.warmup, config.smoothing, config.seed)
+    recipe = pairs.Recipe(config.epochs, config.batch_tokens, config.lr, config.warmup, config.smoothing, config.seed)
     variables, figures = pairs.fit(run, found, tokenizer, model, optax.adam, recipe)
-    search = pairs.Search(config.beams, config.alpha, config.sentence)
+    search = pairs.Search(config.beams, config.alpha, config.sentences)
     return figures | pairs.show(run, found, model, variables, tokenizer, search, align)
 
 
 def show(config: Config, run: Run, model: Seq2Seq, variables: dict) -> dict:
-    found = None if config.sentence else pairs.read(config.dataset, config.source, config.target)
-    search = pairs.Search(config.beams, config.alpha, config.sentence)
+    found = None if config.sentences else pairs.read(config.dataset, config.source, config.target)
+    search = pairs.Search(config.beams, config.alpha, config.sentences)
     return pairs.show(run, found, model, variables, text.tokenizer_of(run.weights, model), search, align)
 
 

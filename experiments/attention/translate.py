@@ -11,7 +11,7 @@ Expect: 56.31 BLEU on two CPU cores, in 50 minutes on a busy machine.
 
     python -m experiments.attention.translate
     python -m experiments.attention.translate --source FILE --target FILE     lines that translate each other
-    python -m experiments.attention.translate --weights RUN --sentence "A dog runs through the snow."
+    python -m experiments.attention.translate --weights RUN --sentences "A dog runs through the snow."
 """
 
 from dataclasses import dataclass
@@ -34,46 +34,46 @@ from dlc.tasks import pairs, text
 
 @dataclass(frozen=True)
 class Config:
-    dataset: Literal["multi30k", "numbers"] = "multi30k"
-    source: Shown[Path | None] = None  # a text file of your own, a sentence a line, instead of the data set,
-    target: Shown[Path | None] = None  # and its translation
-    sentence: Shown[tuple[pairs.Sentence, ...]] = ()  # translated at the end; with --weights nothing else is done then
-    vocab: Positive[int] = 4000
-    layers: Positive[int] = 3  # of the encoder, and of the decoder
-    heads: Positive[int] = 4
-    width: Positive[int] = 256
-    hidden: Positive[int] = 512
-    dropout: Share = 0.1
-    norm_first: bool = True
-    epochs: Positive[int] = 10
-    batch: Positive[int] = 2048  # tokens on either side
-    lr: Positive[float] = 2e-3
-    warmup: Share = 0.1  # the share of the steps in which the rate rises; then it falls to zero
-    smoothing: Share = 0.1
-    beams: Shown[Positive[int]] = 4
-    alpha: Shown[NotNegative[float]] = 0.6  # of the length penalty
-    seed: NotNegative[int] = 0
+    dataset: Literal["multi30k", "numbers"] = "multi30k"  # the data set
+    source: Shown[Path | None] = None  # a text file of your own, a sentence a line; instead of the data set
+    target: Shown[Path | None] = None  # its translation, line by line
+    sentences: Shown[tuple[pairs.Sentence, ...]] = ()  # to translate at the end; with --weights nothing else is done
+    vocab: Positive[int] = 4000  # size of the vocabulary
+    layers: Positive[int] = 3  # number of blocks; of the encoder, and of the decoder
+    heads: Positive[int] = 4  # attention heads in each block
+    width: Positive[int] = 256  # size of the vectors between layers
+    feedforward: Positive[int] = 512  # units of the dense part of a block
+    dropout: Share = 0.1  # share of the activations that are zero in training
+    norm_first: bool = True  # norms before the branches; the paper's come after
+    epochs: Positive[int] = 10  # passes over the training set
+    batch_tokens: Positive[int] = 2048  # tokens in a batch, on either side
+    lr: Positive[float] = 2e-3  # the highest learning rate
+    warmup: Share = 0.1  # share of the steps before the rate is highest; then it falls to zero
+    smoothing: Share = 0.1  # share of each target that is spread evenly over all classes
+    beams: Shown[Positive[int]] = 4  # hypotheses that the search keeps
+    alpha: Shown[NotNegative[float]] = 0.6  # exponent of the length penalty
+    seed: NotNegative[int] = 0  # of all random numbers
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation
 
 
-SMOKE = Config("numbers", vocab=400, layers=1, heads=2, width=32, hidden=64, epochs=1, batch=1024, beams=2)
+SMOKE = Config("numbers", vocab=400, layers=1, heads=2, width=32, feedforward=64, epochs=1, batch_tokens=1024, beams=2)
 
 
 def train(config: Config, run: Run) -> dict:
     found = pairs.read(config.dataset, config.source, config.target)
     tokenizer = pairs.vocabulary(run, found, config.vocab)
-    sizes = tokenizer.size, config.layers, config.heads, config.width, config.hidden
+    sizes = tokenizer.size, config.layers, config.heads, config.width, config.feedforward
     model = Transformer(TransformerConfig(*sizes, config.dropout, config.norm_first, config.dtype))
     adam = partial(optax.adam, b2=0.98, eps=1e-9)  # section 5.3
-    recipe = pairs.Recipe(config.epochs, config.batch, config.lr, config.warmup, config.smoothing, config.seed)
+    recipe = pairs.Recipe(config.epochs, config.batch_tokens, config.lr, config.warmup, config.smoothing, config.seed)
     variables, figures = pairs.fit(run, found, tokenizer, model, adam, recipe)
-    search = pairs.Search(config.beams, config.alpha, config.sentence)
+    search = pairs.Search(config.beams, config.alpha, config.sentences)
     return figures | pairs.show(run, found, model, variables, tokenizer, search, attend)
 
 
 def show(config: Config, run: Run, model: Transformer, variables: dict) -> dict:
-    found = None if config.sentence else pairs.read(config.dataset, config.source, config.target)
-    search = pairs.Search(config.beams, config.alpha, config.sentence)
+    found = None if config.sentences else pairs.read(config.dataset, config.source, config.target)
+    search = pairs.Search(config.beams, config.alpha, config.sentences)
     return pairs.show(run, found, model, variables, text.tokenizer_of(run.weights, model), search, attend)
 
 

@@ -36,20 +36,20 @@ from dlc.tasks import images, text
 
 @dataclass(frozen=True)
 class Config:
-    dataset: Shown[images.dataset("cifar10", "cifar100", "digits32")] = "cifar10"
+    dataset: Shown[images.dataset("cifar10", "cifar100", "digits32")] = "cifar10"  # the data set
     patch: Positive[int] = 4  # height and width of a patch
-    layers: Positive[int] = 6
-    heads: Positive[int] = 3
-    width: Positive[int] = 192
-    dropout: Share = 0.0
-    epochs: Positive[int] = 100
-    batch: Positive[int] = 128
-    lr: Positive[float] = 1e-3
-    warmup: Share = 0.1  # the share of the steps in which the rate rises; then it falls to zero
-    weight_decay: NotNegative[float] = 0.05  # of all but biases and norms
-    smoothing: Share = 0.1
-    seed: NotNegative[int] = 0
-    seeds: Positive[int] = 1  # number of runs trained at once, the first with `seed`
+    layers: Positive[int] = 6  # number of blocks
+    heads: Positive[int] = 3  # attention heads in each block
+    width: Positive[int] = 192  # size of the vectors between layers
+    dropout: Share = 0.0  # share of the activations that are zero in training
+    epochs: Positive[int] = 100  # passes over the training set
+    batch: Positive[int] = 128  # examples in a batch
+    lr: Positive[float] = 1e-3  # the highest learning rate
+    warmup: Share = 0.1  # share of the steps before the rate is highest; then it falls to zero
+    weight_decay: NotNegative[float] = 0.05  # share of each weight lost in a step, divided by lr; of matrices only
+    smoothing: Share = 0.1  # share of each target that is spread evenly over all classes
+    seed: NotNegative[int] = 0  # of all random numbers
+    seeds: Positive[int] = 1  # number of runs, the first with `seed`; trained at once
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights are float32
 
 

@@ -25,6 +25,7 @@ from dlc.errors import UserError
 from dlc.run import timing
 from dlc.run.bench import Bench, Forms, launch, step_rows
 from dlc.run.flags import Positive
+from dlc.tasks.text import Context
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
 
@@ -114,13 +115,13 @@ TIMED = {
 
 @dataclass(frozen=True)
 class Config:
-    part: Literal["all", "steps", "generate", "gpt2"] = "all"  # all: both parts of the small GPT
-    context: Positive[int] = 64  # of the small GPT's training step
-    batch: Positive[int] = 12  # of the small GPT's training step
-    gpt2_batch: Positive[int] = 16
+    part: Literal["all", "steps", "generate", "gpt2"] = "all"  # what is timed; all: both parts of the small GPT
+    context: Context = 64  # tokens that the model sees at once; in the small GPT's training step
+    batch: Positive[int] = 12  # examples in a batch; in the small GPT's training step
+    gpt2_batch: Positive[int] = 16  # the same for GPT-2
     on_cpu: bool = False  # GPT-2 even without a GPU: a minute a step
-    rounds: Positive[int] = 11  # number of chunks
-    out: Path = Path("runs")  # folder in which the record gets a folder of its own
+    rounds: Positive[int] = 11  # how often each form is timed
+    out: Path = Path("runs")  # folder in which the run gets a folder of its own
 
 
 def side_by_side(part: Part, context: int, batch: int, rounds: int) -> tuple[dict[str, np.ndarray], str]:

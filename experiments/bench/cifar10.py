@@ -99,10 +99,10 @@ FORMS: Forms = {
 
 @dataclass(frozen=True)
 class Config:
-    part: Literal["all", "resnet", "record", "epochs"] = "all"
-    rounds: Positive[int] = 11  # number of chunks, for the steps
-    epochs: Positive[int] = 5
-    out: Path = Path("runs")  # folder in which the record gets a folder of its own
+    part: Literal["all", "resnet", "record", "epochs"] = "all"  # what is timed
+    rounds: Positive[int] = 11  # how often each form is timed; its steps
+    epochs: Positive[int] = 5  # passes over the training set
+    out: Path = Path("runs")  # folder in which the run gets a folder of its own
 
 
 def steps(part: Part, config: Config) -> Bench:
@@ -121,11 +121,11 @@ def steps(part: Part, config: Config) -> Bench:
 
 def epochs(config: Config) -> Bench:
     """The error of ResNet-20 after each of a few epochs, trained by each program on the same schedule."""
-    iterations = str(config.epochs * (50_000 // BATCH["resnet"]))
+    steps = str(config.epochs * (50_000 // BATCH["resnet"]))
     python = [sys.executable, "-m"]
     commands = {
         "PyTorch": [*python, "experiments.bench.cifar10_torch", "--epochs", str(config.epochs)],
-        "dlc": [*python, "experiments.cifar10.resnet", "--iterations", iterations, "--out", str(config.out)],
+        "dlc": [*python, "experiments.cifar10.resnet", "--steps", steps, "--out", str(config.out)],
     }
     rows = {}
     for name, command in commands.items():

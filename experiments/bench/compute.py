@@ -33,7 +33,7 @@ class Config:
     cpu_watts: NotNegative[float] = 50.0  # assumed power of a machine that computes on its CPU: a laptop under load
     gpu_watts: NotNegative[float] = 1000.0  # and of one with a GPU: 700 W for an H100 or H200, plus the rest
     price: NotNegative[float] = 0.3  # of a kWh, in the currency of your choice
-    out: Path = Path("runs")  # folder in which the record gets a folder of its own
+    out: Path = Path("runs")  # folder in which the run gets a folder of its own
 
 
 def traced(record: dict[str, Any]) -> float:

@@ -19,8 +19,8 @@ from dlc.run.flags import Positive
 @dataclass(frozen=True)
 class Config:
     sizes: tuple[Positive[int], ...] = ()  # rows of the matrices; default: 512 to 2048 on a CPU, else 1024 to 16384
-    rounds: Positive[int] = 11  # number of chunks
-    out: Path = Path("runs")  # folder in which the record gets a folder of its own
+    rounds: Positive[int] = 11  # how often each form is timed
+    out: Path = Path("runs")  # folder in which the run gets a folder of its own
 
 
 def row(name: str, size: int, rates: np.ndarray) -> dict[str, str]:

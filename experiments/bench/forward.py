@@ -55,12 +55,12 @@ FORMS = classics.all_forms(ours, classics_torch.forward)
 @dataclass(frozen=True)
 class Config:
     models: Some[tuple[classics.Name, ...]] = tuple(CLASSICS)  # rows of dlc/models/table.py that have a `bench` name
-    batches: Some[tuple[Positive[int], ...]] = (1, 2, 4, 8, 16, 32, 64)
-    dtype: classics.Dtype | None = None  # default: float32 on a CPU and bfloat16 elsewhere
-    rounds: Positive[int] = 3  # number of chunks
-    limit: Positive[float] = 2.0  # seconds: a batch is left out if one call would take longer
-    minutes: Positive[float] = 40.0  # no model starts after this time
-    out: Path = Path("runs")  # folder in which the record gets a folder of its own
+    batches: Some[tuple[Positive[int], ...]] = (1, 2, 4, 8, 16, 32, 64)  # examples in a batch
+    dtype: classics.Dtype | None = None  # of the computation; default: float32 on a CPU and bfloat16 elsewhere
+    rounds: Positive[int] = 3  # how often each form is timed
+    limit: Positive[float] = 2.0  # seconds that a call may take; larger batches are left out
+    minutes: Positive[float] = 40.0  # minutes after which no model starts
+    out: Path = Path("runs")  # folder in which the run gets a folder of its own
 
 
 def cost(classic: Row) -> dict[str, float]:

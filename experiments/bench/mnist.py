@@ -69,10 +69,10 @@ FORMS: Forms = {
 
 @dataclass(frozen=True)
 class Config:
-    part: Literal["all", "steps", "program"] = "all"
-    rounds: Positive[int] = 15  # number of chunks, for the steps
+    part: Literal["all", "steps", "program"] = "all"  # what is timed
+    rounds: Positive[int] = 15  # how often each form is timed; its steps
     runs: Positive[int] = 3  # number of runs of each whole program
-    out: Path = Path("runs")  # folder in which the record gets a folder of its own
+    out: Path = Path("runs")  # folder in which the run gets a folder of its own
 
 
 def steps(config: Config) -> Bench:

@@ -49,8 +49,8 @@ PROGRAMS = {"cold": DLC, "warm": DLC, "torch": TORCH, "models": MODELS}
 
 @dataclass(frozen=True)
 class Config:
-    rounds: Positive[int] = 3
-    out: Path = Path("runs")  # folder in which the record gets a folder of its own
+    rounds: Positive[int] = 3  # how often each form is timed
+    out: Path = Path("runs")  # folder in which the run gets a folder of its own
 
 
 def measured(config: Config) -> Iterator[Bench]:

@@ -72,12 +72,12 @@ FORMS = classics.all_forms(ours, classics_torch.train_step)
 @dataclass(frozen=True)
 class Config:
     models: Some[tuple[classics.Name, ...]] = SOME  # rows of dlc/models/table.py that have a `bench` name
-    batches: tuple[Positive[int], ...] = ()  # default: 4 and 16 on a CPU, 32 and 128 elsewhere
-    dtype: classics.Dtype | None = None  # default: float32 on a CPU and bfloat16 elsewhere
-    rounds: Positive[int] = 3  # number of chunks
-    limit: Positive[float] = 8.0  # seconds: a batch after the first is left out if one step would take longer
-    minutes: Positive[float] = 40.0  # no model starts after this time
-    out: Path = Path("runs")  # folder in which the record gets a folder of its own
+    batches: Some[tuple[Positive[int], ...]] | None = None  # examples in a batch; 4 and 16 on a CPU, else 32 and 128
+    dtype: classics.Dtype | None = None  # of the computation; default: float32 on a CPU and bfloat16 elsewhere
+    rounds: Positive[int] = 3  # how often each form is timed
+    limit: Positive[float] = 8.0  # seconds that a call may take; larger batches are left out, but not the first
+    minutes: Positive[float] = 40.0  # minutes after which no model starts
+    out: Path = Path("runs")  # folder in which the run gets a folder of its own
 
 
 def operations(classic: Row, batch: int) -> float:

@@ -32,9 +32,9 @@ from dlc.run.run import Run
 
 @dataclass(frozen=True)
 class Config:
-    dataset: Literal["cifar10", "cifar100", "digits32"] = "cifar10"
+    dataset: Literal["cifar10", "cifar100", "digits32"] = "cifar10"  # the data set
     image: NotNegative[int] = 43  # the row of the training set to look at
-    seed: NotNegative[int] = 0  # of the augmentations
+    seed: NotNegative[int] = 0  # of all random numbers; those of the augmentations
 
 
 SMOKE = Config(dataset="digits32")

@@ -4,14 +4,14 @@ Claim (cifar10): 8.75, 7.51, 7.17, 6.97 and (the best of five) 6.43 % test error
 without shortcuts 56 layers are worse than 20, on the training set too.
 
 Source: He et al. 2015, https://arxiv.org/abs/1512.03385, section 4.2, table 6 and figure 6. The paper holds out 5,000
-images; here all 50,000 train. With 110 layers its rate is 0.01 for the first 400 iterations: `--warmup 400`.
+images; here all 50,000 train. With 110 layers its rate is 0.01 for the first 400 steps: `--warmup 0.00625`.
 Pre-activation (He et al. 2016) and wide networks (Zagoruyko and Komodakis 2016) train with this paper's settings.
 
-Expect: 43.63 % after one epoch of 20 layers (`--iterations 390`), in two minutes on two CPU cores. The paper's 64,000
-iterations were not run here.
+Expect: 43.63 % after one epoch of 20 layers (`--steps 390`), in two minutes on two CPU cores. The paper's 64,000 steps
+were not run here.
 
-    python -m experiments.cifar10.resnet --depth 20 56 --variant plain residual
-    python -m experiments.cifar10.resnet --depth 20 32 44 56 110 --seeds 3 --warmup 400
+    python -m experiments.cifar10.resnet --depths 20 56 --variants plain residual
+    python -m experiments.cifar10.resnet --depths 20 32 44 56 110 --seeds 3 --warmup 0.00625
     python -m experiments.cifar10.resnet --weights RUN                      or RUN/residual-20, if it trained several
 """
 
@@ -25,7 +25,7 @@ from dlc import augment, batches, data
 from dlc.errors import UserError
 from dlc.models import resnet_cifar
 from dlc.prepare import mean_image, standardise
-from dlc.run.flags import NotNegative, Positive, Shown, Some
+from dlc.run.flags import NotNegative, Positive, Share, Shown, Some
 from dlc.run.launch import launch
 from dlc.run.run import Run
 from dlc.tasks import compare, images
@@ -38,23 +38,23 @@ PAPER = {20: 0.0875, 32: 0.0751, 44: 0.0717, 56: 0.0697, 110: 0.0643}  # table 6
 
 @dataclass(frozen=True)
 class Config:
-    dataset: Shown[images.dataset("cifar10", "cifar100", "digits32")] = "cifar10"
-    depth: Some[tuple[int, ...]] = (20,)  # 6n + 2; of a wide network 6n + 4; resnet18 has 18
-    variant: Some[tuple[Variant, ...]] = ("residual",)
-    iterations: Positive[int] = 64_000
-    batch: Positive[int] = 128
-    lr: Positive[float] = 0.1  # divided by ten after a half and three quarters of the iterations
-    warmup: NotNegative[int] = 0  # iterations with a tenth of it
-    weight_decay: NotNegative[float] = 1e-4
+    dataset: Shown[images.dataset("cifar10", "cifar100", "digits32")] = "cifar10"  # the data set
+    depths: Some[tuple[int, ...]] = (20,)  # layers: 6n + 2; of a wide network 6n + 4; resnet18 has 18
+    variants: Some[tuple[Variant, ...]] = ("residual",)  # forms of the model
+    steps: Positive[int] = 64_000  # training steps
+    batch: Positive[int] = 128  # examples in a batch
+    lr: Positive[float] = 0.1  # the highest learning rate; divided by ten after a half and three quarters of the steps
+    warmup: Share = 0.0  # share of the steps before the rate is highest; until then it is a tenth
+    weight_decay: NotNegative[float] = 1e-4  # share of each weight lost in a step, divided by lr
     augment: tuple[Augmentation, ...] = ("crop", "flip")  # in this order
     pad: NotNegative[int] = 4  # pixels of zeros around the image that is cropped
     factor: Positive[int] = 10  # by which the wide network is wider
-    seed: NotNegative[int] = 0
-    seeds: Positive[int] = 1  # number of runs trained at once, the first with `seed`
+    seed: NotNegative[int] = 0  # of all random numbers
+    seeds: Positive[int] = 1  # number of runs, the first with `seed`; trained at once
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights and statistics are float32
 
 
-SMOKE = Config(dataset="digits32", depth=(8,), variant=("plain", "residual"), iterations=88, batch=32)
+SMOKE = Config(dataset="digits32", depths=(8,), variants=("plain", "residual"), steps=88, batch=32)
 
 
 def network(config: Config, variant: Variant, depth: int, classes: int) -> resnet_cifar.CifarResNet:
@@ -66,7 +66,7 @@ def network(config: Config, variant: Variant, depth: int, classes: int) -> resne
         "resnet18": lambda depth, **rest: resnet_cifar.cifar_resnet18(**rest),
     }
     if variant == "resnet18" and depth != 18:
-        raise UserError(f"resnet18 has 18 layers, not {depth}: add --depth 18")
+        raise UserError(f"resnet18 has 18 layers, not {depth}: add --depths 18")
     return variants[variant](depth, num_classes=classes, dtype=config.dtype)
 
 
@@ -86,12 +86,13 @@ def augmentation(config: Config, mean: Any, classes: int) -> Any:
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
-    if 2 * config.warmup >= config.iterations:
-        raise UserError(f"--warmup {config.warmup} is not less than half of the {config.iterations} iterations")
-    boundaries = {config.iterations // 2: 0.1, 3 * config.iterations // 4: 0.1}
-    if config.warmup:
-        boundaries = {config.warmup: 10.0, **boundaries}
-    lr = optax.piecewise_constant_schedule(config.lr / 10 if config.warmup else config.lr, boundaries)
+    rise = round(config.warmup * config.steps)
+    if 2 * rise >= config.steps:
+        raise UserError(f"--warmup must be less than 0.5, where the rate falls, not {config.warmup}")
+    boundaries = {config.steps // 2: 0.1, 3 * config.steps // 4: 0.1}
+    if rise:
+        boundaries = {rise: 10.0, **boundaries}
+    lr = optax.piecewise_constant_schedule(config.lr / 10 if rise else config.lr, boundaries)
     return optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(lr, momentum=0.9))
 
 
@@ -99,9 +100,9 @@ def train(config: Config, run: Run) -> dict:
     tx, cifar = optimizer(config), data.load(config.dataset)
     mean, classes = mean_image(cifar.train["image"]), len(cifar.classes)
     steps_per_epoch = batches.steps_per_epoch(len(cifar.train["label"]), config.batch)
-    epochs = images.Epochs(config.iterations / steps_per_epoch, config.batch, True, config.seed, config.seeds)
+    epochs = images.Epochs(config.steps / steps_per_epoch, config.batch, True, config.seed, config.seeds)
 
-    networks = {(v, d): network(config, v, d, classes) for v in config.variant for d in config.depth}
+    networks = {(v, d): network(config, v, d, classes) for v in config.variants for d in config.depths}
     histories, errors = {}, {}
     for (variant, depth), model in networks.items():
         part = run.part(f"{variant}-{depth}") if len(networks) > 1 else run

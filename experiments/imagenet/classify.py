@@ -40,8 +40,8 @@ DRAWN = 12  # photographs in the figure, at most
 
 @dataclass(frozen=True)
 class Config:
-    images: Shown[Positional[tuple[Path, ...]]] = ()  # photographs
-    model: Shown[Literal[*NETWORKS]] = "resnet50"  # of published weights; those of a run know theirs
+    photographs: Shown[Positional[tuple[Path, ...]]] = ()  # files
+    model: Shown[Literal[*NETWORKS]] = "resnet50"  # the network; of published weights (those of a run know theirs)
     classes: Shown[Path | None] = None  # names of other classes than ImageNet's, one a line
     resize: Shown[Positive[int] | None] = None  # the shorter side before the crop; by default the model's own
     made_up: bool = False  # random weights and, unless photographs are given, a picture of coloured squares
@@ -72,13 +72,13 @@ def made_up(config: Config, run: Run) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder, "squares.png")
         Image.fromarray(np.kron(squares, np.ones((40, 40, 1), np.uint8))).save(picture)
-        return show(replace(config, images=config.images or (picture,)), run, published(config), variables)
+        return show(replace(config, photographs=config.photographs or (picture,)), run, published(config), variables)
 
 
 def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
-    if not config.images:
+    if not config.photographs:
         raise UserError("there is nothing to look at: name the file of at least one photograph")
-    squares = np.stack([imagenet.square(images.decode(path), rule_of(config)) for path in config.images])
+    squares = np.stack([imagenet.square(images.decode(path), rule_of(config)) for path in config.photographs])
     prepared = imagenet.standardised(squares, rule_of(config))[:, None]  # batches of one
 
     def probabilities(variables: Any, image: Any) -> Any:
@@ -94,8 +94,8 @@ def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
     every = np.stack([run.clock.timed("predict", predict, variables, image) for image in prepared])
     best = np.argsort(-every, axis=-1, kind="stable")[:, :5]
     likely, named = np.take_along_axis(every, best, axis=-1), [[names[k] for k in places] for places in best]
-    lines, titles = [], [path.name for path in config.images]
-    for path, answers, shares in zip(config.images, named, likely, strict=True):
+    lines, titles = [], [path.name for path in config.photographs]
+    for path, answers, shares in zip(config.photographs, named, likely, strict=True):
         lines += [str(path), *(f"{share:8.1%}  {name}" for name, share in zip(answers, shares, strict=True)), ""]
     print(*lines, sep="\n")
     run.text("answers", "\n".join(lines))

@@ -6,8 +6,8 @@ answers (table 3); AlexNet, one network, on 40.7 % and 18.2 % (table 2).
 Sources: He et al. 2015, https://arxiv.org/abs/1512.03385, section 3.4; Krizhevsky et al. 2012,
 https://papers.nips.cc/paper/4824, sections 4 and 5. Both divide the rate by ten when the error stops falling; here the
 drops are equally spaced, as in Goyal et al. 2017, https://arxiv.org/abs/1706.02677 (`--crop area --color 0`, and
-`--warmup 5` for large batches). Strides are in the 3x3 convolutions, as in published weights, and AlexNet's pixels lose
-the mean of their channel, not that of their place.
+five epochs of `--warmup 0.056` for large batches). Strides are in the 3x3 convolutions, as in published weights, and
+AlexNet's pixels lose the mean of their channel, not that of their place.
 
 Expect: 17.50 % validation error with `--dataset digits32 --model resnet8 --epochs 20 --batch 64`, small pictures that
 say nothing about the claim, in a minute on two cores. ImageNet was not tried.
@@ -32,7 +32,7 @@ from dlc.data import imagenet, stream
 from dlc.errors import UserError
 from dlc.models import alexnet, resnet, resnet_cifar
 from dlc.prepare import color_components, standardise
-from dlc.run.flags import Free, NotNegative, Positive, Shown
+from dlc.run.flags import Free, NotNegative, Positive, Share, Shown
 from dlc.run.launch import launch
 from dlc.run.run import Run
 from dlc.tasks import images
@@ -60,24 +60,22 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Config:
-    dataset: Shown[Literal["imagenet2012", "imagenette", "digits32"]] = "imagenet2012"
+    dataset: Shown[Literal["imagenet2012", "imagenette", "digits32"]] = "imagenet2012"  # the data set
     images: Shown[Path | None] = None  # a folder of your own instead
-    model: Shown[Literal[*RECIPES]] = "resnet50"
-    epochs: Positive[int] = 90
+    model: Shown[Literal[*RECIPES]] = "resnet50"  # the network
+    epochs: Positive[int] = 90  # passes over the training set
     drops: NotNegative[int] = 2  # how often the rate is divided by ten; three in AlexNet's paper
-    warmup: NotNegative[int] = 0  # epochs in which the rate rises
-    batch: Shown[Positive[int] | None] = None  # by default this, the next two, the crop and the size are the paper's
-    lr: Positive[float] | None = None
-    weight_decay: Positive[float] | None = None
-    crop: stream.How | None = None
-    size: Shown[Positive[int] | None] = None
+    warmup: Share = 0.0  # share of the steps before the rate is highest
+    batch: Shown[Positive[int] | None] = None  # examples in a batch; this and the next four are the paper's by default
+    lr: Positive[float] | None = None  # the highest learning rate
+    weight_decay: NotNegative[float] | None = None  # share of each weight lost in a step, divided by lr
+    crop: stream.How | None = None  # how the part of a picture that is trained on is chosen
+    size: Shown[Positive[int] | None] = None  # of that part, in pixels
     color: NotNegative[float] = 0.1  # strength of the noise added to the colours
     crops: Shown[Literal[1, 10]] = 10  # of an image, in the last evaluation; those before it take the one in the middle
     mesh: Shown[Free[str]] = "data=1"  # devices that share each batch; batch norm uses the statistics of all of it
-    workers: Shown[Free[NotNegative[int]]] = (
-        0  # processes that decode, and as many for evaluation; 0: threads of this one
-    )
-    seed: NotNegative[int] = 0
+    workers: Shown[Free[NotNegative[int]]] = 0  # processes that decode, and as many to evaluate; 0: threads of this one
+    seed: NotNegative[int] = 0  # of all random numbers
     dtype: Shown[Literal["float32", "bfloat16"]] = "float32"  # of the computation; weights and statistics are float32
 
 
@@ -111,8 +109,8 @@ def train(config: Config, run: Run) -> dict:
     with problem(config, run) as task:
         colors = color_components(stream.some_pixels(task.found.train)) / recipe.std
         change = partial(augment.color_noise, components=colors, strength=config.color)
-        epoch, usual = batches.steps_per_epoch(task.learn.examples, recipe.batch), RECIPES[config.model].lr
-        rate = optim.drops(recipe.lr, config.epochs * epoch, config.drops, config.warmup * epoch, usual)
+        steps = config.epochs * batches.steps_per_epoch(task.learn.examples, recipe.batch)
+        rate = optim.drops(recipe.lr, steps, config.drops, round(config.warmup * steps), RECIPES[config.model].lr)
         tx = optim.papers_momentum(rate, 0.9, recipe.weight_decay)
         variables = images.fit_stream(run, task, tx, change, config.epochs, config.seed)
         return images.validate(run, task, variables, config.crops)

@@ -30,13 +30,13 @@ from dlc.tasks import images
 
 @dataclass(frozen=True)
 class Config:
-    dataset: Shown[images.dataset("mnist", "fashion_mnist", "digits")] = "mnist"
-    epochs: Longer[Positive[int]] = 10
-    batch: Positive[int] = 100
-    lr: Positive[float] = 0.1  # plain SGD, constant
+    dataset: Shown[images.dataset("mnist", "fashion_mnist", "digits")] = "mnist"  # the data set
+    epochs: Longer[Positive[int]] = 10  # passes over the training set
+    batch: Positive[int] = 100  # examples in a batch
+    lr: Positive[float] = 0.1  # the highest learning rate; of plain SGD, constant
     shuffle: bool = False  # a new order every epoch; the lecture keeps the data set's own
-    seed: NotNegative[int] = 0
-    seeds: Positive[int] = 1  # number of runs trained at once, the first with `seed`
+    seed: NotNegative[int] = 0  # of all random numbers
+    seeds: Positive[int] = 1  # number of runs, the first with `seed`; trained at once
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights are float32
 
 

@@ -32,15 +32,15 @@ from dlc.tasks import images
 
 @dataclass(frozen=True)
 class Config:
-    dataset: Shown[Literal["mnist", "fashion_mnist", "digits"]] = "mnist"
-    variant: Literal["1998", "dense"] = "1998"
-    epochs: Longer[Positive[int]] = 20
-    batch: Positive[int] = 50
-    lr: Positive[float] | None = None  # of the first passes; by default 0.001 for 1998 and 0.05 for dense
-    momentum: NotNegative[float] = 0.9
+    dataset: Shown[Literal["mnist", "fashion_mnist", "digits"]] = "mnist"  # the data set
+    variant: Literal["1998", "dense"] = "1998"  # form of the model
+    epochs: Longer[Positive[int]] = 20  # passes over the training set
+    batch: Positive[int] = 50  # examples in a batch
+    lr: Positive[float] | None = None  # the highest learning rate; by default 0.001 for 1998 and 0.05 for dense
+    momentum: NotNegative[float] = 0.9  # share of the last step that is taken again
     shuffle: bool = True  # a new order every epoch
-    seed: NotNegative[int] = 0
-    seeds: Positive[int] = 1  # number of runs trained at once, the first with `seed`
+    seed: NotNegative[int] = 0  # of all random numbers
+    seeds: Positive[int] = 1  # number of runs, the first with `seed`; trained at once
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights are float32
 
 

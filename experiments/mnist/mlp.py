@@ -32,14 +32,14 @@ from dlc.tasks import images
 
 @dataclass(frozen=True)
 class Config:
-    dataset: Shown[images.dataset("mnist", "fashion_mnist", "digits")] = "mnist"
+    dataset: Shown[images.dataset("mnist", "fashion_mnist", "digits")] = "mnist"  # the data set
     hidden: tuple[Positive[int], ...] = (300,)  # units of each hidden layer
-    epochs: Longer[Positive[int]] = 20
-    batch: Positive[int] = 100
-    lr: Positive[float] = 0.1  # plain SGD, constant
+    epochs: Longer[Positive[int]] = 20  # passes over the training set
+    batch: Positive[int] = 100  # examples in a batch
+    lr: Positive[float] = 0.1  # the highest learning rate; of plain SGD, constant
     shuffle: bool = True  # a new order every epoch
-    seed: NotNegative[int] = 0
-    seeds: Positive[int] = 1  # number of runs trained at once, the first with `seed`
+    seed: NotNegative[int] = 0  # of all random numbers
+    seeds: Positive[int] = 1  # number of runs, the first with `seed`; trained at once
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights are float32
 
 

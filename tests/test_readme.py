@@ -1,4 +1,4 @@
-"""The README is correct: its programs run, its commands exist, and its tree matches the files."""
+"""The README and docs/ are correct: their programs run, their commands and links exist, the tree matches the files."""
 
 import json
 import re
@@ -18,14 +18,23 @@ from dlc.models.gpt import GPT, GPTConfig
 assert here  # a fixture
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+README = PAGES[ROOT / "README.md"]
+
+
+def programs(page):
+    return re.findall(r"```python\n(.*?)```", PAGES[ROOT / page], re.DOTALL)
+
+
+MODEL, OWN = programs("README.md")
+(PUBLISHED,) = programs("docs/weights.md")
+(RATES,) = programs("docs/design.md")
 
 
 def test_importing_a_model_takes_six_lines():
-    assert len([line for line in PROGRAMS[0].splitlines() if line]) <= 6
+    assert len([line for line in MODEL.splitlines() if line]) <= 6
     names = {}
-    exec(PROGRAMS[0], names)
+    exec(MODEL, names)
     assert names["logits"].shape == (8, 10)
 
 
@@ -33,21 +42,21 @@ def test_published_weights_write_on(tmp_path, capsys):
     model = GPT(GPTConfig(vocab=270, context=64, layers=1, heads=2, width=8))
     weights.save_gpt2(tmp_path, model, model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
     tokens.train_bpe(["Attention is all you need"], 270).save(tmp_path)
-    exec(PROGRAMS[1].replace("FOLDER", str(tmp_path)), {})
+    exec(PUBLISHED.replace("FOLDER", str(tmp_path)), {})
     assert capsys.readouterr().out.startswith("Attention is")
 
 
 def test_an_experiment_of_ones_own_takes_thirty_lines(capsys):
-    assert len(PROGRAMS[2].splitlines()) <= 30
+    assert len(RATES.splitlines()) <= 30
     names = {}
-    exec(PROGRAMS[2], names)
+    exec(RATES, names)
     assert 0.03 < names["best"] < 3
     assert "the best of 200 learning rates" in capsys.readouterr().out
 
 
 def test_an_experiment_with_train_and_show_takes_thirty_lines_too(tmp_path, monkeypatch, here):
-    assert len([line for line in PROGRAMS[3].splitlines() if line]) <= 30
-    (tmp_path / "digits.py").write_text(PROGRAMS[3])
+    assert len([line for line in OWN.splitlines() if line]) <= 30
+    (tmp_path / "digits.py").write_text(OWN)
     spec = spec_from_file_location("experiments.digits", tmp_path / "digits.py")
     module = module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "experiments.digits", module)
@@ -65,21 +74,42 @@ def test_an_experiment_with_train_and_show_takes_thirty_lines_too(tmp_path, monk
 
 
 def test_every_module_that_is_named_exists():
-    for module in set(re.findall(r"python -m ([a-z0-9_.]+)", README)):
-        assert module == "experiments.digits" or find_spec(module), module  # that is the reader's own
+    text = "".join(PAGES.values())
+    for module in set(re.findall(r"python -m ([a-z0-9_.]*[a-z0-9_])", text)):
+        assert module == "pkg.thing" or find_spec(module), module  # that is the reader's own
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"`?make ([a-z]+)", README)) - {"one"} <= targets
+    assert set(re.findall(r"`make ([a-z]+)`|^make ([a-z]+) ", text, re.MULTILINE)) > {("run", ""), ("", "run")}
+    assert {
+        one or other for one, other in re.findall(r"`make ([a-z]+)`|^make ([a-z]+) ", text, re.MULTILINE)
+    } <= targets
+    assert set(re.findall(r"^# make ([a-z]+) ", (ROOT / "Makefile").read_text(), re.MULTILINE)) == targets  # make help
 
 
 def test_every_file_that_is_linked_exists():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    assert links
-    for link in links:
-        assert (ROOT / link).exists(), link
+    """Links are relative to their page, so that they work in a checkout, on any host, and offline."""
+    for page, text in PAGES.items():
+        headings = {
+            re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.*)$", text, re.M)
+        }
+        for link, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+            assert (page.parent / link).exists(), (page, link)
+            if anchor and not link:
+                assert anchor in headings, (page, anchor)
+    linked = set(re.findall(r"\]\(docs/([\w.]+)\)", README))
+    assert linked == {path.name for path in (ROOT / "docs").iterdir() if path.is_file()}  # each page can be found
+
+
+def test_the_readme_is_short_and_shows_before_it_tells():
+    lines = README.splitlines()
+    assert len(lines) <= 160
+    assert sum(line.count("![") for line in lines[:30]) == 4
+    assert len(re.findall(r"^\| `", README, re.MULTILINE)) == 5  # rows of results
 
 
 def test_the_models_are_those_of_the_table():
-    shown = README.split("<!-- models: dlc/models/table.py; tests/test_readme.py compares them -->\n")[1]
+    shown = PAGES[ROOT / "docs" / "models.md"].split(
+        "<!-- models: dlc/models/table.py; tests/test_readme.py compares them -->\n"
+    )[1]
     assert shown.split("<!-- end of models -->")[0] == table.markdown()  # to mend it, paste what this is
 
 

@@ -198,8 +198,8 @@ def test_weights_to_begin_from_lie_where_the_state_lies_and_are_not_read_again(t
     variables = model.init(jax.random.key(7), some)
     weights.save(source, model, variables)
 
-    def init(key):
-        return sharding.kept(train.init(model.init(key, some)["params"], tx, key), devices)
+    def init(key, begun=None):
+        return sharding.kept(train.init((begun or model.init(key, some))["params"], tx, key), devices)
 
     def trained(run):
         state = start(run, init, train.seed_keys(0))
@@ -215,6 +215,23 @@ def test_weights_to_begin_from_lie_where_the_state_lies_and_are_not_read_again(t
     source.unlink()
     with contextlib.closing(Run(tmp_path, resume=True, init_from=source)) as run:
         assert_same(trained(run)[1], first)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_an_optimizer_begins_from_the_weights_that_are_given(tmp_path, seeds):
+    """One whose state has a copy of them, such as an average of the weights."""
+    average = optax.GradientTransformation(lambda params: params, lambda updates, state, params: (updates, state))
+    model, some = MLP((), 2), jnp.ones((1, 3))
+    given = model.init(jax.random.key(7), some)
+    weights.save(tmp_path / "given.safetensors", model, given)
+
+    def init(key, begun=None):
+        return train.init((begun or model.init(key, some))["params"], average, key)
+
+    state = start(Run(init_from=tmp_path / "given.safetensors"), init, train.seed_keys(0, seeds))
+    expected = given["params"] if seeds == 1 else jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), given["params"])
+    assert_same(state.params, expected)
+    assert_same(state.opt_state, expected)
 
 
 def test_a_signal_adds_no_evaluation(tmp_path):

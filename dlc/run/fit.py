@@ -53,26 +53,18 @@ class Plan:
         return count * self.seeds * (shape[axis] if len(shape) > axis else 1)
 
 
-def start(run: Run, init: Callable[[Any], train.State], keys: Any, model: Any = None) -> train.State:
-    """`init(key)`, or with several `keys` [S] all such states stacked, and the weights that `--init-from` names.
+def start(run: Run, init: Callable[..., train.State], keys: Any, model: Any = None) -> train.State:
+    """`init(key)` or, with the weights that `--init-from` names, `init(key, variables)`; stacked for several keys [S].
 
     They are not read again when the run is resumed from a checkpoint. Files of torchvision or timm can only be read if
     the `model` is given. Raises UserError if the weights do not fit.
     """
-    several = train.for_each_seed if len(keys) > 1 else None
-    keys = keys if len(keys) > 1 else keys[0]
-    state = run.clock.timed("start", run.clock.compiled(init, keys, wrap=several), keys)
-    if run.init_from is None or (run.resume and run.checkpoints and run.checkpoints.steps()):
-        return state  # if the run is resumed, its newest checkpoint replaces the weights
-    shapes = jax.eval_shape(init, keys if keys.ndim == 0 else keys[0])
-    begun = weights.begin({"params": shapes.params, **(shapes.aux or {})}, run.init_from, model)
-
-    def placed(new: Any, old: Any) -> Any:
-        new = jnp.broadcast_to(new, old.shape)
-        return jax.device_put(new, old.sharding) if getattr(old, "committed", False) else new
-
-    filled = jax.tree.map(placed, begun, _variables(state))
-    return state._replace(params=filled.pop("params"), aux=filled or None)
+    begun: tuple[Any, ...] = ()
+    if run.init_from and not (run.resume and run.checkpoints and run.checkpoints.steps()):  # which hold the weights
+        shapes = jax.eval_shape(init, keys[0])
+        begun = (weights.begin({"params": shapes.params, **(shapes.aux or {})}, run.init_from, model),)
+    some, several = (keys, functools.partial(_of_each, len(begun))) if len(keys) > 1 else (keys[0], None)
+    return run.clock.timed("start", run.clock.compiled(init, some, *begun, wrap=several), some, *begun)
 
 
 def fit(
@@ -159,12 +151,12 @@ def _described(run: Run, state: Any, plan: Plan) -> str:
     return ", ".join(filter(None, words))
 
 
+def _of_each(shared: int, init: Any) -> Any:
+    return train.for_each_seed(init, (0, *[None] * shared))
+
+
 def _group(several: bool, batch_axis: Literal[0] | None, count: int, step: train.Step) -> train.Step:
     return train.scanned(train.over_seeds(step, batch_axis) if several else step, count)
-
-
-def _variables(state: train.State) -> dict[str, Any]:
-    return {"params": state.params, **(state.aux or {})}
 
 
 def _shape(batch: Any, count: int) -> tuple[Any, ...]:

@@ -101,8 +101,8 @@ def fit(
     run.facts |= {"dataset": dataset.name, "source": dataset.source}
     run.keep(model)
 
-    def init(key: Any) -> train.State:
-        variables = model.init(key, task.prepare(train_set["image"][:1]))
+    def init(key: Any, begun: Any = None) -> train.State:
+        variables = dict(begun or model.init(key, task.prepare(train_set["image"][:1])))
         params = variables.pop("params")
         return train.init(params, tx, key, aux=variables or None)
 
@@ -259,8 +259,9 @@ def fit_stream(
     model, learn, evaluate = task.model, task.learn, Validation(run, task, crops=1)
     run.keep(model)
 
-    def init(key: Any) -> train.State:
-        variables = dict(model.init(key, task.prepare(jnp.zeros((1, task.size, task.size, 3), jnp.uint8))))
+    def init(key: Any, begun: Any = None) -> train.State:
+        some = jnp.zeros((1, task.size, task.size, 3), jnp.uint8)
+        variables = dict(begun or model.init(key, task.prepare(some)))
         params = variables.pop("params")
         return sharding.kept(train.init(params, tx, key, aux=variables or None), task.devices)
 

@@ -81,8 +81,9 @@ def fit(
     """
     run.keep(model)
 
-    def init(key: Any) -> train.State:
-        return train.init(model.init(key, jnp.ones((1, 1), jnp.int32))["params"], tx, key)
+    def init(key: Any, begun: Any = None) -> train.State:
+        variables = begun or model.init(key, jnp.ones((1, 1), jnp.int32))
+        return train.init(variables["params"], tx, key)
 
     state = start(run, init, train.seed_keys(windows.seed), model)
     measure = run.clock.compiled(train.evaluation(loss_fn, held, size=64), state)

@@ -28,6 +28,7 @@ class Plan:
     report_every: int = 100  # steps, compiled as one program
     seeds: int = 1
     batch_axis: Literal[0] | None = None
+    rate: Callable[[Any], Any] | float | None = None  # the learning rate, by step if it changes; only for the log
 
     def __post_init__(self) -> None:
         least = {"steps": 0, "evaluate_every": 1, "report_every": 1, "seeds": 1}
@@ -129,6 +130,9 @@ def fit(
             batch = batches(at, count) if batches else None
             state, metrics = program(batch, count)(state, batch)
             done = at + count
+            if plan.rate is not None:
+                rate = plan.rate(done - 1) if callable(plan.rate) else plan.rate
+                metrics = {**metrics, "learning_rate": rate}
             loop.report(done, metrics, plan.examples(batch))
             every = plan.evaluate_every or plan.steps
             if loop.due(done, every):

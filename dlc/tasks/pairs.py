@@ -109,7 +109,7 @@ def fit(
     def evaluate(state: train.State) -> dict[str, float]:
         return {"validation_loss": float(measure(state)["nll"])}
 
-    plan = Plan(steps, evaluate_every=steps_per_epoch, report_every=GROUP)
+    plan = Plan(steps, evaluate_every=steps_per_epoch, report_every=GROUP, rate=rate)
     state = fit_plan(run, state, train.make_step(loss_fn, tx), batches, plan, evaluate)
     run.figure("curves", plot.curves(run.history, steps_per_epoch, held_out="validation"))
     variables = {"params": state.params}

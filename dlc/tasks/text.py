@@ -63,6 +63,7 @@ class Windows:
     steps: int
     evaluate_every: int
     seed: int = 0
+    rate: optax.Schedule | float | None = None  # of learning, for the log
 
 
 def fit(
@@ -96,7 +97,7 @@ def fit(
         state,
         train.windows(train.make_step(loss_fn, tx), learn, windows.context),
         random_starts(len(learn), windows.context, windows.batch, seeds=(windows.seed,)),
-        Plan(windows.steps, windows.evaluate_every),
+        Plan(windows.steps, windows.evaluate_every, rate=windows.rate),
         evaluate,
     )
     run.figure("curves", plot.curves(run.history, held_out="validation"))

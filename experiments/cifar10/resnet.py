@@ -85,21 +85,21 @@ def augmentation(config: Config, mean: Any, classes: int) -> Any:
     return augment.chained(*(augmentations[name] for name in config.augment))
 
 
-def optimizer(config: Config) -> optax.GradientTransformation:
+def schedule(config: Config) -> optax.Schedule:
     if 2 * config.warmup >= config.iterations:
         raise UserError(f"--warmup {config.warmup} is not less than half of the {config.iterations} iterations")
     boundaries = {config.iterations // 2: 0.1, 3 * config.iterations // 4: 0.1}
     if config.warmup:
         boundaries = {config.warmup: 10.0, **boundaries}
-    lr = optax.piecewise_constant_schedule(config.lr / 10 if config.warmup else config.lr, boundaries)
-    return optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(lr, momentum=0.9))
+    return optax.piecewise_constant_schedule(config.lr / 10 if config.warmup else config.lr, boundaries)
 
 
 def train(config: Config, run: Run) -> dict:
-    tx, cifar = optimizer(config), data.load(config.dataset)
+    rate, cifar = schedule(config), data.load(config.dataset)
+    tx = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(rate, momentum=0.9))
     mean, classes = mean_image(cifar.train["image"]), len(cifar.classes)
     steps_per_epoch = batches.steps_per_epoch(len(cifar.train["label"]), config.batch)
-    epochs = images.Epochs(config.iterations / steps_per_epoch, config.batch, True, config.seed, config.seeds)
+    epochs = images.Epochs(config.iterations / steps_per_epoch, config.batch, True, config.seed, config.seeds, rate)
 
     networks = {(v, d): network(config, v, d, classes) for v in config.variant for d in config.depth}
     histories, errors = {}, {}

@@ -114,7 +114,7 @@ def train(config: Config, run: Run) -> dict:
         epoch, usual = batches.steps_per_epoch(task.learn.examples, recipe.batch), RECIPES[config.model].lr
         rate = optim.drops(recipe.lr, config.epochs * epoch, config.drops, config.warmup * epoch, usual)
         tx = optim.papers_momentum(rate, 0.9, recipe.weight_decay)
-        variables = images.fit_stream(run, task, tx, change, config.epochs, config.seed)
+        variables = images.fit_stream(run, task, tx, change, config.epochs, config.seed, rate)
         return images.validate(run, task, variables, config.crops)
 
 

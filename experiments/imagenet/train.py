@@ -74,9 +74,7 @@ class Config:
     color: NotNegative[float] = 0.1  # strength of the noise added to the colours
     crops: Shown[Literal[1, 10]] = 10  # of an image, in the last evaluation; those before it take the one in the middle
     mesh: Shown[Free[str]] = "data=1"  # devices that share each batch; batch norm uses the statistics of all of it
-    workers: Shown[Free[NotNegative[int]]] = (
-        0  # processes that decode, and as many for evaluation; 0: threads of this one
-    )
+    workers: Shown[Free[NotNegative[int]]] = 0  # processes that decode, and as many again that evaluate; 0: threads
     seed: NotNegative[int] = 0
     dtype: Shown[Literal["float32", "bfloat16"]] = "float32"  # of the computation; weights and statistics are float32
 

@@ -199,8 +199,8 @@ def test_weights_to_begin_from_lie_where_the_state_lies_and_are_not_read_again(t
     variables = model.init(jax.random.key(7), some)
     weights.save(source, model, variables)
 
-    def init(key):
-        return sharding.kept(train.init(model.init(key, some)["params"], tx, key), devices)
+    def init(key, begun=None):
+        return sharding.kept(train.init((begun or model.init(key, some))["params"], tx, key), devices)
 
     def trained(run):
         state = start(run, init, train.seed_keys(0))
@@ -225,8 +225,8 @@ def test_weights_for_other_classes_begin_with_a_new_last_layer(tmp_path):
     def variables(classes, key):
         return jax.jit(made(classes).init)(key, jnp.ones((1, 32, 32, 3)))
 
-    def init(key):
-        new = variables(3, key)
+    def init(key, begun=None):
+        new = begun or variables(3, key)
         return train.init(new["params"], optax.sgd(0.1), key, {"batch_stats": new["batch_stats"]})
 
     source = variables(5, jax.random.key(7))
@@ -239,6 +239,23 @@ def test_weights_for_other_classes_begin_with_a_new_last_layer(tmp_path):
     source["params"].pop("dense")
     assert_same(jax.tree.map(lambda leaf: leaf[1], state.params), source["params"])
     assert said == [f"{run.init_from} is for another number of classes: the last layer begins anew"]
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_an_optimizer_begins_from_the_weights_that_are_given(tmp_path, seeds):
+    """One whose state has a copy of them, such as an average of the weights."""
+    average = optax.GradientTransformation(lambda params: params, lambda updates, state, params: (updates, state))
+    model, some = MLP((), 2), jnp.ones((1, 3))
+    given = model.init(jax.random.key(7), some)
+    weights.save(tmp_path / "given.safetensors", model, given)
+
+    def init(key, begun=None):
+        return train.init((begun or model.init(key, some))["params"], average, key)
+
+    state = start(Run(init_from=tmp_path / "given.safetensors"), init, train.seed_keys(0, seeds))
+    expected = given["params"] if seeds == 1 else jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), given["params"])
+    assert_same(state.params, expected)
+    assert_same(state.opt_state, expected)
 
 
 def test_a_signal_adds_no_evaluation(tmp_path):

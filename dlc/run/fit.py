@@ -28,6 +28,7 @@ class Plan:
     report_every: int = 100  # steps, compiled as one program
     seeds: int = 1
     batch_axis: Literal[0] | None = None
+    rate: Callable[[Any], Any] | float | None = None  # the learning rate, by step if it changes; only for the log
 
     def __post_init__(self) -> None:
         least = {"steps": 0, "evaluate_every": 1, "report_every": 1, "seeds": 1}
@@ -53,31 +54,29 @@ class Plan:
         return count * self.seeds * (shape[axis] if len(shape) > axis else 1)
 
 
-def start(run: Run, init: Callable[[Any], train.State], keys: Any, model: Any = None) -> train.State:
-    """`init(key)`, or with several `keys` [S] all such states stacked, and the weights that `--init-from` names.
+def start(run: Run, init: Callable[..., train.State], keys: Any, model: Any = None) -> train.State:
+    """`init(key)` or, with the weights that `--init-from` names, `init(key, variables)`; stacked for several keys [S].
 
     They are not read again when the run is resumed from a checkpoint. Files of torchvision or timm can only be read if
     the `model` is given. If they are for another number of classes, the layers that tell the classes apart begin anew.
     Raises UserError if the weights do not fit.
     """
-    several = train.for_each_seed if len(keys) > 1 else None
-    keys = keys if len(keys) > 1 else keys[0]
-    state = run.clock.timed("start", run.clock.compiled(init, keys, wrap=several), keys)
-    if run.init_from is None or (run.resume and run.checkpoints and run.checkpoints.steps()):
-        return state  # if the run is resumed, its newest checkpoint replaces the weights
-    shapes = jax.eval_shape(init, keys if keys.ndim == 0 else keys[0])
-    begun = weights.begin({"params": shapes.params, **(shapes.aux or {})}, run.init_from, model)
-    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(begun)):
-        run.say(f"{run.init_from} is for another number of classes: the last layer begins anew")
+    known: Any = None
+    if run.init_from and not (run.resume and run.checkpoints and run.checkpoints.steps()):  # which hold the weights
+        begun = weights.begin(_variables(jax.eval_shape(init, keys[0])), run.init_from, model)
+        known = jax.tree.map(lambda leaf: None if isinstance(leaf, jax.ShapeDtypeStruct) else leaf, begun)
+        if len(jax.tree.leaves(known)) < len(jax.tree.leaves(begun)):
+            run.say(f"{run.init_from} is for another number of classes: the last layer begins anew")
 
-    def placed(new: Any, old: Any) -> Any:
-        if isinstance(new, jax.ShapeDtypeStruct):
-            return old
-        new = jnp.broadcast_to(new, old.shape)
-        return jax.device_put(new, old.sharding) if getattr(old, "committed", False) else new
+    def begin(key: Any, known: Any) -> train.State:
+        if known is None:
+            return init(key)
+        new = _variables(init(key))  # of which only the layers that begin anew are computed
+        return init(key, jax.tree.map(lambda leaf, new: new if leaf is None else leaf, known, new, is_leaf=_is_none))
 
-    filled = jax.tree.map(placed, begun, _variables(state))
-    return state._replace(params=filled.pop("params"), aux=filled or None)
+    several = functools.partial(train.for_each_seed, in_axes=(0, None)) if len(keys) > 1 else None
+    some = keys if len(keys) > 1 else keys[0]
+    return run.clock.timed("start", run.clock.compiled(begin, some, known, wrap=several), some, known)
 
 
 def fit(
@@ -142,6 +141,9 @@ def fit(
             batch = batches(at, count) if batches else None
             state, metrics = program(batch, count)(state, batch)
             done = at + count
+            if plan.rate is not None:
+                rate = plan.rate(done - 1) if callable(plan.rate) else plan.rate
+                metrics = {**metrics, "learning_rate": rate}
             loop.report(done, metrics, plan.examples(batch))
             every = plan.evaluate_every or plan.steps
             if loop.due(done, every):
@@ -162,6 +164,10 @@ def _described(run: Run, state: Any, plan: Plan) -> str:
         f"{plan.steps:,} steps{seeds}",
     ]
     return ", ".join(filter(None, words))
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None
 
 
 def _group(several: bool, batch_axis: Literal[0] | None, count: int, step: train.Step) -> train.Step:

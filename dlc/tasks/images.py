@@ -86,6 +86,7 @@ class Epochs:
     shuffle: bool = False  # a new order every epoch
     seed: int = 0
     seeds: int = 1
+    rate: optax.Schedule | float | None = None  # of learning, for the log
 
 
 def fit(
@@ -102,8 +103,8 @@ def fit(
     run.facts |= {"dataset": dataset.name, "source": dataset.source}
     run.keep(model)
 
-    def init(key: Any) -> train.State:
-        variables = model.init(key, task.prepare(train_set["image"][:1]))
+    def init(key: Any, begun: Any = None) -> train.State:
+        variables = dict(begun or model.init(key, task.prepare(train_set["image"][:1])))
         params = variables.pop("params")
         return train.init(params, tx, key, aux=variables or None)
 
@@ -119,6 +120,7 @@ def fit(
         evaluate_every=steps_per_epoch,
         seeds=seeds,
         batch_axis=0 if epochs.shuffle and seeds > 1 else None,
+        rate=epochs.rate,
     )
     state = start(run, init, train.seed_keys(epochs.seed, seeds), model)
     # Of the variables, so that `show` finds this program in the compilation cache if there is one seed.
@@ -263,18 +265,20 @@ def fit_stream(
     augment: Augment,
     epochs: int,
     seed: int = 0,
+    rate: optax.Schedule | float | None = None,
 ) -> Any:
     """Trains for `epochs` epochs on pictures that are read when they are needed; returns the variables.
 
     `augment(key, images)` changes what `task.prepare` makes of a batch's images. After each epoch the crop in the
-    middle of every validation picture is evaluated. State and batches lie on `task.devices`. Saves the weights and the
-    figure "crops", some of the pictures that are trained on.
+    middle of every validation picture is evaluated. State and batches lie on `task.devices`. The learning `rate` goes
+    into the log. Saves the weights and the figure "crops", some of the pictures that are trained on.
     """
     model, learn, evaluate = task.model, task.learn, Validation(run, task, crops=1)
     run.keep(model)
 
-    def init(key: Any) -> train.State:
-        variables = dict(model.init(key, task.prepare(jnp.zeros((1, task.size, task.size, 3), jnp.uint8))))
+    def init(key: Any, begun: Any = None) -> train.State:
+        some = jnp.zeros((1, task.size, task.size, 3), jnp.uint8)
+        variables = dict(begun or model.init(key, task.prepare(some)))
         params = variables.pop("params")
         return sharding.kept(train.init(params, tx, key, aux=variables or None), task.devices)
 
@@ -291,7 +295,7 @@ def fit_stream(
         start(run, init, train.seed_keys(seed), model),
         sharding.on_mesh(step, task.devices),
         learn,
-        Plan(epochs * steps_per_epoch, evaluate_every=steps_per_epoch, report_every=-(-steps_per_epoch // groups)),
+        Plan(epochs * steps_per_epoch, steps_per_epoch, report_every=-(-steps_per_epoch // groups), rate=rate),
         lambda state: {f"validation_{name}": value for name, value in evaluate(variables_of(state)).items()},
     )
     variables = variables_of(state)

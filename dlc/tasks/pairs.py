@@ -98,9 +98,9 @@ def fit(
     longest = max(map(len, [*held_source, *held_target]))
     held = {"source": padded(held_source, longest), "target": padded(held_target, longest + 1)}
 
-    def init(key: Any) -> train.State:
+    def init(key: Any, begun: Any = None) -> train.State:
         some = jnp.full((1, 4), tokens.START, jnp.int32)
-        return train.init(model.init(key, some, some)["params"], tx, key)
+        return train.init((begun or model.init(key, some, some))["params"], tx, key)
 
     loss_fn = losses.sequence(model, recipe.smoothing)
     state = start(run, init, train.seed_keys(recipe.seed), model)
@@ -112,7 +112,7 @@ def fit(
         last.update(validation_loss=float(measured["nll"]), validation_error=float(measured["error"]))
         return last
 
-    plan = Plan(steps, evaluate_every=steps_per_epoch, report_every=GROUP)
+    plan = Plan(steps, evaluate_every=steps_per_epoch, report_every=GROUP, rate=rate)
     state = fit_plan(run, state, train.make_step(loss_fn, tx), batches, plan, evaluate)
     variables = {"params": state.params}
     run.keep(model, variables)

@@ -41,12 +41,12 @@ class Finish(NamedTuple):
 class Contest:
     """What every seed does. The plan is that of one heat.
 
-    `init(key)` gives the first state, and `batches(numbers)` the batches of the seeds with these numbers, as
-    `batches.minibatches` does. `answer(state)` is computed from the last state, inside the clock. `measure(outputs)` is
-    reported during training, for `outputs = predict(state)`.
+    `init` gives the first state, as `dlc.run.fit.start` calls it, and `batches(numbers)` the batches of the seeds with
+    these numbers, as `batches.minibatches` does. `answer(state)` is computed from the last state, inside the clock.
+    `measure(outputs)` is reported during training, for `outputs = predict(state)`.
     """
 
-    init: Callable[[Any], train.State]
+    init: Callable[..., train.State]
     step: train.Step
     batches: Callable[[Sequence[int]], BatchesOf]
     plan: Plan

@@ -65,6 +65,7 @@ class Windows:
     steps: int
     evaluate_every: int
     seed: int = 0
+    rate: optax.Schedule | float | None = None  # of learning, for the log
 
 
 def fit(
@@ -83,8 +84,9 @@ def fit(
     """
     run.keep(model)
 
-    def init(key: Any) -> train.State:
-        return train.init(model.init(key, jnp.ones((1, 1), jnp.int32))["params"], tx, key)
+    def init(key: Any, begun: Any = None) -> train.State:
+        variables = begun or model.init(key, jnp.ones((1, 1), jnp.int32))
+        return train.init(variables["params"], tx, key)
 
     state = start(run, init, train.seed_keys(windows.seed), model)
     measure = run.clock.compiled(train.evaluation(loss_fn, held, size=64), state)
@@ -99,7 +101,7 @@ def fit(
         state,
         train.windows(train.make_step(loss_fn, tx), learn, windows.context),
         random_starts(len(learn), windows.context, windows.batch, seeds=(windows.seed,)),
-        Plan(windows.steps, windows.evaluate_every),
+        Plan(windows.steps, windows.evaluate_every, rate=windows.rate),
         evaluate,
     )
     draw_curves(run)

@@ -66,8 +66,7 @@ def network(config: Config, vocab: int) -> BertMaskedLM:
     return BertMaskedLM(BertConfig(vocab, config.context, dropout=config.dropout, dtype=config.dtype, **sizes))
 
 
-def optimizer(config: Config) -> optax.GradientTransformation:
-    rate = optim.triangle(config.lr, config.steps, config.warmup)
+def optimizer(config: Config, rate: optax.Schedule) -> optax.GradientTransformation:
     adam = optax.adamw(rate, eps=1e-6, weight_decay=config.weight_decay, mask=optim.matrices)
     return optax.chain(optax.clip_by_global_norm(1.0), adam)
 
@@ -89,8 +88,9 @@ def train(config: Config, run: Run) -> dict:
     model = network(config, tokenizer.size)
     held = masked(windows(held, config.context - 1), tokenizer, config.mask_share)
     loss_fn = losses.masked_token(model, tokenizer.mask, tokenizer.size, config.mask_share)
-    schedule = text.Windows(config.context - 1, config.batch, config.steps, config.evaluate_every, config.seed)
-    variables, figures = text.fit(run, model, optimizer(config), loss_fn, learn, held, schedule)
+    rate = optim.triangle(config.lr, config.steps, config.warmup)
+    plan = text.Windows(config.context - 1, config.batch, config.steps, config.evaluate_every, config.seed, rate)
+    variables, figures = text.fit(run, model, optimizer(config, rate), loss_fn, learn, held, plan)
     guess(config, run, model, variables, tokenizer)
     return figures | {"validation_perplexity": np.exp(figures["validation_loss"])}  # the paper's unit
 

@@ -76,21 +76,25 @@ def network(config: Config, vocab: int) -> GPT:
     return modern(**sizes) if config.variant == "modern" else GPT(GPTConfig(**sizes, use_bias=False))
 
 
-def optimizer(config: Config) -> optax.GradientTransformation:
+def schedule(config: Config) -> optax.Schedule:
     rise = int(config.warmup * config.steps)
-    rate = optax.warmup_cosine_decay_schedule(0, config.lr, rise, config.steps, config.lr / 10)
+    return optax.warmup_cosine_decay_schedule(0, config.lr, rise, config.steps, config.lr / 10)
+
+
+def optimizer(config: Config, rate: optax.Schedule) -> optax.GradientTransformation:
     adam = optax.adamw(rate, b2=config.beta2, weight_decay=config.weight_decay, mask=optim.matrices)
     return optax.chain(optax.clip_by_global_norm(1.0), adam)
 
 
 def train(config: Config, run: Run) -> dict:
-    tx = optimizer(config)
+    rate = schedule(config)
     tokenizer, learn, held = text.read(run, config.dataset, config.text, config.encoding, config.vocab)
     tokenizer.encode(config.prompt)  # raises before training if a letter is unknown
     model = network(config, tokenizer.size)
     held = {"tokens": windows(held, config.context)}
-    schedule = text.Windows(config.context, config.batch, config.steps, config.evaluate_every, config.seed)
-    variables, figures = text.fit(run, model, tx, losses.next_token(model), learn, held, schedule)
+    plan = text.Windows(config.context, config.batch, config.steps, config.evaluate_every, config.seed, rate)
+    tx, loss_fn = optimizer(config, rate), losses.next_token(model)
+    variables, figures = text.fit(run, model, tx, loss_fn, learn, held, plan)
     write(config, run, model, variables, tokenizer)
     return figures
 

@@ -72,7 +72,7 @@ def train(config: Config, run: Run) -> dict:
     tx = optax.chain(optax.clip_by_global_norm(1.0), adam)
     translate = augment.of_images(partial(augment.translate, pixels=4, mode="constant"))
     changes = [translate] if config.dataset == "digits32" else [translate, augment.of_images(augment.flip)]
-    epochs = images.Epochs(config.epochs, config.batch, True, config.seed, config.seeds)
+    epochs = images.Epochs(config.epochs, config.batch, True, config.seed, config.seeds, rate)
     variables, measured = images.fit(run, task, tx, epochs, augment.chained(*changes))
     draw(run, task, variables)
     return {"test_error": measured["test_error"]}

@@ -94,9 +94,10 @@ def train(config: Config, run: Run) -> dict:
     steps_per_epoch = batches.steps_per_epoch(examples, config.batch)
     tx = optimizer(config, epochs, steps_per_epoch)
 
-    def init(some: Any, key: Any) -> training.State:
-        variables = model.init(key, prepare(some[:1]))
-        variables["whitening"]["whitening"]["kernel"] = whitening(prepare(some))
+    def init(some: Any, key: Any, begun: Any = None) -> training.State:
+        variables = dict(begun or model.init(key, prepare(some[:1])))
+        if begun is None:
+            variables["whitening"]["whitening"]["kernel"] = whitening(prepare(some))
         return training.init(variables.pop("params"), tx, key, aux=variables)
 
     def moved(key: Any, batch: Any) -> Any:

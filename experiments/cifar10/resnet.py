@@ -85,22 +85,22 @@ def augmentation(config: Config, mean: Any, classes: int) -> Any:
     return augment.chained(*(augmentations[name] for name in config.augment))
 
 
-def optimizer(config: Config) -> optax.GradientTransformation:
+def schedule(config: Config) -> optax.Schedule:
     rise = round(config.warmup * config.steps)
     if 2 * rise >= config.steps:
         raise UserError(f"--warmup must be less than 0.5, where the rate falls, not {config.warmup}")
     boundaries = {config.steps // 2: 0.1, 3 * config.steps // 4: 0.1}
     if rise:
         boundaries = {rise: 10.0, **boundaries}
-    lr = optax.piecewise_constant_schedule(config.lr / 10 if rise else config.lr, boundaries)
-    return optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(lr, momentum=0.9))
+    return optax.piecewise_constant_schedule(config.lr / 10 if rise else config.lr, boundaries)
 
 
 def train(config: Config, run: Run) -> dict:
-    tx, cifar = optimizer(config), data.load(config.dataset)
+    rate, cifar = schedule(config), data.load(config.dataset)
+    tx = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(rate, momentum=0.9))
     mean, classes = mean_image(cifar.train["image"]), len(cifar.classes)
     steps_per_epoch = batches.steps_per_epoch(len(cifar.train["label"]), config.batch)
-    epochs = images.Epochs(config.steps / steps_per_epoch, config.batch, True, config.seed, config.seeds)
+    epochs = images.Epochs(config.steps / steps_per_epoch, config.batch, True, config.seed, config.seeds, rate)
 
     networks = {(v, d): network(config, v, d, classes) for v in config.variants for d in config.depths}
     histories, errors = {}, {}

@@ -112,7 +112,7 @@ def train(config: Config, run: Run) -> dict:
         steps = config.epochs * batches.steps_per_epoch(task.learn.examples, recipe.batch)
         rate = optim.drops(recipe.lr, steps, config.drops, round(config.warmup * steps), RECIPES[config.model].lr)
         tx = optim.papers_momentum(rate, 0.9, recipe.weight_decay)
-        variables = images.fit_stream(run, task, tx, change, config.epochs, config.seed)
+        variables = images.fit_stream(run, task, tx, change, config.epochs, config.seed, rate)
         return images.validate(run, task, variables, config.crops)
 
 

@@ -51,7 +51,7 @@ def problem(config: Config) -> images.Task:
 
 def train(config: Config, run: Run) -> dict:
     task = problem(config)
-    epochs = images.Epochs(config.epochs, config.batch, config.shuffle, config.seed, config.seeds)
+    epochs = images.Epochs(config.epochs, config.batch, config.shuffle, config.seed, config.seeds, config.lr)
     variables, measured = images.fit(run, task, optax.sgd(config.lr), epochs)
     draw(run, variables)
     return {"test_error": measured["test_error"]}

@@ -67,9 +67,9 @@ def train(config: Config, run: Run) -> dict:
     task = problem(config)
     steps_per_epoch = len(task.dataset.train["label"]) // config.batch
     lr = config.lr or {"1998": 0.001, "dense": 0.05}[config.variant]
-    tx = optax.sgd(optim.by_epoch(lr, SCHEDULE, steps_per_epoch), config.momentum)
-    epochs = images.Epochs(config.epochs, config.batch, config.shuffle, config.seed, config.seeds)
-    variables, measured = images.fit(run, task, tx, epochs)
+    rate = optim.by_epoch(lr, SCHEDULE, steps_per_epoch)
+    epochs = images.Epochs(config.epochs, config.batch, config.shuffle, config.seed, config.seeds, rate)
+    variables, measured = images.fit(run, task, optax.sgd(rate, config.momentum), epochs)
     draw(run, variables)
     return {"test_error": measured["test_error"]}
 

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,12 @@ def cores() -> int:
 
 
 def prepare() -> None:
-    """Sets malloc, output, the compilation cache and XLA's flags. Settings of the user are kept."""
+    """Sets malloc, output, warnings, the compilation cache and XLA's flags. Settings of the user are kept."""
     keep_freed_memory()
     for output in (sys.stdout, sys.stderr):
         if hasattr(output, "reconfigure"):  # what a terminal cannot show, such as names that are not UTF-8
             output.reconfigure(errors="backslashreplace")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata; they do not say of which file
     if wrong_sums():
         os.environ.setdefault("XLA_FLAGS", RIGHT_SUMS)
     if programs := programs_dir():

@@ -85,7 +85,7 @@ class Run:
     def figure(self, name: str, figure: Any) -> None:
         """Saves a matplotlib figure as figures/<name>.png."""
         if self.folder:
-            self.doing("drawing")
+            self.doing("drawing figures")
             (self.folder / "figures").mkdir(exist_ok=True)
             file = self.folder / "figures" / f"{name}.png"
             with warnings.catch_warnings():

@@ -97,12 +97,16 @@ def keep_printing() -> None:
         if stream is None or stream is not getattr(sys, f"__{name}__"):
             continue  # closed, or replaced by someone else
         stream.flush()
-        leaky = io.BufferedWriter(_Leaky(stream.fileno(), "wb", closefd=False))
-        lines = stream.isatty() or name == "stderr"
-        setattr(sys, name, io.TextIOWrapper(leaky, stream.encoding, errors="replace", line_buffering=lines))
+        leaky: Any = _Leaky(stream.fileno(), "wb", closefd=False)
+        if not stream.write_through:  # as it is with python -u
+            leaky = io.BufferedWriter(leaky)
+        how = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
+        setattr(sys, name, io.TextIOWrapper(leaky, stream.encoding, errors="replace", **how))
 
 
 class _Leaky(io.FileIO):
+    """A file whose bytes are dropped where they cannot be written."""
+
     def write(self, data: Any) -> int:
         try:
             return super().write(data)

@@ -14,7 +14,7 @@ from sklearn.datasets import load_sample_image
 
 from dlc import process, sharding
 from dlc.data import images, pictures, stream
-from dlc.errors import UserError
+from dlc.errors import Stopped, UserError
 
 
 def photographs(root, counts, side=80):
@@ -166,9 +166,7 @@ def test_workers_make_the_same_batches_until_one_dies(some):
         assert_same(two(3, 5), alone(3, 5))
         assert_same(two(8, 2), alone(8, 2))
         multiprocessing.active_children()[0].kill()
-        with pytest.raises(
-            UserError, match=r"^a worker process that makes batches has died, most often because memory"
-        ):
+        with pytest.raises(Stopped, match=r"^a worker process that makes batches has died, most often because memory"):
             two(10, 50)
     finally:
         alone.close()

@@ -207,8 +207,9 @@ def _pickled(file: Path, path: Path) -> Content:
 
     def inside(content: Any) -> list[str]:
         """The keys of `content` that lead to weights."""
-        inner = {key: content[key] for key in OUTER if isinstance(content, Mapping) and content.get(key)}
-        return [key for key, value in inner.items() if is_state_dict(value) or inside(value)]
+        inner = {key: content.get(key) for key in OUTER} if isinstance(content, Mapping) else {}
+        found = {key: value for key, value in inner.items() if isinstance(value, Mapping) and value}
+        return [key for key, value in found.items() if is_state_dict(value) or inside(value)]
 
     def unwrapped(content: Any, network: str | None = None) -> Content:
         """The one state dict in the checkpoint of a training run."""

@@ -131,6 +131,26 @@ def test_a_long_causal_text_in_halves_equals_the_plain_form(length):
         assert f"f64[2,4,{length},{length}]" in plain.lower(inputs).as_text("hlo")
 
 
+def test_causal_attention_can_be_exported_for_texts_of_any_length():
+    """And one of 130 tokens, which a CPU splits into halves, has second derivatives under vmap."""
+    (length,) = jax.export.symbolic_shape("t")
+    text = jax.ShapeDtypeStruct((1, length, 2, 4), jnp.float32)
+    apply = jax.jit(functools.partial(attention, causal=True))
+    exported = jax.export.export(apply)(text, text, text)
+    inputs = arrays((1, 130, 2, 4), (1, 130, 2, 4), (1, 130, 2, 4))
+    np.testing.assert_allclose(exported.call(*inputs), apply(*inputs), rtol=1e-5, atol=1e-5)
+
+    def second(form):
+        def along(inputs):
+            return jax.jvp(lambda *inputs: form(*inputs, causal=True).sum(), inputs, inputs)[1]
+
+        return jax.jit(jax.vmap(jax.grad(along)))(tuple(x[None] for x in inputs))
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), second(attention), second(plain_attention)
+    )
+
+
 def test_attention_under_vmap_is_a_loop_and_forward_mode_agrees_with_reverse():
     inputs, how = operands(CASES["grouped"], jnp.float32)
     several = [np.stack([a, 2 * a, a + 1]) for a in map(np.asarray, inputs)]

@@ -184,7 +184,11 @@ def test_a_state_dict_is_found_in_the_checkpoint_of_a_training_run(around, tenso
     [
         (lambda state: {"model": state, "model_ema": state}, r"several sets of weights, model and model_ema: save one"),
         (lambda state: {"state_dict": {"model": state, "ema": state}}, "several sets of weights, model and ema"),
-        (lambda state: {"student": state}, "is not a state dict, which maps names to tensors"),
+        (lambda state: {"student": state, "teacher": state}, "several sets of weights, student and teacher: save one"),
+        (
+            lambda state: {"discriminator": state, "generator": state},
+            r"is not a state dict, which maps .*; it has discriminator, generator$",
+        ),
         (lambda state: {"state_dict": {}}, "is not a state dict, which maps names to tensors"),
         (lambda state: {"weights": np.ones(3), "epoch": {}}, "is not a state dict, which maps names to tensors"),
         (lambda state: {"state_dict": [state]}, "is not a state dict, which maps names to tensors"),

@@ -72,7 +72,10 @@ def attention(
     if _is_fused(query, key, mask):
         fused = functools.partial(jax.nn.dot_product_attention, mask=mask, is_causal=causal, implementation="cudnn")
         return lax.platform_dependent(query, key, value, cuda=fused, default=plain)
-    if causal and mask is None and query.shape[1] == key.shape[1] >= _LONG:
+    known = isinstance(
+        query.shape[1], int
+    )  # and not a symbol, as in a program that is exported for texts of any length
+    if causal and mask is None and known and query.shape[1] == key.shape[1] >= _LONG:
         halves = functools.partial(cpu.causal_in_halves, plain_attention)
         return lax.platform_dependent(query, key, value, cpu=halves, default=plain)
     return plain(query, key, value)

@@ -49,6 +49,7 @@ UNPACK: dict[str, Callable[..., Any]] = {"gzip": gzip.open, "bzip2": bz2.open, "
 OUTER = (
     "state_dict", "model", "model_state_dict", "model_state", "net", "network", "params", "weights", "module",
     "state_dict_ema", "model_ema", "ema", "ema_state_dict", "params_ema",
+    "student", "teacher", "backbone", "encoder",
 )  # fmt: skip
 NAMES = ("arch", "architecture", "model_name", "model")
 # Arguments of timm's models that change nothing in an evaluation, or nothing but shapes, and how ours pool
@@ -226,7 +227,8 @@ def _pickled(file: Path, path: Path) -> Content:
                 f"for example torch.save(torch.load(FILE)[{inner[-1]!r}], NEW)"
             )
         if not inner:
-            raise UserError(f"{path} is not a state dict, which maps names to tensors: save `model.state_dict()`")
+            keys = f"; it has {some(sorted(map(str, content)))}" if isinstance(content, Mapping) else ""
+            raise UserError(f"{path} is not a state dict, which maps names to tensors: save `model.state_dict()`{keys}")
         return unwrapped(content[inner[0]], network or _network(content))
 
     return unwrapped(content)

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -279,6 +280,8 @@ def test_an_example_reads_packed_and_single_numbers_and_skips_others():
 def test_a_prepared_set_is_read_as_it_is(prepared, capsys):
     assert not is_ready("tfds:cifar100")
     put(prepared, "cifar100")
+    assert main([]) == 0
+    assert re.search(r"\ntfds:cifar100:3.0.2 +found +\S+ kB +to be read from .*3.0.2\n", capsys.readouterr().out)
     found = load("tfds:cifar100")
     assert (found.name, found.source) == ("tfds:cifar100", "tfds cifar100 3.0.2")
     assert found.classes == tuple(f"class {i}" for i in range(100))
@@ -290,6 +293,8 @@ def test_a_prepared_set_is_read_as_it_is(prepared, capsys):
     shutil.rmtree(data_dir() / "tfds")
     assert is_ready("tfds:cifar100")
     np.testing.assert_array_equal(load("tfds:cifar100").train["image"], found.train["image"])
+    assert main([]) == 0
+    assert re.search(r"\ntfds:cifar100:3.0.2 +ready +\S+ kB +tfds cifar100 3.0.2\n", capsys.readouterr().out)
     assert main(["tfds:cifar100"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("tfds:cifar100: 120 train, 30 test, 32x32x3; from tfds cifar100 3.0.2, in ")

@@ -166,6 +166,18 @@ def newest(root: Path, spec: Spec) -> Path | None:
     return None
 
 
+def prepared(root: Path) -> dict[str, Path]:
+    """The folders of all sets that TFDS prepared and that can be read here, by the name that `dlc.data.load` takes."""
+    found: dict[str, Path] = {}
+    for place in places(root):
+        for info in sorted([*place.glob("*/*/dataset_info.json"), *place.glob("*/*/*/dataset_info.json")]):
+            *words, version = info.parent.relative_to(place).parts
+            name = f"{PREFIX}{'/'.join(words)}:{version}"
+            if SPEC.fullmatch(name) and _readable(info.parent):
+                found.setdefault(name, info.parent)
+    return found
+
+
 def image_classification(spec: Spec, info: dict[str, Any], features: dict[str, Any]) -> Kind:
     """What a set holds, from its dataset_info.json and features.json. Raises UserError unless it is what fits here."""
     fields = features.get("featuresDict", {}).get("features", {})

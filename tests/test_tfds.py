@@ -325,6 +325,26 @@ def test_what_is_not_image_classification_of_one_size_is_refused(change, said, p
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("features.json", '{"featuresDict": {"features": []}}', "is not a folder that TensorFlow Datasets prepared"),
+        (
+            "dataset_info.json",
+            '{"fileFormat": "array_record", "supervisedKeys": []}',
+            "is not a folder that TensorFlow",
+        ),
+        ("label.labels.txt", b"\xff\xfe", "is not a folder that TensorFlow Datasets prepared"),
+        ("label.labels.txt", b"one\ntwo\n", "has labels beyond its 2 classes: prepare it again"),
+    ],
+)
+def test_a_damaged_prepared_set_is_named(file, content, said, prepared):
+    folder = put(prepared, "cifar100")
+    (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataDamaged, match=f"^{folder} {said}"):
+        load("tfds:cifar100")
+
+
 def test_the_newest_version_and_the_default_configuration_are_taken(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     for folder in ("plain/1.0.0", "plain/1.10.0", "plain/1.9.0", "two/a/1.0.0", "two/b/1.0.0", "one/only/2.0.0"):

@@ -3,7 +3,9 @@
 import importlib.util
 import io
 import json
+import os
 import struct
+import sys
 import typing
 import zlib
 
@@ -77,8 +79,10 @@ def test_what_is_no_image_is_named(tmp_path):
     whole = encoded(Image.fromarray(np.repeat(PIXELS, 50, 0)), "JPEG")
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "link.jpg").symlink_to("gone.jpg")
     for name, sentence in {
         "none.jpg": "there is no .*none.jpg",
+        "link.jpg": "link.jpg is a link to gone.jpg, which is not there: mend it",
         ".": "is a folder",
         "text.jpg": "text.jpg is not an image",
         "cut.jpg": "cut.jpg is damaged or cut short",
@@ -195,6 +199,15 @@ def words(known, *names, **changes):
     given = {"model": "squeezenet1_1", "weights": known / "weights.safetensors", "classes": known / "names.txt"}
     given |= changes
     return *(known / name for name in names), *(w for k, v in given.items() if v for w in (f"--{k}", v))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such names")
+def test_a_photographs_name_need_not_be_utf8(known, tmp_path, here):
+    odd = tmp_path / os.fsdecode(b"\xe9\xff.png")
+    odd.write_bytes((known / "photograph.png").read_bytes())
+    code, stdout, stderr = here(MODULE, *words(known, odd), "--out", tmp_path)
+    assert code == 0, stderr
+    assert stdout.splitlines()[0] == f"{tmp_path}/\\udce9\\udcff.png"
 
 
 def test_photographs_are_named_with_probabilities(known, tmp_path, here):

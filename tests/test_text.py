@@ -3,8 +3,10 @@
 No test needs a network: every published address is replaced by one of this machine.
 """
 
+import bz2
 import gzip
 import hashlib
+import lzma
 import os
 import shutil
 import threading
@@ -12,6 +14,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -276,6 +279,11 @@ def test_own_text(tmp_path: Path) -> None:
         (b"", "is empty: a text to learn from needs at least 1,000"),
         (b"x" * 999, "has only 999 characters: a text to learn from needs at least 1,000"),
         (b"x" * 1500 + b"\xe9" + b"x" * 10, r"is not UTF-8 \(see byte 1,500\): convert it first"),
+        ("x\n".encode("utf-16-le") * 1500, "has zeros among its bytes, as UTF-16 has: convert it to UTF-8"),
+        (gzip.compress(b"x" * 5000)[:-3], "cannot be decompressed: "),
+        (bz2.compress(b"x" * 5000)[:-3], "cannot be decompressed: "),
+        (lzma.compress(b"x" * 5000)[:-3], "cannot be decompressed: "),
+        (b"BZh no archive" * 99, "cannot be decompressed: "),
     ],
 )
 def test_own_text_that_will_not_do(content: bytes | str | None, said: str, tmp_path: Path) -> None:
@@ -286,6 +294,13 @@ def test_own_text_that_will_not_do(content: bytes | str | None, said: str, tmp_p
         path.write_bytes(content)
     with pytest.raises(UserError, match=f"^{path} {said}"):
         text.read(path)
+
+
+@pytest.mark.parametrize("name", ["mine.GZ", "mine", "mine.txt"])
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_text_is_packed_if_its_bytes_are(tmp_path: Path, name: str, pack: Any) -> None:
+    (tmp_path / name).write_bytes(pack(VERSE.encode()))
+    assert text.read(tmp_path / name).train + text.read(tmp_path / name).validation == VERSE
 
 
 def test_own_translations(tmp_path: Path) -> None:

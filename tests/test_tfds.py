@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -279,6 +280,8 @@ def test_an_example_reads_packed_and_single_numbers_and_skips_others():
 def test_a_prepared_set_is_read_as_it_is(prepared, capsys):
     assert not is_ready("tfds:cifar100")
     put(prepared, "cifar100")
+    assert main([]) == 0
+    assert re.search(r"\ntfds:cifar100:3.0.2 +found +\S+ kB +to be read from .*3.0.2\n", capsys.readouterr().out)
     found = load("tfds:cifar100")
     assert (found.name, found.source) == ("tfds:cifar100", "tfds cifar100 3.0.2")
     assert found.classes == tuple(f"class {i}" for i in range(100))
@@ -290,6 +293,8 @@ def test_a_prepared_set_is_read_as_it_is(prepared, capsys):
     shutil.rmtree(data_dir() / "tfds")
     assert is_ready("tfds:cifar100")
     np.testing.assert_array_equal(load("tfds:cifar100").train["image"], found.train["image"])
+    assert main([]) == 0
+    assert re.search(r"\ntfds:cifar100:3.0.2 +ready +\S+ kB +tfds cifar100 3.0.2\n", capsys.readouterr().out)
     assert main(["tfds:cifar100"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("tfds:cifar100: 120 train, 30 test, 32x32x3; from tfds cifar100 3.0.2, in ")
@@ -318,6 +323,26 @@ def test_what_is_not_image_classification_of_one_size_is_refused(change, said, p
         load("tfds:cifar100")
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("features.json", '{"featuresDict": {"features": []}}', "is not a folder that TensorFlow Datasets prepared"),
+        (
+            "dataset_info.json",
+            '{"fileFormat": "array_record", "supervisedKeys": []}',
+            "is not a folder that TensorFlow",
+        ),
+        ("label.labels.txt", b"\xff\xfe", "is not a folder that TensorFlow Datasets prepared"),
+        ("label.labels.txt", b"one\ntwo\n", "has labels beyond its 2 classes: prepare it again"),
+    ],
+)
+def test_a_damaged_prepared_set_is_named(file, content, said, prepared):
+    folder = put(prepared, "cifar100")
+    (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataDamaged, match=f"^{folder} {said}"):
+        load("tfds:cifar100")
 
 
 def test_the_newest_version_and_the_default_configuration_are_taken(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import time
+from pathlib import Path
 
 from dlc.data import (
     NAMES,
@@ -110,9 +111,18 @@ def show() -> None:
             state, source = text.state((text.TEXTS | text.TRANSLATIONS)[name])
         folders = [_cache.folder(root, name), root / "tfds" / name, root / "sources" / name]
         folders += (root / "pictures").glob(f"{name}*")
-        size = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
-        print(f"{name:18}{state:11}{readable(size) if size else '-':>8}  {source}")
+        _line(name, state, folders, source)
+    cached = _cache.sources(root, "tfds_")
+    by_name = {"tfds:{1}:{2}".format(*source.split()): folder for folder, source in cached.items()}
+    for name, folder in (_tfds.prepared(root) | by_name).items():
+        state, source = ("ready", cached[folder]) if folder in cached else ("found", f"to be read from {folder}")
+        _line(name, state, [folder], source)
     print(f"data directory {root} (DLC_DATA moves it{'' if os.environ.get('DLC_DATA') else '; it is not set'})")
+
+
+def _line(name: str, state: str, folders: list[Path], source: str) -> None:
+    size = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+    print(f"{name:18} {state:10}{readable(size) if size else '-':>8}  {source}")
 
 
 def _key(name: str) -> str:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dlc.data._array_record import FORMATS, Labelled, Records, folder_info
+from dlc.data._array_record import FORMATS, Labelled, Records, folder_info, not_prepared
 from dlc.data._dataset import Dataset, Split
 from dlc.data._directory import say
 from dlc.data._errors import DataDamaged
@@ -130,13 +130,20 @@ def dataset(root: Path, spec: Spec) -> Dataset:
         UserError: TFDS has no such set, cannot prepare it without TensorFlow, or it is not image classification.
     """
     prepared = newest(root, spec) or prepare(root, spec)
-    kind = image_classification(spec, folder_info(prepared), folder_info(prepared, "features.json"))
+    try:
+        kind = image_classification(spec, folder_info(prepared), folder_info(prepared, "features.json"))
+        names = prepared / f"{kind.label}.labels.txt"
+        classes = tuple(names.read_text().splitlines()) if names.is_file() else tuple(map(str, range(kind.classes)))
+    except UserError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise not_prepared(prepared, error) from None
     splits = []
     for split in ("train", kind.test):
         examples = Labelled(Records(prepared, spec.name, split), kind.image, kind.label)
         splits.append(decoded(examples, kind.shape, np.arange(len(examples)), f"{spec.words} {split}"))
-    names = prepared / f"{kind.label}.labels.txt"
-    classes = tuple(names.read_text().splitlines()) if names.is_file() else tuple(map(str, range(kind.classes)))
+    if max(split["label"].max(initial=0) for split in splits) >= len(classes):
+        raise DataDamaged(f"{prepared} has labels beyond its {len(classes):,} classes: prepare it again")
     config = () if prepared.parent.name == spec.name else (prepared.parent.name,)
     return Dataset(spec.key, splits[0], splits[1], classes, f"tfds {'/'.join((spec.name, *config))} {prepared.name}")
 
@@ -164,6 +171,18 @@ def newest(root: Path, spec: Spec) -> Path | None:
             if spec.version in (None, folder.name) and _readable(folder):
                 return folder
     return None
+
+
+def prepared(root: Path) -> dict[str, Path]:
+    """The folders of all sets that TFDS prepared and that can be read here, by the name that `dlc.data.load` takes."""
+    found: dict[str, Path] = {}
+    for place in places(root):
+        for info in sorted([*place.glob("*/*/dataset_info.json"), *place.glob("*/*/*/dataset_info.json")]):
+            *words, version = info.parent.relative_to(place).parts
+            name = f"{PREFIX}{'/'.join(words)}:{version}"
+            if SPEC.fullmatch(name) and _readable(info.parent):
+                found.setdefault(name, info.parent)
+    return found
 
 
 def image_classification(spec: Spec, info: dict[str, Any], features: dict[str, Any]) -> Kind:

@@ -63,7 +63,7 @@ def decode_part(file: Path | bytes, choose: Callable[[int, int], Box], size: int
 
 
 @contextmanager
-def reading(file: Path | bytes) -> Iterator[Any]:
+def reading(file: Any) -> Iterator[Any]:
     """Opens an image with Pillow; errors inside the block become UserErrors that name the file."""
     name = getattr(file, "where", "this file") if isinstance(file, bytes) else file
     try:
@@ -74,6 +74,8 @@ def reading(file: Path | bytes) -> Iterator[Any]:
     except _Refused as error:
         raise UserError(f"{name} {error}") from None
     except FileNotFoundError:
+        if Path(file).is_symlink():
+            raise UserError(f"{name} is a link to {Path(file).readlink()}, which is not there: mend it") from None
         raise UserError(f"there is no {name}: give the path of an image") from None
     except IsADirectoryError:
         raise UserError(f"{name} is a folder: give the path of an image in it") from None

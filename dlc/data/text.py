@@ -7,8 +7,10 @@
 Published files are kept in `<data dir>/sources/<name>/`. A user's own files are read by `read` and `read_pairs`.
 """
 
+import bz2
 import gzip
 import hashlib
+import lzma
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -94,7 +96,7 @@ def read(path: Path) -> Corpus:
 
 
 def read_pairs(source: Path, target: Path) -> Parallel:
-    """A user's own translations: line n of `target` translates line n of `source`; UTF-8, plain or .gz.
+    """A user's own translations: line n of `target` translates line n of `source`; UTF-8, plain or compressed.
 
     Pairs with an empty side are dropped. The last 5 %, at most 1,000 pairs, are for testing, and as many before them
     for validation.
@@ -156,18 +158,27 @@ def _from_tfds(text: Text) -> Corpus | None:
 
 
 def _read(path: Path) -> tuple[str, str]:
-    """A user's file in UTF-8, decompressed if its name ends in .gz, and the start of its sha256."""
+    """A user's file in UTF-8, decompressed if it is a gzip, bzip2 or xz file, and the start of its sha256."""
     try:
         content = path.read_bytes()
-        sha256 = hashlib.sha256(content).hexdigest()[:12]
-        return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig"), sha256
     except IsADirectoryError:
         raise UserError(f"{path} is a folder: name a file in it") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be decompressed: {error}") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    sha256 = hashlib.sha256(content).hexdigest()[:12]
+    for begin, module in ((b"\x1f\x8b", gzip), (b"BZh", bz2), (b"\xfd7zXZ\0", lzma)):
+        if content.startswith(begin) or (module is gzip and path.suffix == ".gz"):
+            try:
+                content = module.decompress(content)
+            except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+                raise UserError(f"{path} cannot be decompressed: {error}") from error
+            break
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not UTF-8 (see byte {error.start:,}): convert it first, for example with iconv"
         ) from error
+    if "\0" in text:
+        raise UserError(f"{path} has zeros among its bytes, as UTF-16 has: convert it to UTF-8, for example with iconv")
+    return text, sha256

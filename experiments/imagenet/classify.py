@@ -29,6 +29,7 @@ from tyro.conf import Positional
 
 from dlc.data import imagenet, images
 from dlc.errors import UserError
+from dlc.files import printable
 from dlc.run import plot
 from dlc.run.flags import Positive, Shown
 from dlc.run.launch import launch
@@ -70,8 +71,7 @@ def made_up(config: Config, run: Run) -> dict:
     side = rule_of(config).crop
     variables = jax.jit(published(config).init)(jax.random.key(0), np.zeros((1, side, side, 3), np.float32))
     with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder, "squares.png")
-        Image.fromarray(np.kron(squares, np.ones((40, 40, 1), np.uint8))).save(picture)
+        Image.fromarray(squares.repeat(40, 0).repeat(40, 1)).save(picture := Path(folder, "squares.png"))
         return show(replace(config, photographs=config.photographs or (picture,)), run, published(config), variables)
 
 
@@ -94,20 +94,20 @@ def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
     every = np.stack([run.clock.timed("predict", predict, variables, image) for image in prepared])
     best = np.argsort(-every, axis=-1, kind="stable")[:, :5]
     likely, named = np.take_along_axis(every, best, axis=-1), [[names[k] for k in places] for places in best]
-    lines, titles = [], [path.name for path in config.photographs]
-    for path, answers, shares in zip(config.photographs, named, likely, strict=True):
-        lines += [str(path), *(f"{share:8.1%}  {name}" for name, share in zip(answers, shares, strict=True)), ""]
+    lines, paths = [], [printable(str(path)) for path in config.photographs]
+    for path, answers, shares in zip(paths, named, likely, strict=True):
+        lines += [path, *(f"{share:8.1%}  {name}" for name, share in zip(answers, shares, strict=True)), ""]
     print(*lines, sep="\n")
     run.text("answers", "\n".join(lines))
-    run.figure("answers", beside_answers(squares[:DRAWN], titles[:DRAWN], named[:DRAWN], likely[:DRAWN]))
+    run.figure("answers", beside_answers(squares[:DRAWN], paths[:DRAWN], named[:DRAWN], likely[:DRAWN]))
     return {"images": len(squares), "probability_of_the_first": float(likely[:, 0].mean())}
 
 
-def beside_answers(squares: np.ndarray, titles: list[str], names: list[list[str]], likely: np.ndarray) -> Figure:
+def beside_answers(squares: np.ndarray, paths: list[str], names: list[list[str]], likely: np.ndarray) -> Figure:
     """Images [N, H, W, 3] (uint8), and beside each a bar for each of its `names`, as long as it is `likely` [N, K]."""
     figure = plot.canvas(6.4, 1.8 * len(squares))
     axes = figure.subplots(len(squares), 2, squeeze=False, width_ratios=(1, 2.4))
-    for (left, right), image, title, labels, values in zip(axes, squares, titles, names, likely, strict=True):
+    for (left, right), image, path, labels, values in zip(axes, squares, paths, names, likely, strict=True):
         left.imshow(image)
         left.set_axis_off()
         places = np.arange(len(labels))[::-1]
@@ -116,7 +116,7 @@ def beside_answers(squares: np.ndarray, titles: list[str], names: list[list[str]
             text = f"{plot.written(label, 3.2)}  {value:.1%}"
             right.text(0, place + 0.2, text, fontsize=plot.SMALL, color=plot.INK, va="bottom")
         right.set(xlim=(0, 1), ylim=(-0.5, len(labels)), xticks=(), yticks=())
-        right.set_title(plot.written(title, 3.8), fontsize=plot.SMALL, loc="left", color=plot.INK)
+        right.set_title(plot.written(Path(path).name, 3.8), fontsize=plot.SMALL, loc="left", color=plot.INK)
         right.spines[:].set_visible(False)
     return figure
 

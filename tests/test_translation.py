@@ -255,7 +255,8 @@ def test_gpt_continues_with_what_a_run_has_learnt(tmp_path, capsys):
     assert capsys.readouterr().out.strip("\n") == written.strip("\n")  # the same weights, prompt and seed
     said = []
     shown(gpt, tmp_path, said, prompt="import sys\nimport os\n", length=2)
-    assert said == ["the prompt has 21 tokens and the context 16: the model reads the last ones"]
+    sentence = "the prompt has 21 tokens and the context 16: the model reads the last ones"
+    assert said == [sentence, "generating ..."]
     with pytest.raises(UserError, match=r"characters outside the vocabulary of \d+: 'é'"):
         shown(gpt, tmp_path, prompt="é")
 

@@ -18,8 +18,9 @@ from dlc.errors import UserError
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NAMES = {"pillow": "PIL", "scikit-learn": "sklearn", "orbax-checkpoint": "orbax"}  # as they are imported
-# PyTorch opens pickles, where it is installed; absl comes with tensorflow-datasets, requests with pooch.
-THEIRS = {"torch", "absl", "requests"}
+# PyTorch opens pickles, where it is installed; absl comes with tensorflow-datasets, requests with pooch, IPython with
+# every notebook.
+THEIRS = {"torch", "absl", "requests", "IPython"}
 
 
 def imports_of(requirements):

@@ -99,6 +99,11 @@ def conv_max_pool(
     return lax.platform_dependent(x, kernel, cpu=fast, default=plain) + bias
 
 
+def flatten(x: Shaped[Array, "B ..."]) -> Shaped[Array, "B D"]:
+    """All axes but the first as one, for a batch of any size. (`reshape(B, -1)` fails for an empty batch.)"""
+    return lax.collapse(x, 1)
+
+
 def plain_conv(
     x: Shaped[Array, "B H W C"],
     kernel: Shaped[Array, "KH KW I O"],

@@ -335,8 +335,8 @@ def _winograd(x: Array, kernel: Array, pads: Pads) -> Array:
     kernels = _sandwich(_G, [[kernel[i, j] for j in range(3)] for i in range(3)])
     products = [[a @ b for a, b in zip(*row, strict=True)] for row in zip(inputs, kernels, strict=True)]
     y = _sandwich(_transposed(_A), products)
-    tiles = jnp.stack([jnp.stack([a.reshape(len(x), rows, columns, -1) for a in row], 3) for row in y], 2)
-    return tiles.reshape(len(x), 2 * rows, 2 * columns, -1)[:, :h, :w]
+    tiles = jnp.stack([jnp.stack([a.reshape(x.shape[0], rows, columns, -1) for a in row], 3) for row in y], 2)
+    return tiles.reshape(x.shape[0], 2 * rows, 2 * columns, -1)[:, :h, :w]
 
 
 def _winograd_kernel_gradient(x: Array, dy: Array, size: Sequence[int], pads: Pads) -> Array:

@@ -58,6 +58,7 @@ TWINS = {
     "conv, more channels": conv_twins((3, 5, 6, 20), (3, 3, 20, 3), padding="VALID"),
     "conv, 1x1": conv_twins((3, 5, 6, 4), (1, 1, 4, 5), strides=(2, 1), padding=((0, 1), (1, 0))),
     "conv, strided": conv_twins((3, 7, 8, 4), (5, 3, 4, 5), strides=(2, 3), padding=((2, 1), (0, 2))),
+    "conv, gaps": conv_twins((3, 7, 8, 2), (2, 1, 2, 3), strides=(3, 2), padding=((1, 0), (0, 0))),
     "conv, far padding": conv_twins((3, 4, 4, 2), (2, 2, 2, 3), padding=((3, 4), (2, 3))),
     "conv, groups": conv_twins((3, 6, 6, 4), (3, 3, 2, 6), groups=2, padding="SAME"),
     "conv and pool": (
@@ -79,9 +80,10 @@ TWINS = {
         plain_response_norm,
         ((3, 2, 3, 7),),
     ),
-    "causal attention": (attend(attention.attention), attend(attention.plain_attention), ((3, 128, 1, 2),)),
+    "causal attention": (attend(attention.attention), attend(attention.plain_attention), ((3, 8, 1, 2),)),
 }
 LARGE = {  # shapes that choose other forms; too large for every transformation
+    "winograd, 64": conv_twins((2, 5, 4, 64), (3, 3, 64, 64), padding="SAME"),
     "winograd": conv_twins((2, 5, 4, 128), (3, 3, 128, 128), padding=((2, 0), (1, 1))),
     "winograd, 64 to 256": conv_twins((2, 4, 4, 64), (3, 3, 64, 256), padding="SAME"),
     "groups of images": conv_twins((19, 5, 5, 4), (3, 3, 4, 5), padding="SAME"),
@@ -184,7 +186,8 @@ TRANSFORMS = [
 
 
 @pytest.fixture(autouse=True)
-def _x64():
+def _x64(monkeypatch):
+    monkeypatch.setattr(attention, "_LONG", 8)
     with jax.enable_x64(True):
         yield
 

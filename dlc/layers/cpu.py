@@ -11,8 +11,8 @@ the convolution is its gradient for y, and the gradients of a convolution are th
 again one of them, so JAX derives every mode of differentiation. On a CPU they are computed by the forms here, elsewhere
 by XLA's own. XLA is slow at the two gradients, above all inside `lax.scan`, where it does not rewrite them:
 
-- The gradient for the images is written as a convolution by the rotated kernel; with strides, as one that computes a
-  block of s x t pixels at each place.
+- The gradient for the images is written as a convolution by the rotated kernel; with strides, as one for each of the
+  s t phases of the pixels.
 - The gradient for the kernel is written as a convolution whose batch is the input channels. It is summed over groups of
   8 images, which stay in the cache.
 - With many channels, 3x3 kernels of stride 1 use Winograd's F(2x2, 3x3): for each tile of 2x2 outputs and the 4x4
@@ -52,6 +52,9 @@ _A = ((1, 0), (1, 1), (1, -1), (0, -1))
 _B = ((1, 0, 0, 0), (0, 1, -1, 1), (-1, 1, 1, 0), (0, 0, 0, -1))
 _G = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 
+# From this number of channels on, 16 matrix products beat XLA's 3x3 convolution; for the gradient of a kernel, from
+# four times as many weights on.
+_MANY = 64
 # XLA convolves images of few channels faster with two neighbouring pixels of output for each window.
 _FEW = 16
 # The gradient for a kernel is summed over groups of this many images.
@@ -182,8 +185,8 @@ def _value(x: Array, kernel: Array, shape: Shape, strides: Strides, pads: Pads) 
     if kernel.shape[:2] == (1, 1):
         x = _padded(x, pads)[:, :: strides[0], :: strides[1]]
         return (x.reshape(-1, x.shape[3]) @ kernel[0, 0]).reshape(shape)
-    if _use_winograd(kernel.shape, x.dtype, strides, pads):
-        return _in_groups(lambda x: _winograd(x, kernel, pads), x, _held(x, kernel.shape))
+    if _suits_winograd(kernel.shape, x.dtype, strides, pads):
+        return _winograd_in_groups(x, kernel, pads)
     if max(kernel.shape[2:]) <= _FEW and strides == (1, 1) and shape[2] % 2 == 0:
         pairs = jnp.stack([jnp.pad(kernel, ((0, 0), (j, 1 - j), (0, 0), (0, 0))) for j in (0, 1)], axis=3)
         pairs = pairs.reshape(kernel.shape[0], kernel.shape[1] + 1, kernel.shape[2], -1)
@@ -192,34 +195,30 @@ def _value(x: Array, kernel: Array, shape: Shape, strides: Strides, pads: Pads) 
 
 
 def _image_gradient(kernel: Array, dy: Array, shape: Shape, strides: Strides, pads: Pads) -> Array:
-    size, before, outputs = kernel.shape[:2], [pad[0] for pad in pads], dy.shape[1:3]
-    if size == (1, 1):
-        dx = (dy.reshape(-1, dy.shape[3]) @ kernel[0, 0].T).reshape(*dy.shape[:3], shape[3])
-        spread = _each(lambda n, m, s, p: (-p, n + p - (m - 1) * s - 1, s - 1), shape[1:3], outputs, strides, before)
-        return lax.pad(dx, jnp.zeros((), dx.dtype), [(0, 0, 0), *spread, (0, 0, 0)])
-    if strides == (1, 1):
-        # The barrier makes XLA rotate the kernel; otherwise it reads the window backwards, which is slow.
-        rotated = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
-        around = _each(lambda k, n, m, p: (k - 1 - p, n + p - m), size, shape[1:3], outputs, before)
-        return _value(dy, rotated, shape, strides, around)
-    return _image_gradient_in_blocks(kernel, dy, shape, strides, before)
-
-
-def _image_gradient_in_blocks(kernel: Array, dy: Array, shape: Shape, strides: Strides, before: Sequence[int]) -> Array:
-    """The gradient for s x t neighbouring pixels are s t C channels of one convolution of stride 1."""
-    (s, t), (channels, features) = strides, kernel.shape[2:]
-    # Zeros before and after the kernel let blocks and windows begin together, and make it a whole number of blocks.
-    lead = _each(lambda p, s: -p % s, before, strides)
-    windows = _each(lambda k, a, s: -(-(k + a) // s), kernel.shape[:2], lead, strides)
-    zeros = _each(lambda a, m, s, k: (a, m * s - k - a), lead, windows, strides, kernel.shape[:2])
-    kernel = jnp.pad(kernel, (*zeros, (0, 0), (0, 0))).reshape(windows[0], s, windows[1], t, channels, features)
-    kernel = kernel[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4).reshape(*windows, features, s * t * channels)
+    """Pixels that lie s x t apart meet the same part of the kernel, with which they are a convolution of stride 1."""
     blocks = _each(lambda n, s: -(-n // s), shape[1:3], strides)
-    first = _each(lambda p, a, s: (p + a) // s, before, lead, strides)
-    around = _each(lambda m, o, b, n: (m - 1 - o, o + b - n), windows, first, blocks, dy.shape[1:3])
-    dx = _xla(dy, lax.optimization_barrier(kernel), (1, 1), around)
-    dx = dx.reshape(-1, *blocks, s, t, channels).transpose(0, 1, 3, 2, 4, 5)
-    return dx.reshape(-1, blocks[0] * s, blocks[1] * t, channels)[:, : shape[1], : shape[2]]
+
+    def of_phase(phase: tuple[int, int]) -> Array:
+        first = _each(lambda a, p, s: (a + p[0]) % s, phase, pads, strides)
+        taps = _each(lambda k, f, s: -(-(k - f) // s), kernel.shape[:2], first, strides)
+        whole = (*dy.shape[:1], *blocks, kernel.shape[2])
+        if min(taps) < 1:  # no window sees these pixels
+            return jnp.zeros(whole, dy.dtype)
+        back = _each(lambda a, p, f, s: (a + p[0] - f) // s, phase, pads, first, strides)
+        around = _each(lambda m, o, b, n: (m - 1 - o, b + o - n), taps, back, blocks, dy.shape[1:3])
+        part = kernel[first[0] :: strides[0], first[1] :: strides[1]]
+        if _suits_winograd(part.shape, dy.dtype, (1, 1), around):
+            return _winograd_in_groups(dy, part, around, rotated=True)
+        rotated = part[::-1, ::-1].swapaxes(2, 3)
+        if max(taps) > 1:  # The barrier makes XLA rotate the kernel, rather than read windows backwards, which is slow.
+            rotated = lax.optimization_barrier(rotated)
+        return _value(dy, rotated, whole, (1, 1), around)
+
+    if strides == (1, 1):
+        return of_phase((0, 0))
+    (s, t), (h, w) = strides, blocks
+    dx = jnp.stack([jnp.stack([of_phase((i, j)) for j in range(t)], 3) for i in range(s)], 2)
+    return dx.reshape(-1, h * s, w * t, kernel.shape[2])[:, : shape[1], : shape[2]]
 
 
 def _kernel_gradient(x: Array, dy: Array, shape: Shape, strides: Strides, pads: Pads) -> Array:
@@ -227,7 +226,7 @@ def _kernel_gradient(x: Array, dy: Array, shape: Shape, strides: Strides, pads: 
         x = _padded(x, pads)[:, :: strides[0], :: strides[1]]
         at = lax.optimization_barrier(x.reshape(-1, shape[2]).T)  # as in `_matmul`
         return (at @ dy.reshape(-1, shape[3])).reshape(shape)
-    if _use_winograd(shape, x.dtype, strides, pads):
+    if _suits_winograd(shape, x.dtype, strides, pads) and math.prod(shape[2:]) >= 4 * _MANY**2:
         size, of_a_group = _group_size(x.shape[0], _held(x, shape)), _winograd_kernel_gradient
     else:
         size, of_a_group = _GROUP, functools.partial(_xla_kernel_gradient, strides=strides)
@@ -260,11 +259,10 @@ def _xla_kernel_gradient(x: Array, dy: Array, size: Sequence[int], strides: Stri
     return y.transpose(1, 2, 0, 3)
 
 
-def _use_winograd(kernel: Sequence[int], dtype: Any, strides: Strides, pads: Pads) -> bool:
-    """Whether 16 matrix products beat XLA's convolution; 16 bits are too coarse for them."""
+def _suits_winograd(kernel: Sequence[int], dtype: Any, strides: Strides, pads: Pads) -> bool:
+    """Whether it exists and is faster; 16 bits are too coarse for it."""
     ordinary = tuple(kernel[:2]) == (3, 3) and strides == (1, 1) and all(0 <= p <= 2 for pad in pads for p in pad)
-    precise = dtype in (jnp.float32, jnp.float64)
-    return ordinary and precise and min(kernel[2:]) >= 64 and math.prod(kernel[2:]) >= 2**14
+    return ordinary and dtype in (jnp.float32, jnp.float64) and min(kernel[2:]) >= _MANY
 
 
 def can_gather_pooled(image: Sequence[int], kernel: Sequence[int], window: Sequence[int]) -> bool:
@@ -328,12 +326,25 @@ def _first_max_jvp(axes: tuple[int, ...], primals: tuple[Array], tangents: tuple
     return jnp.squeeze(largest, axes), jnp.sum(jnp.where(first == position, dx, 0), axes)
 
 
-def _winograd(x: Array, kernel: Array, pads: Pads) -> Array:
+def _winograd_in_groups(x: Array, kernel: Array, pads: Pads, rotated: bool = False) -> Array:
+    """The convolution by a 3x3 kernel or, if `rotated`, by that kernel rotated, with its input and output swapped."""
+    size = _group_size(x.shape[0], _held(x, kernel.shape))
+    if size == x.shape[0]:
+        return _winograd(x, kernel, pads, rotated)
+    y = lax.map(lambda x: _winograd(x, kernel, pads, rotated), x.reshape(-1, size, *x.shape[1:]))
+    return y.reshape(-1, *y.shape[2:])
+
+
+def _winograd(x: Array, kernel: Array, pads: Pads, rotated: bool) -> Array:
     h, w = (n + sum(pad) - 2 for n, pad in zip(x.shape[1:3], pads, strict=True))
     rows, columns = -(-h // 2), -(-w // 2)
     inputs = _tiles(x, pads, rows, columns)
-    kernels = _sandwich(_G, [[kernel[i, j] for j in range(3)] for i in range(3)])
-    products = [[a @ b for a, b in zip(*row, strict=True)] for row in zip(inputs, kernels, strict=True)]
+    # A copy of a kernel of many channels, rotated and transposed, would cost more than the products.
+    order = (2, 1, 0) if rotated else (0, 1, 2)
+    kernels = _sandwich(_G, [[kernel[i, j] for j in order] for i in order])
+    products = [
+        [a @ (b.T if rotated else b) for a, b in zip(*row, strict=True)] for row in zip(inputs, kernels, strict=True)
+    ]
     y = _sandwich(_transposed(_A), products)
     tiles = jnp.stack([jnp.stack([a.reshape(x.shape[0], rows, columns, -1) for a in row], 3) for row in y], 2)
     return tiles.reshape(x.shape[0], 2 * rows, 2 * columns, -1)[:, :h, :w]
@@ -394,14 +405,6 @@ def _group_size(images: Any, held: int) -> Any:
         return images
     sizes = (n for n in range(1, images + 1) if images % n == 0 and (n * held <= _LARGEST or n == 1))
     return max(sizes, default=0)
-
-
-def _in_groups(f: Callable[[Array], Array], x: Array, held: int) -> Array:
-    size = _group_size(x.shape[0], held)
-    if size == x.shape[0]:
-        return f(x)
-    y = lax.map(f, x.reshape(-1, size, *x.shape[1:]))
-    return y.reshape(-1, *y.shape[2:])
 
 
 # Pooling

@@ -57,7 +57,7 @@ _G = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 _MANY = 64
 # XLA convolves images of few channels faster with two neighbouring pixels of output for each window.
 _FEW = 16
-# The gradient for a kernel is summed over groups of this many images.
+# The gradient for a kernel is summed over groups of this many images; as many groups of channels are computed apart.
 _GROUP = 8
 # How many numbers the transformed images of one product may hold; larger batches are processed in groups of images.
 _LARGEST = 2**26
@@ -164,6 +164,8 @@ def _outside_jit(a: Array, b: Array, **parameters: Any) -> Array:
 
 def _form(a: Array, b: Array, *, wanted: str, shape: Shape, strides: Strides, pads: Pads, groups: int) -> Array:
     """`conv_p` on a CPU."""
+    if groups > _GROUP:  # such as a depthwise convolution: a program for each group would be too large
+        return plain_conv_p(a, b, wanted=wanted, shape=shape, strides=strides, pads=pads, groups=groups)
     form = {"y": _value, "x": _image_gradient, "kernel": _kernel_gradient}[wanted]
     form = functools.partial(form, strides=strides, pads=pads)
     if groups == 1:

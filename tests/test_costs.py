@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from dlc import costs
+from dlc import costs, layers
 from dlc.layers.attention import attention, plain_attention
 from dlc.models.gpt import gpt2
 

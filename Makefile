@@ -82,7 +82,7 @@ clean:
 # Each stamp is an environment with one more set of packages than the one before.
 .venv/.run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	@echo "installing JAX, Flax and what the experiments need into .venv: about two minutes, about 2 GB"
+	@echo "installing JAX, Flax and what the experiments need into .venv: about two minutes, 1.2 GB"
 	$(INSTALL) '.[all]'
 	@touch $@
 

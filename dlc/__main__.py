@@ -21,6 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m dlc", description="Print what dlc runs on.")
     parser.add_argument("--require", choices=("cpu", "gpu", "tpu"), help="fail unless JAX runs on this backend")
     arguments = parser.parse_args()
+    process.keep_printing()
     try:
         launch.require(arguments.require)
     except UserError as error:

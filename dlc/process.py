@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,12 @@ def cores() -> int:
 
 
 def prepare() -> None:
-    """Sets malloc, output, the compilation cache and XLA's flags. Settings of the user are kept."""
+    """Sets malloc, output, warnings, the compilation cache and XLA's flags. Settings of the user are kept."""
     keep_freed_memory()
     for output in (sys.stdout, sys.stderr):
         if hasattr(output, "reconfigure"):  # what a terminal cannot show, such as names that are not UTF-8
             output.reconfigure(errors="backslashreplace")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata; they do not say of which file
     if wrong_sums():
         os.environ.setdefault("XLA_FLAGS", RIGHT_SUMS)
     if programs := programs_dir():
@@ -95,12 +97,16 @@ def keep_printing() -> None:
         if stream is None or stream is not getattr(sys, f"__{name}__"):
             continue  # closed, or replaced by someone else
         stream.flush()
-        leaky = io.BufferedWriter(_Leaky(stream.fileno(), "wb", closefd=False))
-        lines = stream.isatty() or name == "stderr"
-        setattr(sys, name, io.TextIOWrapper(leaky, stream.encoding, errors="replace", line_buffering=lines))
+        leaky: Any = _Leaky(stream.fileno(), "wb", closefd=False)
+        if not stream.write_through:  # as it is with python -u
+            leaky = io.BufferedWriter(leaky)
+        how = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
+        setattr(sys, name, io.TextIOWrapper(leaky, stream.encoding, errors="replace", **how))
 
 
 class _Leaky(io.FileIO):
+    """A file whose bytes are dropped where they cannot be written."""
+
     def write(self, data: Any) -> int:
         try:
             return super().write(data)

@@ -131,6 +131,7 @@ def test_records_have_the_claim_of_the_docstring_where_it_speaks_of_them(module)
         assert one["claim"] == (launch.claim_of(experiment) if same else None), path
 
 
+@every
 def test_help_has_claim_source_expectation_and_commands(module):
     said = launch.help_of(import_module(module))
     for word in (r"Claim(?: \(.*\))?: ", "Sources?: ", "Expect: "):

@@ -3,7 +3,9 @@
 import importlib.util
 import io
 import json
+import struct
 import typing
+import zlib
 
 import jax
 import numpy as np
@@ -83,6 +85,41 @@ def test_what_is_no_image_is_named(tmp_path):
     }.items():
         with pytest.raises(UserError, match=sentence):
             images.decode(tmp_path / name)
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width, height):
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (png(100_000, 100_000), "has too many pixels to be decoded: make it smaller"),
+        (png(10_000, 9_500), "has too many pixels to be decoded: make it smaller"),  # where warnings are errors
+        (png(0, 10), "is not an image that can be read: give a JPEG or PNG"),
+        (png(10, 10), "is damaged or cut short: fetch it again"),
+        (encoded(Image.fromarray(PIXELS))[:200], "is damaged or cut short: fetch it again"),
+        (encoded(Image.fromarray(PIXELS[..., 0].astype(np.int32)), "TIFF"), "has 32 bits per pixel and no known range"),
+        (encoded(Image.fromarray(PIXELS[..., 0].astype(np.float32)), "TIFF"), "has 32 bits per pixel and no known"),
+        (
+            encoded(Image.fromarray(PIXELS).convert("LAB"), "TIFF"),
+            "has the colours LAB: save it as red, green and blue",
+        ),
+        (b"version https://git-lfs.github.com/spec/v1", "is not an image that can be read: give a JPEG or PNG"),
+    ],
+)
+def test_an_error_names_its_file(tmp_path, content, sentence):
+    file = tmp_path / "image.jpg"
+    file.write_bytes(content)
+    for read in (images.decode, lambda file: images.decode_part(file, lambda height, width: (0.0, 0.0, 5.0, 5.0), 4)):
+        with pytest.raises(UserError) as raised:
+            read(file)
+        assert str(raised.value).startswith(f"{file} {sentence}")
 
 
 # Preparing

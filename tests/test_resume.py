@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from cli import assert_refused, assert_same_weights, folder_of, here, lines
 
-from dlc.errors import UserError
+from dlc.errors import Stopped, UserError
 from dlc.run import flags, pages, record
 from dlc.run.fit import Plan, fit
 from dlc.run.run import Run
+from dlc.tasks import images
 from experiments.imagenet import train as classes
 
 assert here  # a fixture
@@ -90,6 +91,20 @@ def test_flags_that_only_say_how_to_compute_may_differ_and_are_kept(tmp_path):
     assert parsed() == config  # those of the run now
     with pytest.raises(UserError, match=r"with --epochs 3 \(not 4\): .*; what it has learnt so far depends on that"):
         parsed("--epochs", "4")
+
+
+def test_a_run_that_something_else_stopped_says_how_to_continue(tmp_path, here, monkeypatch):
+    def fail(*arguments):
+        raise Stopped("a worker process has died: continue with fewer --workers, or 0")
+
+    monkeypatch.setattr(images, "fit", fail)
+    code, _, stderr = here(MLP, "--smoke", "--out", tmp_path)
+    folder = folder_of(tmp_path)
+    assert code == 2
+    assert stderr.splitlines()[-2:] == [
+        "error: a worker process has died: continue with fewer --workers, or 0",
+        f"continue with: python -m {MLP} --resume {folder}",
+    ]
 
 
 # Provenance

@@ -134,6 +134,14 @@ def test_a_signal_at_any_moment_ends_an_experiment_with_its_number(tmp_path, her
     assert lines(folder_of(tmp_path))[-1]["step"] == weights(folder_of(tmp_path))["step"] == 28
 
 
+def test_a_bench_is_stopped_too(tmp_path):
+    words = ("experiments.bench.devices", "--sizes", 32, "--rounds", 1, "--out", tmp_path)
+    code, _, stderr = python("killed", "SIGTERM", "dlc.run.bench.save", *words)
+    assert code == 128 + signal.SIGTERM
+    assert stderr.splitlines()[-2:] == ["stopping ... (again: stop now)", "SIGTERM: stopped"]
+    assert not list(tmp_path.iterdir())
+
+
 STUCK = """
 import os, signal, threading
 from dlc.run import signals

@@ -14,7 +14,7 @@ from sklearn.datasets import load_sample_image
 
 from dlc import process, sharding
 from dlc.data import images, pictures, stream
-from dlc.errors import UserError
+from dlc.errors import Stopped, UserError
 
 
 def photographs(root, counts, side=80):
@@ -102,6 +102,39 @@ def test_crops_at_the_end_of_a_scale_meet_the_resized_picture(some):
     assert min(np.abs(part - expected).max(), np.abs(part[:, ::-1] - expected).max()) <= 2
 
 
+def plain(image, side, crop, smooth="bilinear"):
+    return images.centre_crop(images.resize_shorter(image, side, smooth), crop)
+
+
+@pytest.mark.parametrize("smooth", ["bilinear", "bicubic"])
+def test_the_centre_is_cut_from_the_resized_picture(smooth):
+    draw = np.random.default_rng(0)
+    for height, width in ((30, 30), (31, 48), (64, 31), (256, 300), (20, 320), (319, 20), (1, 16), (19, 3)):
+        image = draw.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        np.testing.assert_array_equal(images.centre(image, 32, 28, smooth), plain(image, 32, 28, smooth))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 800), (801, 1), (3, 800), (7, 311), (301, 7), (10, 202), (13, 1000)])
+def test_the_ends_of_a_long_picture_are_cut_off_before(monkeypatch, height, width):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    expected, resize, sizes = plain(image, 32, 28), images.resize, []
+    monkeypatch.setattr(images, "resize", lambda image, size, smooth: sizes.append(size) or resize(image, size, smooth))
+    found = images.centre(image, 32, 28)
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    assert max(sizes[0]) <= 32 * (images.LONGEST + 4)
+
+
+@pytest.mark.parametrize("shape", [(1, 8000, 3), (8000, 1, 3), (1, 1, 3)])
+def test_pictures_of_any_shape_are_read(tmp_path, shape):
+    Image.fromarray(np.full(shape, 77, np.uint8)).save(tmp_path / "thin.png")
+    example = (tmp_path / "thin.png", 0)
+    views = [
+        partial(stream.random_part, rng=np.random.default_rng(0), how=how, size=8) for how in ("fixed", "scale", "area")
+    ]
+    for view in (*views, partial(stream.centre, side=8)):
+        np.testing.assert_array_equal(view(example)["image"], np.full((8, 8, 3), 77))
+
+
 # Batches
 
 
@@ -133,9 +166,7 @@ def test_workers_make_the_same_batches_until_one_dies(some):
         assert_same(two(3, 5), alone(3, 5))
         assert_same(two(8, 2), alone(8, 2))
         multiprocessing.active_children()[0].kill()
-        with pytest.raises(
-            UserError, match=r"^a worker process that makes batches has died, most often because memory"
-        ):
+        with pytest.raises(Stopped, match=r"^a worker process that makes batches has died, most often because memory"):
             two(10, 50)
     finally:
         alone.close()

@@ -1,5 +1,6 @@
 """Files of weights are what their bytes say; what wrappers add to names is taken off; other networks are refused."""
 
+import argparse
 import bz2
 import gzip
 import io
@@ -185,6 +186,7 @@ def test_a_state_dict_is_found_in_the_checkpoint_of_a_training_run(around, tenso
         (lambda state: {"state_dict": {"model": state, "ema": state}}, "several sets of weights, model and ema"),
         (lambda state: {"student": state}, "is not a state dict, which maps names to tensors"),
         (lambda state: {"state_dict": {}}, "is not a state dict, which maps names to tensors"),
+        (lambda state: {"weights": np.ones(3), "epoch": {}}, "is not a state dict, which maps names to tensors"),
         (lambda state: {"state_dict": [state]}, "is not a state dict, which maps names to tensors"),
     ],
 )
@@ -226,11 +228,15 @@ def test_the_network_is_read_from_the_file_and_from_timms_configuration(tensors,
         ({"architecture": "densenetblur121d"}, r"config\.json says that the weights are for densenetblur121d"),
         ({"architecture": "densenet9", "model_args": {"act_layer": "silu"}}, r"model_args = {'act_layer': 'silu'}"),
         ({"architecture": "densenet9", "model_args": ["silu"]}, r"model_args = \['silu'\]"),
+        ({"architecture": "densenet9", "model_args": {"global_pool": "max"}}, r"model_args = {'global_pool': 'max'}"),
+        ({"architecture": "densenet9", "global_pool": "catavgmax"}, "global_pool = 'catavgmax', which change what"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(UserError, match=sentence):
             weights.load(tmp_path, MODEL)
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": "densenet9", "model_args": {"num_classes": 5}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"architecture": "densenet9", "model_args": {"global_pool": "avg"}})
+    )
     weights.load(tmp_path, MODEL)
 
 
@@ -242,7 +248,8 @@ def test_the_network_is_read_from_a_checkpoint(tensors, tmp_path):
         torch.save({"state_dict": state, key: "resnet50"}, tmp_path / "model.pth")
         with pytest.raises(UserError, match="says that the weights are for resnet50, not for densenet9"):
             weights.load(tmp_path / "model.pth", MODEL)
-        torch.save({"state_dict": state, key: "densenet9", "epoch": 3}, tmp_path / "model.pth")
+        options = argparse.Namespace(lr=0.1, model="densenet9")
+        torch.save({"state_dict": state, key: "densenet9", "epoch": 3, "args": options}, tmp_path / "model.pth")
         weights.load(tmp_path / "model.pth", MODEL)
 
 

@@ -66,7 +66,7 @@ def names(path: Path) -> tuple[str, ...]:
 
 def square(image: UInt8[np.ndarray, "H W 3"], rule: Rule) -> UInt8[np.ndarray, "S S 3"]:
     """The part of a photograph that the network sees. Raises UserError if the crop is larger than the image."""
-    return images.centre_crop(images.resize_shorter(image, rule.resize, rule.smooth), rule.crop)
+    return images.centre(image, rule.resize, rule.crop, rule.smooth)
 
 
 def standardised(image: UInt8[np.ndarray, "*B H W 3"], rule: Rule) -> Float32[np.ndarray, "*B H W 3"]:

@@ -20,6 +20,11 @@ from dlc.errors import UserError
 Pixels = UInt8[np.ndarray, "H W 3"]
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in possibly fractional pixels
 Smooth = Literal["bilinear", "bicubic"]
+LONGEST = 16  # times the shorter side: of an image that is longer, only the middle is resized
+
+
+class _Refused(Exception):
+    """What is wrong with an image, in words that follow its name."""
 
 
 def decode(file: Path | bytes) -> Pixels:
@@ -66,6 +71,8 @@ def reading(file: Path | bytes) -> Iterator[Any]:
             yield image
     except UserError:
         raise
+    except _Refused as error:
+        raise UserError(f"{name} {error}") from None
     except FileNotFoundError:
         raise UserError(f"there is no {name}: give the path of an image") from None
     except IsADirectoryError:
@@ -74,11 +81,23 @@ def reading(file: Path | bytes) -> Iterator[Any]:
         raise UserError(f"{name} cannot be read: change its permissions") from None
     except UnidentifiedImageError:
         raise UserError(f"{name} is not an image that can be read: give a JPEG or PNG") from None
-    except (Image.DecompressionBombError, MemoryError):
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError):
         raise UserError(f"{name} has too many pixels to be decoded: make it smaller") from None
     except Exception as error:  # Pillow's readers report damaged files in errors of many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{name} is damaged or cut short: fetch it again\n{reason}") from None
+
+
+def centre(image: Pixels, side: int, crop: int, smooth: Smooth = "bilinear") -> UInt8[np.ndarray, "S S 3"]:
+    """The square of side `crop` in the centre of the image after its shorter side was resized to `side`.
+
+    The ends of a very long image, which would become millions of pixels, are cut off first: by a multiple of the
+    shorter side, so that the pixels that are left stay where they would have been.
+    """
+    shorter = min(image.shape[:2])
+    top, left = (2 * shorter * max(0, (length - LONGEST * shorter) // (4 * shorter)) for length in image.shape[:2])
+    middle = image[top : image.shape[0] - top, left : image.shape[1] - left]
+    return centre_crop(resize_shorter(middle, side, smooth), crop)
 
 
 def resize_shorter(image: Pixels, size: int, smooth: Smooth = "bilinear") -> UInt8[np.ndarray, "h w 3"]:
@@ -111,8 +130,9 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # Pillow's own conversion would clip 16 bits at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise UserError(f"{getattr(image, 'filename', '') or 'an image'} has 32 bits per pixel and no known range: "
-                        "save it with 8 or 16 bits")  # fmt: skip
+        raise _Refused("has 32 bits per pixel and no known range: save it with 8 or 16 bits")
+    if image.mode in ("LAB", "HSV"):
+        raise _Refused(f"has the colours {image.mode}: save it as red, green and blue")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -62,8 +62,7 @@ def centre(example: Picture, *, side: int) -> dict[str, Any]:
     Raises UserError naming a damaged file.
     """
     file, label = example
-    image = images.resize_shorter(images.decode(file), side)
-    return {"image": images.centre_crop(image, side), "label": np.int32(label)}
+    return {"image": images.centre(images.decode(file), side, side), "label": np.int32(label)}
 
 
 def _fixed(rng: np.random.Generator, size: int, height: int, width: int) -> images.Box:

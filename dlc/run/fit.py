@@ -97,8 +97,8 @@ def fit(
             `like(first, count)` that returns a tree of ShapeDtypeStructs instead. None: the step gets None.
         evaluate: `evaluate(state) -> numbers`; called, logged and followed by a checkpoint as the plan says.
 
-    A group of steps is one compiled program; every other shape of batches is another one, and all of them are compiled
-    before the first step.
+    A group of steps is one compiled program; every other shape of batches is another one, and all that will be needed
+    are compiled before the first step.
 
     Raises Diverged if a loss or weight is no longer finite, and Interrupted once a signal came.
     """
@@ -117,10 +117,12 @@ def fit(
             programs[shape] = run.clock.compiled(step, state, batch, wrap=group, donate=True)
         return programs[shape]
 
+    saved = run.checkpoints.steps() if run.resume and run.checkpoints else []
     for at, count in plan.groups():
         batch = like(at, count)
         examples += plan.examples(batch)
-        program(batch, count)
+        if not saved or at + count > saved[-1]:
+            program(batch, count)
         single = _one_of(batch)
         _, before = kinds.get(_shape(single, 1), (None, 0))
         kinds[_shape(single, 1)] = single, before + count

@@ -205,6 +205,8 @@ def _started(module: Any) -> tuple[str, str]:
     if module.__spec__:
         full = module.__spec__.name.removesuffix(".__main__")
         return full.removeprefix("experiments."), f"python -m {full}"
+    if not getattr(module, "__file__", None):
+        raise UserError("launch reads the command that starts a file: here, call train(Config(), Run()) instead")
     path = Path(module.__file__)
     if path.parts[-3:-2] == ("experiments",):  # as a file it skips experiments/__init__.py
         words = ".".join(path.with_suffix("").parts[-3:])

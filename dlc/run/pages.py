@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dlc import files
+from dlc import files, process
 from dlc.errors import UserError
 from dlc.run import flags, record
 from dlc.run.launch import cannot_write
@@ -179,6 +179,7 @@ def main(arguments: list[str] | None = None, root: Path | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dlc.run.pages", description="Writes the tables of results.")
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folders of runs whose records to add first")
     options = parser.parse_args(arguments)
+    process.keep_printing()
     root = root or Path(__file__).parents[2]
     try:
         if not (root / "README.md").is_file():

@@ -98,7 +98,7 @@ class Run:
         self.figures[name] = figure
         notebook.show(figure)
         if self.folder:
-            self.doing("drawing")
+            self.doing("drawing figures")
             (self.folder / "figures").mkdir(exist_ok=True)
             file = self.folder / "figures" / f"{name}.png"
             with warnings.catch_warnings():

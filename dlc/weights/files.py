@@ -3,6 +3,7 @@
 A file is what its first bytes say, whatever its name. It may be compressed by gzip, bzip2 or xz.
 """
 
+import argparse
 import bz2
 import contextlib
 import errno
@@ -50,8 +51,9 @@ OUTER = (
     "state_dict_ema", "model_ema", "ema", "ema_state_dict", "params_ema",
 )  # fmt: skip
 NAMES = ("arch", "architecture", "model_name", "model")
-# Arguments of timm's models that change nothing in an evaluation, or nothing but shapes
-HARMLESS = {"num_classes", "in_chans", "img_size", "drop_rate", "drop_path_rate", "zero_init_last"}
+# Arguments of timm's models that change nothing in an evaluation, or nothing but shapes, and how ours pool
+POOLS = ("avg", "token", None)
+HARMLESS = {"global_pool", "num_classes", "in_chans", "img_size", "drop_rate", "drop_path_rate", "zero_init_last"}
 # What wrappers put into the names of tensors: anywhere, or before all of them
 INSIDE = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 BEFORE = {"model", "net", "network", "backbone", "encoder", "base_model", "student", "teacher", "state_dict", "params"}
@@ -183,7 +185,9 @@ def _pickled(file: Path, path: Path) -> Content:
             "with safetensors.torch.save_file"
         ) from None
     try:
-        with file.open("rb") as opened:  # by its name, PyTorch would judge it by its name
+        # Training programs store their options beside the weights. A namespace is nothing but values.
+        options = torch.serialization.safe_globals([argparse.Namespace])
+        with options, file.open("rb") as opened:  # PyTorch would judge a path by its name
             content = torch.load(opened, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
@@ -207,8 +211,9 @@ def _pickled(file: Path, path: Path) -> Content:
 
     def inside(content: Any) -> list[str]:
         """The keys of `content` that lead to weights."""
-        inner = {key: content[key] for key in OUTER if isinstance(content, Mapping) and content.get(key)}
-        return [key for key, value in inner.items() if is_state_dict(value) or inside(value)]
+        inner = {key: content.get(key) for key in OUTER} if isinstance(content, Mapping) else {}
+        found = {key: value for key, value in inner.items() if isinstance(value, Mapping) and value}
+        return [key for key, value in found.items() if is_state_dict(value) or inside(value)]
 
     def unwrapped(content: Any, network: str | None = None) -> Content:
         """The one state dict in the checkpoint of a training run."""
@@ -261,8 +266,12 @@ def check_network(path: Path, named: str | None, allowed: str, ours: str) -> Non
                 "computation does not. If it is the same network, save the state dict alone in a file of its own"
             )
     changed = beside.get("model_args") or {}
-    if not isinstance(changed, dict) or not set(changed) <= HARMLESS:
-        raise UserError(f"{config} has model_args = {changed!r}, which change what the network computes")
+    pools = isinstance(changed, dict) and [beside.get("global_pool"), changed.get("global_pool")]
+    if not pools or not set(changed) <= HARMLESS or not all(pool in POOLS for pool in pools):
+        raise UserError(
+            f"{config} has model_args = {short(changed)} and global_pool = {short(beside.get('global_pool'))}, "
+            "which change what the network computes"
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -30,7 +30,10 @@ def load(path: str | Path, model: nn.Module | None = None, **changes: Any) -> tu
     - The folder of a run, or its `weights.safetensors`: the model that was trained. A given `model` must equal it.
     - A Hugging Face folder with a GPT-2, BERT or ViT, or a file in it. A given `model` replaces its `config.json`.
     - A torchvision or timm state dict, which needs a `model`: load("resnet50.pth", resnet50()). The returned model
-      has as many classes as the file.
+      has as many classes as the file. Not every other network can be told from it: see `load_state_dict`.
+
+    The first bytes of a file, and not its name, say whether it is a safetensors file, a PyTorch pickle or an .npz, and
+    whether it is compressed.
 
     `changes` are fields of the model (or of its configuration) to set differently, such as dtype="bfloat16". With
     `param_dtype` the weights are converted.

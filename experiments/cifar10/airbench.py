@@ -113,12 +113,11 @@ def train(config: Config, run: Run) -> dict:
         plan=Plan(epochs * steps_per_epoch, evaluate_every=steps_per_epoch),
         **on_test_set(task, config.batch),
     )
-    finish = race(run, contest, config.seed, config.seeds, config.at_once)
-    return judge(run, finish, task, config.accuracy)
+    return judge(run, race(run, contest, config.seed, config.seeds, config.at_once), task, config.accuracy)
 
 
 def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
-    draw_seconds(run, config.target)
+    draw_seconds(run, config.accuracy)
     return images.show(run, replace(problem(config), model=model, level=2), variables)
 
 

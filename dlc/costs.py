@@ -75,6 +75,10 @@ def _of_equation(equation: Any) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "conv_general_dilated":
         return _of_convolution(equation)
+    if name == "dlc_conv":  # of dlc/layers/cpu.py: a convolution or one of its gradients, which cost the same
+        (a, b), out = (each.aval.shape for each in equation.invars), equation.outvars[0].aval.shape
+        kernel, y = {"y": (b, out), "x": (a, b), "kernel": (out, b)}[params["wanted"]]
+        return math.prod(y[:3]) * math.prod(kernel)
     if name == "dot_general":
         (axes, _), _ = params["dimension_numbers"]
         contracted = [equation.invars[0].aval.shape[axis] for axis in axes]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from dlc import costs
+from dlc import costs, layers
 from dlc.layers.attention import attention, plain_attention
 from dlc.models.gpt import gpt2
 
@@ -41,9 +41,22 @@ CONVOLUTIONS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("options", "image", "kernel", "count"), CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+OURS = {
+    f"ours, {name}": ({"form": layers.conv, **options}, *rest)
+    for name, options, *rest in (
+        ("one group", {"padding": PADDED}, *CONVOLUTIONS["one group"][1:]),
+        ("four groups", {"padding": PADDED, "groups": 4}, *CONVOLUTIONS["four groups"][1:]),
+        ("strides", {"padding": PADDED, "strides": (2, 3)}, *CONVOLUTIONS["strides"][1:]),
+    )
+}
+EVERY = CONVOLUTIONS | OURS
+
+
+@pytest.mark.parametrize(("options", "image", "kernel", "count"), EVERY.values(), ids=EVERY)
 def test_a_convolution_and_both_of_its_gradients_cost_the_same(options, image, kernel, count):
-    forward, x, k = functools.partial(conv, **options), shape(*image), shape(*kernel)
+    options = dict(options)
+    forward = functools.partial(options.pop("form", conv), **options)
+    x, k = shape(*image), shape(*kernel)
     dy = jax.eval_shape(forward, x, k)
 
     def of_image(k, dy):

@@ -74,6 +74,15 @@ def test_a_row_has_the_costs_of_its_model(row):
         assert {leaf.shape for leaf in jax.tree.leaves(returned)} == {outputs(row)}
 
 
+@pytest.mark.parametrize("row", {type(row.make()): row for row in TABLE[::-1]}.values(), ids=lambda row: row.name)
+def test_a_batch_may_have_any_size_none_or_one_that_is_not_known_yet(row):
+    model, one = row.make(), jax.eval_shape(row.zeros)
+    variables = jax.eval_shape(model.init, jax.random.key(0), *one)
+    for size in (0, *jax.export.symbolic_shape("b")):
+        batch = [jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype) for a in one]
+        assert {leaf.shape[0] for leaf in jax.tree.leaves(jax.eval_shape(model.apply, variables, *batch))} == {size}
+
+
 def test_only_the_program_for_gpu_and_tpu_is_counted():
     """Of the branches of `lax.platform_dependent`, only the default; the CPU's form of this layer multiplies more."""
 

@@ -19,6 +19,7 @@ from dlc.layers.basic import (
     conv_max_pool,
     dense,
     fan_in_uniform,
+    flatten,
     plain_conv,
 )
 from dlc.layers.norms import BatchNorm, batch_norm, plain_batch_norm
@@ -35,6 +36,7 @@ __all__ = [
     "conv_max_pool",
     "dense",
     "fan_in_uniform",
+    "flatten",
     "plain_batch_norm",
     "plain_conv",
 ]

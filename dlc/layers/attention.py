@@ -234,7 +234,7 @@ class Attention(nn.Module):
         """[B, T, ...] to query [B, T, N, H], key and value [B, T, K, H], or to only one or two of them."""
         H = self.width // self.heads
         ends = {1: [], 2: [x.shape[-1] // 2], 3: [self.width, (self.width + x.shape[-1]) // 2]}[parts]
-        return [part.reshape(*part.shape[:2], -1, H) for part in jnp.split(x, ends, axis=-1)]
+        return [part.reshape(*part.shape[:2], part.shape[-1] // H, H) for part in jnp.split(x, ends, axis=-1)]
 
 
 def padding_mask(tokens: Int[Array, "B S"], pad: int = 0) -> Bool[Array, "B 1 1 S"]:

@@ -60,9 +60,6 @@ def conv(
     for strides (s, t) and dilation (d, e). With `groups`, input and output channels are split into that many groups,
     and each group of outputs sees only its own group of inputs.
 
-    On a CPU, 3x3 kernels of stride 1 with 16 or more channels, in float32 or float64, support reverse mode only;
-    `plain_conv` supports `jax.jvp`, too, as does `conv` on GPU and TPU.
-
     Raises UserError if the kernel is larger than the padded image or is made for another number of channels.
     """
     size = tuple((n - 1) * d + 1 for n, d in zip(kernel.shape[:2], dilation, strict=True))
@@ -71,20 +68,9 @@ def conv(
     padded = tuple(n + sum(pad) for n, pad in zip(x.shape[1:3], pads, strict=True))
     _check("kernel", size, padded, kernel.shape[2] * groups, x.shape[3])
     plain = functools.partial(plain_conv, strides=strides, padding=pads, groups=groups, dilation=dilation)
-    if dilation != (1, 1):
+    if dilation != (1, 1) or not cpu.is_default():
         return plain(x, kernel)
-    if groups > 1:
-        of_a_group = functools.partial(conv, strides=strides, padding=pads)
-
-        def one_by_one(x: Array, kernel: Array) -> Array:
-            pairs = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
-            return jnp.concatenate([of_a_group(*pair) for pair in pairs], -1)
-
-        return lax.platform_dependent(x, kernel, cpu=one_by_one, default=plain)
-    if cpu.has_conv3x3(x, kernel, strides, pads):
-        return lax.platform_dependent(x, kernel, cpu=functools.partial(cpu.conv3x3, pads=pads), default=plain)
-    form = cpu.conv_gathered if cpu.can_gather(padded, kernel.shape, strides) else cpu.conv_wide
-    return lax.platform_dependent(x, kernel, cpu=functools.partial(form, strides=strides, pads=pads), default=plain)
+    return cpu.conv(x, kernel, strides, pads, groups)
 
 
 def conv_max_pool(
@@ -111,6 +97,11 @@ def conv_max_pool(
     # A maximum commutes with adding a constant, and it leaves fewer numbers to add to.
     fast = functools.partial(cpu.conv_max_pool, window=window)
     return lax.platform_dependent(x, kernel, cpu=fast, default=plain) + bias
+
+
+def flatten(x: Shaped[Array, "B ..."]) -> Shaped[Array, "B D"]:
+    """All axes but the first as one, for a batch of any size. (`reshape(B, -1)` fails for an empty batch.)"""
+    return lax.collapse(x, 1)
 
 
 def plain_conv(

@@ -2,16 +2,22 @@
 
 Each form has the parameters and the result of the plain form beside which it is chosen.
 
-Convolution. XLA's is slow on a CPU, and its gradients are up to sixty times slower still inside `lax.scan`.
+Convolution. The sum over all b, i, j, u, v, c, o of
 
-- For small images, every window is copied into a row of a matrix and multiplied by the kernel (`conv_gathered`).
-- Larger images are laid side by side into one wide image (`conv_wide`), because XLA splits the work by columns.
-- A 3x3 convolution of stride 1 has three products: its value, and the gradients for the image and for the kernel. XLA
-  is fast only at the first, and its gradient for the kernel is up to a hundred times slower inside `lax.scan`. In
-  `conv3x3` the gradient for the image is written as the convolution by the rotated kernel. The gradient for the kernel
-  is Winograd's: for each tile of 2x2 outputs and the 4x4 inputs they see, 16 products of transformed numbers replace
-  36, and over all tiles these are 16 products of tall matrices. With many channels the convolutions use Winograd, too.
-  F(2x2, 3x3) has no constants other than 1/2, and its errors in float32 are within a few times those of the plain sum.
+    x[b, i s + u - p, j t + v - q, c] kernel[u, v, c, o] y[b, i, j, o]
+
+is linear in images x, kernel and y. `conv_p` is the gradient of this sum for one of the three, given the two others:
+the convolution is its gradient for y, and the gradients of a convolution are the other two. The transpose of each is
+again one of them, so JAX derives every mode of differentiation. On a CPU they are computed by the forms here, elsewhere
+by XLA's own. XLA is slow at the two gradients, above all inside `lax.scan`, where it does not rewrite them:
+
+- The gradient for the images is written as a convolution by the rotated kernel; with strides, as one for each of the
+  s t phases of the pixels.
+- The gradient for the kernel is written as a convolution whose batch is the input channels. It is summed over groups of
+  8 images, which stay in the cache.
+- With many channels, 3x3 kernels of stride 1 use Winograd's F(2x2, 3x3): for each tile of 2x2 outputs and the 4x4
+  inputs they see, 16 products of transformed numbers replace 36, and over all tiles these are 16 products of tall
+  matrices. It has no constants other than 1/2, and its errors in float32 are within a few times those of the plain sum.
 
 Pooling. XLA's windowed reductions are slow on a CPU; here they are maxima and sums of shifted images.
 
@@ -30,9 +36,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
+Strides = tuple[int, int]
+Shape = tuple[Any, ...]  # the batch may be symbolic
 Matrix = Sequence[Sequence[int | float]]
 Triple = tuple[Array, Array, Array]
 Grid = list[list[Array]]  # a matrix of arrays of one shape
@@ -42,12 +52,13 @@ _A = ((1, 0), (1, 1), (1, -1), (0, -1))
 _B = ((1, 0, 0, 0), (0, 1, -1, 1), (-1, 1, 1, 0), (0, 0, 0, -1))
 _G = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 
-# From this number of channels on, 16 matrix products beat XLA's convolution, which runs so few pixels on one thread.
+# From this number of channels on, 16 matrix products beat XLA's 3x3 convolution; for the gradient of a kernel, from
+# four times as many weights on.
 _MANY = 64
-# `conv3x3` pays off from this number of channels on. Up to it, XLA is faster with two neighbouring pixels a window.
+# XLA convolves images of few channels faster with two neighbouring pixels of output for each window.
 _FEW = 16
-# If the results of a batch have fewer columns than this in total, laying the images side by side gains nothing.
-_NARROW = 200
+# The gradient for a kernel is summed over groups of this many images; as many groups of channels are computed apart.
+_GROUP = 8
 # How many numbers the transformed images of one product may hold; larger batches are processed in groups of images.
 _LARGEST = 2**26
 # A matrix product is used if this many numbers, or fewer, are gathered from one image. It took 0.5 to 1.35 times as
@@ -58,7 +69,7 @@ _LARGEST_GATHER = 2**18
 def is_default() -> bool:
     """Whether this process computes on CPUs.
 
-    If not, the callers use the plain forms directly, because some forms here support reverse mode only.
+    If not, the callers use the plain forms directly.
     """
     return jax.default_backend() == "cpu"
 
@@ -87,34 +98,173 @@ def _matmul_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> 
 
 # Convolution
 
-
-def can_gather(image: Sequence[int], kernel: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether the windows of a padded image [H, W] are few enough to be gathered, for a kernel [KH, KW, C, ...].
-
-    A 1x1 kernel gathers nothing.
-    """
-    gathered = math.prod(_count(image, kernel[:2], strides)) * math.prod(kernel[:3])
-    return tuple(kernel[:2]) == (1, 1) or gathered <= _LARGEST_GATHER
+# There is no public way to give an operation a form of its own for one platform together with its own transposes.
+# `jax.extend` and `jax.interpreters` are JAX's interface for new primitives, without its promise of stability.
+conv_p = Primitive("dlc_conv")
+_ROLES = ("x", "kernel", "y")
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-def conv_gathered(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads) -> Array:
-    """Any convolution, as one product of a matrix that has every window in a row."""
-    return _correlate(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel, strides)
+def conv(
+    x: Float[Array, "B H W C"], kernel: Float[Array, "KH KW I O"], strides: Strides, pads: Pads, groups: int = 1
+) -> Float[Array, "B h w O"]:
+    """The convolution, by `conv_p`: our forms on a CPU, `lax.conv_general_dilated` elsewhere."""
+    x, kernel = _varying(x, kernel)
+    padded = [n + sum(pad) for n, pad in zip(x.shape[1:3], pads, strict=True)]
+    shape = (x.shape[0], *_count(padded, kernel.shape[:2], strides), kernel.shape[3])
+    return conv_p.bind(x, kernel, wanted="y", shape=shape, strides=strides, pads=pads, groups=groups)
 
 
-def _correlate(x: Array, kernel: Array, strides: tuple[int, int]) -> Array:
-    (kh, kw, _, features), (s, t) = kernel.shape, strides
-    h, w = _count(x.shape[1:3], (kh, kw), strides)
-    if h * w <= kh * kw:  # take whichever makes fewer and longer copies
-        windows = [x[:, i * s : i * s + kh, j * t : j * t + kw] for i in range(h) for j in range(w)]
-        rows = jnp.stack(windows, axis=1)
+def plain_conv_p(a: Array, b: Array, *, wanted: str, shape: Shape, strides: Strides, pads: Pads, groups: int) -> Array:
+    """`conv_p` by XLA's convolution and what JAX derives from it."""
+    convolve = functools.partial(
+        lax.conv_general_dilated, window_strides=strides, padding=pads, dimension_numbers=_LAYOUT,
+        feature_group_count=groups,
+    )  # fmt: skip
+    if wanted == "y":
+        return convolve(a, b)
+    linear = (lambda x: convolve(x, a)) if wanted == "x" else (lambda kernel: convolve(a, kernel))
+    return jax.linear_transpose(linear, jax.ShapeDtypeStruct(shape, a.dtype))(b)[0]
+
+
+def _varying(*arrays: Array) -> list[Array]:
+    """Inside `shard_map`: all arrays vary over the same devices. (The transpose of that sums a gradient over them.)"""
+    found: list[frozenset[str]] = [jax.typeof(array).mat.varying for array in arrays]
+    missing = [tuple(sorted(frozenset().union(*found) - own)) for own in found]
+    return [lax.pcast(a, axes, to="varying") if axes else a for a, axes in zip(arrays, missing, strict=True)]
+
+
+def _given(wanted: str) -> list[str]:
+    return [role for role in _ROLES if role != wanted]
+
+
+def _transpose(position: int, cotangent: Array, a: Any, b: Any, *, wanted: str, shape: Shape, **rest: Any) -> Array:
+    role, other = _given(wanted)[position], _given(wanted)[1 - position]
+    known = {wanted: cotangent, other: (b, a)[position]}
+    return conv_p.bind(*(known[r] for r in _given(role)), wanted=role, shape=(a, b)[position].aval.shape, **rest)
+
+
+def _batched(operands: Sequence[Array], axes: Sequence[Any], *, wanted: str, shape: Shape, **rest: Any) -> Any:
+    """`jax.vmap`: more images are a larger batch; several kernels are left to XLA's rule."""
+    roles = [role for role, axis in zip(_given(wanted), axes, strict=True) if axis is not None]
+    if {*roles, wanted} != {"x", "y"}:
+        plain = functools.partial(plain_conv_p, wanted=wanted, shape=shape, **rest)
+        return jax.vmap(plain, axes)(*operands), 0
+    size = next(a.shape[axis] for a, axis in zip(operands, axes, strict=True) if axis is not None)
+    moved = [a if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(operands, axes, strict=True)]
+    folded = [a if a.ndim == 4 else a.reshape(-1, *a.shape[2:]) for a in moved]
+    out = conv_p.bind(*folded, wanted=wanted, shape=(size * shape[0], *shape[1:]), **rest)
+    return out.reshape(size, *shape), 0
+
+
+@functools.partial(jax.jit, static_argnames=("wanted", "shape", "strides", "pads", "groups"))
+def _outside_jit(a: Array, b: Array, **parameters: Any) -> Array:
+    return conv_p.bind(a, b, **parameters)
+
+
+def _form(a: Array, b: Array, *, wanted: str, shape: Shape, strides: Strides, pads: Pads, groups: int) -> Array:
+    """`conv_p` on a CPU."""
+    if groups > _GROUP:  # such as a depthwise convolution: a program for each group would be too large
+        return plain_conv_p(a, b, wanted=wanted, shape=shape, strides=strides, pads=pads, groups=groups)
+    form = {"y": _value, "x": _image_gradient, "kernel": _kernel_gradient}[wanted]
+    form = functools.partial(form, strides=strides, pads=pads)
+    if groups == 1:
+        return form(a, b, shape=shape)
+    shape = (*shape[:-1], shape[-1] // groups)
+    parts = zip(jnp.split(a, groups, -1), jnp.split(b, groups, -1), strict=True)
+    return jnp.concatenate([form(*part, shape=shape) for part in parts], -1)
+
+
+conv_p.def_impl(_outside_jit)
+conv_p.def_abstract_eval(lambda a, b, *, shape, **rest: a.update(shape=shape, weak_type=False))
+ad.defbilinear(conv_p, functools.partial(_transpose, 0), functools.partial(_transpose, 1))
+batching.primitive_batchers[conv_p] = _batched
+mlir.register_lowering(conv_p, mlir.lower_fun(plain_conv_p, multiple_results=False))
+mlir.register_lowering(conv_p, mlir.lower_fun(_form, multiple_results=False), platform="cpu")
+
+
+def _value(x: Array, kernel: Array, shape: Shape, strides: Strides, pads: Pads) -> Array:
+    if kernel.shape[:2] == (1, 1):
+        x = _padded(x, pads)[:, :: strides[0], :: strides[1]]
+        return (x.reshape(-1, x.shape[3]) @ kernel[0, 0]).reshape(shape)
+    if _suits_winograd(kernel.shape, x.dtype, strides, pads):
+        return _winograd_in_groups(x, kernel, pads)
+    if max(kernel.shape[2:]) <= _FEW and strides == (1, 1) and shape[2] % 2 == 0:
+        pairs = jnp.stack([jnp.pad(kernel, ((0, 0), (j, 1 - j), (0, 0), (0, 0))) for j in (0, 1)], axis=3)
+        pairs = pairs.reshape(kernel.shape[0], kernel.shape[1] + 1, kernel.shape[2], -1)
+        return _xla(x, pairs, (1, 2), pads).reshape(shape)
+    return _xla(x, kernel, strides, pads)
+
+
+def _image_gradient(kernel: Array, dy: Array, shape: Shape, strides: Strides, pads: Pads) -> Array:
+    """Pixels that lie s x t apart meet the same part of the kernel, with which they are a convolution of stride 1."""
+    blocks = _each(lambda n, s: -(-n // s), shape[1:3], strides)
+
+    def of_phase(phase: tuple[int, int]) -> Array:
+        first = _each(lambda a, p, s: (a + p[0]) % s, phase, pads, strides)
+        taps = _each(lambda k, f, s: -(-(k - f) // s), kernel.shape[:2], first, strides)
+        whole = (*dy.shape[:1], *blocks, kernel.shape[2])
+        if min(taps) < 1:  # no window sees these pixels
+            return jnp.zeros(whole, dy.dtype)
+        back = _each(lambda a, p, f, s: (a + p[0] - f) // s, phase, pads, first, strides)
+        around = _each(lambda m, o, b, n: (m - 1 - o, b + o - n), taps, back, blocks, dy.shape[1:3])
+        part = kernel[first[0] :: strides[0], first[1] :: strides[1]]
+        if _suits_winograd(part.shape, dy.dtype, (1, 1), around):
+            return _winograd_in_groups(dy, part, around, rotated=True)
+        rotated = part[::-1, ::-1].swapaxes(2, 3)
+        if max(taps) > 1:  # The barrier makes XLA rotate the kernel, rather than read windows backwards, which is slow.
+            rotated = lax.optimization_barrier(rotated)
+        return _value(dy, rotated, whole, (1, 1), around)
+
+    if strides == (1, 1):
+        return of_phase((0, 0))
+    (s, t), (h, w) = strides, blocks
+    dx = jnp.stack([jnp.stack([of_phase((i, j)) for j in range(t)], 3) for i in range(s)], 2)
+    return dx.reshape(-1, h * s, w * t, kernel.shape[2])[:, : shape[1], : shape[2]]
+
+
+def _kernel_gradient(x: Array, dy: Array, shape: Shape, strides: Strides, pads: Pads) -> Array:
+    if tuple(shape[:2]) == (1, 1):
+        x = _padded(x, pads)[:, :: strides[0], :: strides[1]]
+        at = lax.optimization_barrier(x.reshape(-1, shape[2]).T)  # as in `_matmul`
+        return (at @ dy.reshape(-1, shape[3])).reshape(shape)
+    if _suits_winograd(shape, x.dtype, strides, pads) and math.prod(shape[2:]) >= 4 * _MANY**2:
+        size, of_a_group = _group_size(x.shape[0], _held(x, shape)), _winograd_kernel_gradient
     else:
-        bottom, right = (h - 1) * s + 1, (w - 1) * t + 1
-        pixels = [x[:, i : i + bottom : s, j : j + right : t] for i in range(kh) for j in range(kw)]
-        rows = jnp.concatenate(pixels, axis=3)
-    # Two axes each: the gradient of a product over more axes transposes its operands, and runs at half the speed.
-    kernel = kernel.reshape(-1, features)
-    return _matmul(rows.reshape(-1, len(kernel)), kernel).reshape(-1, h, w, features)
+        size, of_a_group = _GROUP, functools.partial(_xla_kernel_gradient, strides=strides)
+    of_a_group = functools.partial(of_a_group, size=shape[:2], pads=pads)
+    images = x.shape[0]
+    if not isinstance(images, int) or images <= size:  # a symbolic batch is one group
+        return of_a_group(x, dy)
+
+    def add(total: Array, group: Sequence[Array]) -> tuple[Array, None]:
+        return total + of_a_group(*group), None
+
+    # The first group begins the sum: inside `shard_map`, zeros would not vary over the devices as the others do.
+    first = images % size or size
+    groups = tuple(a[first:].reshape(-1, size, *a.shape[1:]) for a in (x, dy))
+    return lax.scan(add, of_a_group(x[:first], dy[:first]), groups)[0]
+
+
+def _xla_kernel_gradient(x: Array, dy: Array, size: Sequence[int], strides: Strides, pads: Pads) -> Array:
+    """Written in the layout that XLA is fast at: the batch are the input channels, and the images are summed over."""
+
+    def around(k: int, n: int, m: int, s: int, pad: tuple[int, int]) -> tuple[int, int]:
+        return pad[0], (m - 1) * s + k - n - pad[0]
+
+    x, dy, pads = (
+        x.transpose(3, 1, 2, 0),
+        dy.transpose(1, 2, 0, 3),
+        _each(around, size, x.shape[1:3], dy.shape[1:3], strides, pads),
+    )
+    y = lax.conv_general_dilated(x, dy, (1, 1), pads, rhs_dilation=strides, dimension_numbers=_LAYOUT)
+    return y.transpose(1, 2, 0, 3)
+
+
+def _suits_winograd(kernel: Sequence[int], dtype: Any, strides: Strides, pads: Pads) -> bool:
+    """Whether it exists and is faster; 16 bits are too coarse for it."""
+    ordinary = tuple(kernel[:2]) == (3, 3) and strides == (1, 1) and all(0 <= p <= 2 for pad in pads for p in pad)
+    return ordinary and dtype in (jnp.float32, jnp.float64) and min(kernel[2:]) >= _MANY
 
 
 def can_gather_pooled(image: Sequence[int], kernel: Sequence[int], window: Sequence[int]) -> bool:
@@ -136,6 +286,21 @@ def conv_max_pool(x: Array, kernel: Array, window: tuple[int, int]) -> Array:
     kernels = jnp.stack([jnp.pad(kernel, shift) for shift in shifts], axis=3)
     y = _correlate(x, kernels.reshape(*_tile(kernel.shape, window), channels, p * q * features), window)
     return _first_max(y.reshape(*y.shape[:3], p * q, features), (3,))
+
+
+def _correlate(x: Array, kernel: Array, strides: tuple[int, int]) -> Array:
+    (kh, kw, _, features), (s, t) = kernel.shape, strides
+    h, w = _count(x.shape[1:3], (kh, kw), strides)
+    if h * w <= kh * kw:  # take whichever makes fewer and longer copies
+        windows = [x[:, i * s : i * s + kh, j * t : j * t + kw] for i in range(h) for j in range(w)]
+        rows = jnp.stack(windows, axis=1)
+    else:
+        bottom, right = (h - 1) * s + 1, (w - 1) * t + 1
+        pixels = [x[:, i : i + bottom : s, j : j + right : t] for i in range(kh) for j in range(kw)]
+        rows = jnp.concatenate(pixels, axis=3)
+    # Two axes each: the gradient of a product over more axes transposes its operands, and runs at half the speed.
+    kernel = kernel.reshape(-1, features)
+    return _matmul(rows.reshape(-1, len(kernel)), kernel).reshape(-1, h, w, features)
 
 
 def _tile(kernel: Sequence[int], window: Sequence[int]) -> tuple[int, int]:
@@ -163,70 +328,31 @@ def _first_max_jvp(axes: tuple[int, ...], primals: tuple[Array], tangents: tuple
     return jnp.squeeze(largest, axes), jnp.sum(jnp.where(first == position, dx, 0), axes)
 
 
-def has_conv3x3(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> bool:
-    """Whether `conv3x3` suits these operands: gathering is better for few channels, and 16 bits are too coarse."""
-    ordinary = kernel.shape[:2] == (3, 3) and tuple(strides) == (1, 1) and all(0 <= p <= 2 for pad in pads for p in pad)
-    precise = x.dtype == kernel.dtype and x.dtype in (jnp.float32, jnp.float64)
-    return is_default() and ordinary and precise and min(kernel.shape[2:]) >= _FEW
+def _winograd_in_groups(x: Array, kernel: Array, pads: Pads, rotated: bool = False) -> Array:
+    """The convolution by a 3x3 kernel or, if `rotated`, by that kernel rotated, with its input and output swapped."""
+    size = _group_size(x.shape[0], _held(x, kernel.shape))
+    if size == x.shape[0]:
+        return _winograd(x, kernel, pads, rotated)
+    y = lax.map(lambda x: _winograd(x, kernel, pads, rotated), x.reshape(-1, size, *x.shape[1:]))
+    return y.reshape(-1, *y.shape[2:])
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def conv_wide(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads) -> Array:
-    """Any convolution of large images: XLA's own, on two cores up to twice as fast."""
-    return _side_by_side(x, kernel, strides, pads)
-
-
-@conv_wide.defjvp
-def _conv_wide_jvp(
-    strides: tuple[int, int], pads: Pads, primals: tuple[Array, Array], tangents: tuple[Array, Array]
-) -> tuple[Array, Array]:
-    (x, kernel), (dx, dkernel) = primals, tangents
-    return conv_wide(x, kernel, strides, pads), _xla(dx, kernel, strides, pads) + _xla(x, dkernel, strides, pads)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def conv3x3(x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C O"], pads: Pads) -> Float[Array, "B h w O"]:
-    """The convolution of stride 1 by a 3x3 kernel, with 0 to 2 zeros padded on each side; reverse mode only."""
-    if min(kernel.shape[2:]) >= _MANY:
-        return _in_groups(lambda x: _winograd(x, kernel, pads), x, _held(x, kernel))
-    if max(kernel.shape[2:]) <= _FEW and (x.shape[2] + sum(pads[1])) % 2 == 0:
-        pairs = jnp.stack([jnp.pad(kernel, ((0, 0), (j, 1 - j), (0, 0), (0, 0))) for j in (0, 1)], axis=3)
-        y = _xla(x, pairs.reshape(3, 4, kernel.shape[2], -1), (1, 2), pads)
-        return y.reshape(*y.shape[:2], -1, kernel.shape[3])
-    return _side_by_side(x, kernel, (1, 1), pads)
-
-
-def _conv3x3_backward(pads: Pads, operands: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    x, kernel = operands
-    # The barrier makes XLA rotate the kernel; otherwise it reads the window backwards, which is slow.
-    rotated = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
-    dx = conv3x3(dy, rotated, ((2 - pads[0][0], 2 - pads[0][1]), (2 - pads[1][0], 2 - pads[1][1])))
-    size = _group_size(len(x), _held(x, kernel))
-    if size == len(x):
-        return dx, _kernel_gradient(x, dy, pads)
-
-    def add(total: Array, group: Sequence[Array]) -> tuple[Array, None]:
-        return total + _kernel_gradient(group[0], group[1], pads), None
-
-    groups = [a.reshape(-1, size, *a.shape[1:]) for a in (x, dy)]
-    return dx, lax.scan(add, jnp.zeros_like(kernel), tuple(groups))[0]
-
-
-conv3x3.defvjp(lambda x, kernel, pads: (conv3x3(x, kernel, pads), (x, kernel)), _conv3x3_backward)
-
-
-def _winograd(x: Array, kernel: Array, pads: Pads) -> Array:
+def _winograd(x: Array, kernel: Array, pads: Pads, rotated: bool) -> Array:
     h, w = (n + sum(pad) - 2 for n, pad in zip(x.shape[1:3], pads, strict=True))
     rows, columns = -(-h // 2), -(-w // 2)
     inputs = _tiles(x, pads, rows, columns)
-    kernels = _sandwich(_G, [[kernel[i, j] for j in range(3)] for i in range(3)])
-    products = [[a @ b for a, b in zip(*row, strict=True)] for row in zip(inputs, kernels, strict=True)]
+    # A copy of a kernel of many channels, rotated and transposed, would cost more than the products.
+    order = (2, 1, 0) if rotated else (0, 1, 2)
+    kernels = _sandwich(_G, [[kernel[i, j] for j in order] for i in order])
+    products = [
+        [a @ (b.T if rotated else b) for a, b in zip(*row, strict=True)] for row in zip(inputs, kernels, strict=True)
+    ]
     y = _sandwich(_transposed(_A), products)
-    tiles = jnp.stack([jnp.stack([a.reshape(len(x), rows, columns, -1) for a in row], 3) for row in y], 2)
-    return tiles.reshape(len(x), 2 * rows, 2 * columns, -1)[:, :h, :w]
+    tiles = jnp.stack([jnp.stack([a.reshape(x.shape[0], rows, columns, -1) for a in row], 3) for row in y], 2)
+    return tiles.reshape(x.shape[0], 2 * rows, 2 * columns, -1)[:, :h, :w]
 
 
-def _kernel_gradient(x: Array, dy: Array, pads: Pads) -> Array:
+def _winograd_kernel_gradient(x: Array, dy: Array, size: Sequence[int], pads: Pads) -> Array:
     h, w, features = dy.shape[1:]
     rows, columns = -(-h // 2), -(-w // 2)
     dy = jnp.pad(dy, ((0, 0), (0, 2 * rows - h), (0, 2 * columns - w), (0, 0)))
@@ -263,40 +389,24 @@ def _transposed(m: Matrix) -> Matrix:
 
 
 def _xla(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads) -> Array:
-    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_LAYOUT)
 
 
-def _side_by_side(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads) -> Array:
-    """`_xla` of one wide image made of all images of the batch, because XLA splits the work by columns."""
-    kw, t = kernel.shape[1], strides[1]
-    padded = [n + sum(pad) for n, pad in zip(x.shape[1:3], pads, strict=True)]
-    h, w = _count(padded, kernel.shape[:2], strides)
-    if len(x) == 1 or len(x) * w < _NARROW:
-        return _xla(x, kernel, strides, pads)
-    (left, right), width = pads[1], padded[1]
-    x = jnp.pad(x, ((0, 0), pads[0], (left, right + -width % t), (0, 0)))
-    period = x.shape[2] // t  # columns of output from the start of one image to the start of the next
-    wide = x.swapaxes(0, 1).reshape(1, x.shape[1], -1, x.shape[3])
-    y = _xla(wide, kernel, strides, ((0, 0), (0, kw - 1)))  # the results of windows over two images are dropped
-    return y[0, :, : period * len(x)].reshape(h, len(x), period, -1)[:, :, :w].swapaxes(0, 1)
+def _padded(x: Array, pads: Pads) -> Array:
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)])
 
 
-def _held(x: Array, kernel: Array) -> int:
+def _held(x: Array, kernel: Sequence[int]) -> int:
     """About how many numbers the transformed tiles of one image and of its outputs hold: 16 for every 4 pixels."""
-    return 4 * (x.shape[1] + 2) * (x.shape[2] + 2) * sum(kernel.shape[2:])
+    return 4 * (x.shape[1] + 2) * (x.shape[2] + 2) * sum(kernel[2:])
 
 
-def _group_size(images: int, held: int) -> int:
-    """The largest divisor of the batch whose tiles are small enough; at least 1."""
-    return max(n for n in range(1, images + 1) if images % n == 0 and (n * held <= _LARGEST or n == 1))
-
-
-def _in_groups(f: Callable[[Array], Array], x: Array, held: int) -> Array:
-    size = _group_size(len(x), held)
-    if size == len(x):
-        return f(x)
-    y = lax.map(f, x.reshape(-1, size, *x.shape[1:]))
-    return y.reshape(len(x), *y.shape[2:])
+def _group_size(images: Any, held: int) -> Any:
+    """The largest divisor of the batch whose tiles are small enough; at least 1. A symbolic batch is one group."""
+    if not isinstance(images, int):
+        return images
+    sizes = (n for n in range(1, images + 1) if images % n == 0 and (n * held <= _LARGEST or n == 1))
+    return max(sizes, default=0)
 
 
 # Pooling
@@ -314,103 +424,74 @@ def window_reduce(
     return functools.reduce(combine, [x[:, :, j : j + (w - 1) * t + 1 : t] for j in range(q)])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def max_pool_overlapping(x: Array, window: tuple[int, int], strides: tuple[int, int], pads: Any) -> Array:
-    """The maxima of windows that overlap; reverse mode only.
-
-    It uses the gradient of XLA's own form, because `jnp.maximum` splits its gradient between equal numbers.
-    """
-    return window_reduce(x, window, strides, pads, jnp.maximum, -jnp.inf)
+def max_pool(x: Array, window: tuple[int, int], strides: Strides, pads: Pads) -> Array:
+    """The maximum of each window. The gradient goes to the first maximum, row by row."""
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
+    h, w = _count(x.shape[1:3], window, strides)
+    return _max(_max(x, window[1], strides[1], w, 2), window[0], strides[0], h, 1)
 
 
-def _overlapping_backward(
-    window: tuple[int, int], strides: tuple[int, int], pads: Any, x: Array, dy: Array
-) -> tuple[Array]:
-    def plain(x: Array) -> Array:
-        pads4 = ((0, 0), *pads, (0, 0))
-        return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *strides, 1), pads4)
-
-    return jax.vjp(plain, x)[1](dy)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3, 4))
+def _max(x: Array, size: int, stride: int, count: int, axis: int) -> Array:
+    """The maxima of `count` windows along one axis."""
+    return functools.reduce(jnp.maximum, _taps(x, size, stride, count, axis))
 
 
-max_pool_overlapping.defvjp(lambda x, *rest: (max_pool_overlapping(x, *rest), x), _overlapping_backward)
-
-
-def max_pool_adjacent(x: Array, window: tuple[int, int]) -> Array:
-    """The maxima of windows that lie side by side, without padding."""
-    (p, q), (h, w) = window, _count(x.shape[1:3], window, window)
-    return _window_max(x[:, : h * p, : w * q].reshape(-1, h, p, w, q, x.shape[3]))
-
-
-@jax.custom_jvp
-def _window_max(x: Array) -> Array:
-    """`jnp.max(x, (2, 4))` of [B, h, p, w, q, C]. Its gradient goes to the first maximum, row by row."""
-    return jnp.max(x, (2, 4))
-
-
-@_window_max.defjvp
-def _window_max_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    (largest, _), (dlargest, _) = jax.jvp(_max_and_place, primals, tangents)
-    return largest, dlargest
-
-
-@jax.custom_jvp
-def _max_and_place(x: Array) -> tuple[Array, Array]:
-    """The first maximum of each window and its place, counted row by row. The maximum is NaN if the window has one."""
-
-    def larger(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
-        above = (b[0] > a[0]) | (jnp.isnan(b[0]) & ~jnp.isnan(a[0]))
-        second = above | ((b[0] == a[0]) & (b[1] < a[1]))
-        return jnp.where(second, b[0], a[0]), jnp.where(second, b[1], a[1])
-
-    places = _places(x)
-    start = (jnp.array(-jnp.inf, x.dtype), jnp.array(places.size, jnp.int32))
-    return lax.reduce((x, jnp.broadcast_to(places, x.shape)), start, larger, (2, 4))
-
-
-@_max_and_place.defjvp
-def _max_and_place_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
+@_max.defjvp
+def _max_jvp(
+    size: int, stride: int, count: int, axis: int, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
     (x,), (dx,) = primals, tangents
-    largest, first = _max_and_place(x)
-    dlargest = jnp.sum(jnp.where(_places(x) == first[:, :, None, :, None], dx, 0), (2, 4))
-    return (largest, first), (dlargest, np.zeros(first.shape, jax.dtypes.float0))
+    values, dvalues = (_taps(a, size, stride, count, axis) for a in (x, dx))
+    # The place is found by comparing the values with each other, not with the maximum: XLA may compute x twice, and the
+    # second time a value may differ from the maximum in its last bit.
+    largest, place = values[0], jnp.zeros(values[0].shape, jnp.int8 if size < 128 else jnp.int32)
+    for i, value in enumerate(values[1:], 1):
+        above = (value > largest) | (jnp.isnan(value) & ~jnp.isnan(largest))
+        largest, place = jnp.where(above, value, largest), jnp.where(above, i, place).astype(place.dtype)
+    return largest, functools.reduce(jnp.add, [jnp.where(place == i, dx, 0) for i, dx in enumerate(dvalues)])
 
 
-def _places(x: Array) -> Array:
-    p, q = x.shape[2], x.shape[4]
-    return jnp.arange(p * q, dtype=jnp.int32).reshape(1, 1, p, 1, q, 1)
+def _taps(x: Array, size: int, stride: int, count: int, axis: int) -> list[Array]:
+    """For each place in a window, what the `count` windows see there. Nothing is strided: XLA copies that slowly."""
+    needed = (count + (size - 1) // stride) * stride
+    # This may cut what no window sees; what it adds, no window sees either.
+    cut = [(0, needed - n if i == axis else 0, 0) for i, n in enumerate(x.shape)]
+    x = lax.pad(x, jnp.zeros((), x.dtype), cut)
+    x = x.reshape(*x.shape[:axis], needed // stride, stride, *x.shape[axis + 1 :])
+    phases = [lax.index_in_dim(x, i, axis + 1, keepdims=False) for i in range(stride)]
+    return [lax.slice_in_dim(phases[i % stride], i // stride, i // stride + count, axis=axis) for i in range(size)]
 
 
 # Norms
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def batch_norm(
-    x: Float[Array, "*B C"], scale: Float[Array, " C"], bias: Float[Array, " C"], epsilon: float
-) -> tuple[Float[Array, "*B C"], Float[Array, " C"], Float[Array, " C"]]:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def batch_norm(x: Float[Array, "*B C"], scale: Float[Array, " C"], bias: Float[Array, " C"], epsilon: float) -> Triple:
     """`plain_batch_norm` with a gradient that needs two sums over the batch; mean and variance have no gradient."""
-    return _batch_norm(x, scale, bias, epsilon)[0]
+    mean, var, factor = _statistics(x, epsilon)
+    return (x - _last(mean, x)) * _last(factor * scale, x) + _last(bias, x), mean, var
 
 
-def _batch_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Triple, tuple[Array, ...]]:
+@batch_norm.defjvp
+def _batch_norm_jvp(epsilon: float, primals: Triple, tangents: Triple) -> tuple[Triple, Triple]:
+    (x, scale, bias), (dx, dscale, dbias) = primals, tangents
+    mean, var, factor = _statistics(x, epsilon)
+    normal, slope, axes = (x - _last(mean, x)) * _last(factor, x), factor * scale, tuple(range(x.ndim - 1))
+    # Written so that its transpose sums twice over the batch: the cotangent of y, and its product with `normal`.
+    of_normal = dscale - slope * (normal * dx).mean(axes)
+    of_one = dbias - slope * dx.mean(axes)
+    dy = dx * _last(slope, x) + normal * _last(of_normal, x) + _last(of_one, x)
+    y = (x - _last(mean, x)) * _last(slope, x) + _last(bias, x)
+    return (y, mean, var), (dy, jnp.zeros_like(mean), jnp.zeros_like(var))
+
+
+def _statistics(x: Array, epsilon: float) -> Triple:
+    """Mean, variance and 1 / sqrt(variance + epsilon)."""
     axes = tuple(range(x.ndim - 1))
     mean = x.mean(axes)
     var = jnp.square(x - _last(mean, x)).mean(axes)
-    factor = lax.rsqrt(var + epsilon)
-    y = (x - _last(mean, x)) * _last(factor * scale, x) + _last(bias, x)
-    return (y, mean, var), (x, mean, factor, scale)
-
-
-def _batch_norm_backward(epsilon: float, saved: tuple[Array, ...], gradients: Sequence[Array]) -> tuple[Array, ...]:
-    x, mean, factor, scale = saved
-    dy, axes, count = gradients[0], tuple(range(x.ndim - 1)), x.size // x.shape[-1]
-    centred = x - _last(mean, x)
-    dbias, dscale = dy.sum(axes), (dy * centred).sum(axes) * factor
-    dx = dy - _last(dbias / count, x) - centred * _last(dscale * factor / count, x)
-    return dx * _last(factor * scale, x), dscale, dbias
-
-
-batch_norm.defvjp(_batch_norm, _batch_norm_backward)
+    return mean, var, lax.rsqrt(var + epsilon)
 
 
 def sum_around(x: Float[Array, "B H W C"], before: int, after: int) -> Float[Array, "B H W C"]:
@@ -442,6 +523,12 @@ def causal_in_halves(
 def _count(image: Sequence[int], size: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
     """The number of windows down and across."""
     return tuple((n - k) // s + 1 for n, k, s in zip(image, size, strides, strict=True))
+
+
+def _each(f: Callable[..., Any], *sizes: Sequence[Any]) -> tuple[Any, Any]:
+    """f for the rows, and f for the columns."""
+    rows, columns = zip(*sizes, strict=True)
+    return f(*rows), f(*columns)
 
 
 def _last(values: Array, x: Array) -> Array:

@@ -31,19 +31,15 @@ def max_pool(
 
     Padding is never chosen as the maximum. Rows and columns that do not fill a window are dropped; with `ceil` a
     partial window counts, too, unless it lies entirely in the padding (as in Caffe and PyTorch's `ceil_mode`). Of equal
-    maxima, the first in row order receives the gradient, as in PyTorch. On a CPU, windows that overlap support reverse
-    mode only.
+    maxima, the first in row order receives the gradient, as in PyTorch.
 
     Raises UserError if the window is larger than the padded image.
     """
     strides = strides or window
     pads = _whole("pooling window", x, window, strides, padding, ceil)
     plain = functools.partial(plain_max_pool, window=window, strides=strides, padding=pads)
-    if not cpu.is_default():  # directly, because the plain form supports forward mode, too
-        return plain(x)
-    if strides == window and pads == NONE:
-        return lax.platform_dependent(x, cpu=functools.partial(cpu.max_pool_adjacent, window=window), default=plain)
-    return lax.platform_dependent(x, cpu=lambda x: cpu.max_pool_overlapping(x, window, strides, pads), default=plain)
+    fast = functools.partial(cpu.max_pool, window=window, strides=strides, pads=pads)
+    return lax.platform_dependent(x, cpu=fast, default=plain) if cpu.is_default() else plain(x)
 
 
 def avg_pool(

@@ -44,7 +44,7 @@ class Airbench(nn.Module):
         for i, width in enumerate(self.widths, 1):
             x = _Group(width, self.depth, **kinds, name=f"group{i}")(x, train=train)
         x = pooling.max_pool(x, (3, 3))
-        x = x.reshape(len(x), -1)
+        x = layers.flatten(x)
         x = layers.Dense(self.num_classes, use_bias=False, kernel_init=_unit, **kinds, name="dense")(x)
         return x / self.widths[-1]
 

@@ -78,7 +78,7 @@ class AlexNet(nn.Module):
                 x = local_response_norm(x, 5, 1e-4, 0.75, 2.0)
             if i in (1, 2, 5):
                 x = max_pool(x, (3, 3), (2, 2))
-        x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)  # channels first, the order of published weights
+        x = layers.flatten(x.transpose(0, 3, 1, 2))  # channels first, the order of published weights
         for i in (1, 2):
             x = layers.Dropout(self.dropout[i - 1])(x, train=train)
             x = activate(layers.Dense(self.hidden, **init(1.0), **kinds, name=f"dense{i}")(x), f"dense_norm{i}")

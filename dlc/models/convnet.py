@@ -32,6 +32,6 @@ class Convnet(nn.Module):
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = nn.relu(layers.ConvMaxPool(32, (5, 5), window=(3, 3), **kinds, name="conv1")(x))
         x = nn.relu(layers.ConvMaxPool(64, (5, 5), window=(2, 2), **kinds, name="conv2")(x))
-        x = x.reshape(len(x), -1)
+        x = layers.flatten(x)
         x = nn.relu(layers.Dense(200, **kinds, name="dense1")(x))
         return layers.Dense(self.num_classes, **kinds, name="dense2")(x)

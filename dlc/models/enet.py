@@ -149,7 +149,7 @@ class _Block(nn.Module):
         y = conv(self.features, (1, 1), name="expansion")(y)
         y = layers.BatchNorm(epsilon=1e-3, **kinds, name="expansion_norm")(y, train=train)
         # Dropout of whole channels ("spatial"): it is applied to one number for each channel.
-        y = y * layers.Dropout(self.dropout)(jnp.ones((len(y), 1, 1, self.features), y.dtype), train=train)
+        y = y * layers.Dropout(self.dropout)(jnp.ones((y.shape[0], 1, 1, self.features), y.dtype), train=train)
 
         if self.kind == "down":
             x = pooling.max_pool(x, (2, 2))

@@ -146,7 +146,7 @@ class _Head(nn.Module):
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = pooling.avg_pool(x, (5, 5), (3, 3)) if self.form == "paper" else _mean_to(x, 4)
         x = _Conv(128, 1, form=self.form, **kinds, name="conv")(x, train=train)
-        x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)  # channels first, the order of published weights
+        x = layers.flatten(x.transpose(0, 3, 1, 2))  # channels first, the order of published weights
         x = nn.relu(layers.Dense(1024, **kinds, **_begin(self.form), name="dense1")(x))
         x = layers.Dropout(self.dropout)(x, train=train)
         return layers.Dense(self.num_classes, **kinds, **_begin(self.form, 0.0), name="dense2")(x)

@@ -129,9 +129,7 @@ class LeNet5(nn.Module):
         x = squash(Subsample(**kinds, name="S2")(x))
         x = squash(PartialConv(**kinds, name="C3")(x))
         x = squash(Subsample(**kinds, name="S4")(x))
-        x = squash(
-            layers.Dense(120, **uniform(400), name="C5")(x.reshape(len(x), -1))
-        )  # a 5 x 5 convolution of 5 x 5 maps
+        x = squash(layers.Dense(120, **uniform(400), name="C5")(layers.flatten(x)))  # a 5 x 5 convolution of 5 x 5 maps
         x = squash(layers.Dense(84, **uniform(120), name="F6")(x))
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         return -jnp.square(x[:, None] - codes()[None]).sum(-1)
@@ -152,6 +150,6 @@ class LeNet5Dense(nn.Module):
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = nn.relu(layers.ConvMaxPool(6, (5, 5), window=(2, 2), **kinds, name="C1")(x))
         x = nn.relu(layers.ConvMaxPool(16, (5, 5), window=(2, 2), **kinds, name="C3")(x))
-        x = nn.relu(layers.Dense(120, **kinds, name="C5")(x.reshape(len(x), -1)))
+        x = nn.relu(layers.Dense(120, **kinds, name="C5")(layers.flatten(x)))
         x = nn.relu(layers.Dense(84, **kinds, name="F6")(x))
         return layers.Dense(self.num_classes, **kinds, name="output")(x)

@@ -28,7 +28,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B ..."], *, train: bool = False) -> Float[Array, "B K"]:
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = x.reshape(len(x), -1)
+        x = layers.flatten(x)
         for i, width in enumerate(self.hidden, 1):
             x = nn.relu(layers.Dense(width, **kinds, name=f"dense{i}")(x))
         return layers.Dense(self.num_classes, **kinds, name=f"dense{len(self.hidden) + 1}")(x)

@@ -86,7 +86,7 @@ def pyramid(x: Float[Array, "B H W C"], levels: tuple[int, ...] = PYRAMID) -> Fl
                 f"windows do not divide {size[0]}x{size[1]} pixels into {n}x{n} bins: take images of 224x224"
             )
         y = pooling.max_pool(x, (window[0], window[1]), (strides[0], strides[1]))
-        bins.append(y.transpose(0, 3, 1, 2).reshape(len(x), -1))
+        bins.append(layers.flatten(y.transpose(0, 3, 1, 2)))
     return jnp.concatenate(bins, axis=1)
 
 

@@ -173,12 +173,13 @@ def _unit(state: Array, x: Array, gates: Array, candidate: Array) -> Array:
 def _write(weights: Any, memory: Memory, state: Array, x: Array) -> tuple[Array, Array, Array]:
     """The next state [N, n], the alignment [N, S] and the sum of the values [N, E], given the last state and W y."""
     products, candidate, v = weights
-    n = state.shape[-1]
+    (N, n), sentences = state.shape, memory.keys.shape[0]
+    beams = 1 if sentences == N else N // sentences
     query, gates = jnp.split(state @ products, [n], axis=-1)
-    alignment = _align(query.reshape(memory.keys.shape[0], -1, n), memory.keys, memory.mask, v)  # [B, K, S]
-    context = (alignment @ memory.values).reshape(*state.shape[:-1], -1)
+    alignment = _align(query.reshape(sentences, beams, n), memory.keys, memory.mask, v)  # [B, K, S]
+    context = (alignment @ memory.values).reshape(N, memory.values.shape[-1])
     new = _unit(state, x + context[..., : 3 * n], gates, candidate)
-    return new, alignment.reshape(*state.shape[:-1], -1), context
+    return new, alignment.reshape(N, memory.keys.shape[1]), context
 
 
 @jax.checkpoint  # recomputes the [B, S, n] tanhs of every token for the gradient instead of keeping them

@@ -83,7 +83,7 @@ class Transformer(nn.Module):
         """The arguments of the first `step`, for up to `length` tokens: the encoded source and an empty cache."""
         c = self.config
         cache = empty_cache(
-            len(source), length, layers=c.layers, heads=c.heads, head_width=c.width // c.heads,
+            source.shape[0], length, layers=c.layers, heads=c.heads, head_width=c.width // c.heads,
             dtype=c.dtype or c.param_dtype,
         )  # fmt: skip
         return self.read(self.encode(source), source), cache
@@ -171,7 +171,9 @@ class _Layer(nn.Module):
         def cross(x: Array) -> Array:
             assert memory is not None
             # The adjacent hypotheses of a sentence share its memory: they become more queries of that sentence.
-            queries = x.reshape(memory.key.shape[0], -1, x.shape[-1])
+            sentences, T = memory.key.shape[0], x.shape[1]
+            beams = 1 if x.shape[0] == sentences else x.shape[0] // sentences
+            queries = x.reshape(sentences, beams * T, x.shape[-1])
             return self.cross_attention(queries, memory, mask=memory_mask, train=train).reshape(x.shape)
 
         def feed_forward(x: Array) -> Array:

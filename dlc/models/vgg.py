@@ -48,7 +48,7 @@ class VGG(nn.Module):
                     x = layers.BatchNorm(**kinds, name=f"norm{i}_{j}")(x, train=train)
                 x = nn.relu(x)
             x = max_pool(x, (2, 2))
-        x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)  # channels first, the order of published weights
+        x = layers.flatten(x.transpose(0, 3, 1, 2))  # channels first, the order of published weights
         for i in (1, 2):
             x = nn.relu(layers.Dense(self.hidden, **init, **kinds, name=f"dense{i}")(x))
             x = layers.Dropout(self.dropout)(x, train=train)

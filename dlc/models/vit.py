@@ -67,7 +67,7 @@ class ViT(nn.Module):
 
         x = dense(c.width, kernel_init=nn.initializers.lecun_normal(), name="patch")(patches(image, c.patch))
         first = self.param("class", nn.initializers.zeros, (1, 1, c.width), c.param_dtype).astype(x.dtype)
-        x = jnp.concatenate([jnp.broadcast_to(first, (len(x), 1, c.width)), x], axis=1)
+        x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, c.width)), x], axis=1)
         places = self.param("position", nn.initializers.normal(0.02), (1, *x.shape[1:]), c.param_dtype)
         x = layers.Dropout(c.dropout)(x + places.astype(x.dtype), train=train)
         for i in range(c.layers):
@@ -106,7 +106,7 @@ def patches(image: Float[Array, "B H W C"], size: int) -> Float[Array, "B T F"]:
     """The squares of the image in row order, each flattened to size x size x C numbers, also in row order."""
     B, H, W, C = image.shape
     squares = image.reshape(B, H // size, size, W // size, size, C).transpose(0, 1, 3, 2, 4, 5)
-    return squares.reshape(B, -1, size * size * C)
+    return squares.reshape(B, (H // size) * (W // size), size * size * C)
 
 
 def attention_rollout(weights: Sequence[Float[Array, "B N T T"]]) -> Float[Array, "B T T"]:

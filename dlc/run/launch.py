@@ -74,7 +74,6 @@ def launch(
         run.file = Path(module.__file__ or "")
         how_to_resume = functools.partial(_say_how_to_resume, console, name, folder)
         with _alone(folder), obeyed(run.signals, run.say, how_to_resume), contextlib.closing(run):
-            run.say(f"{name} in {folder}, on {record.device_name()}")
             if resume:
                 command = flags.resumed(folder, name, config)
             if source and show:

@@ -22,7 +22,7 @@ from dlc import losses, sharding, train, weights
 from dlc.errors import UserError
 from dlc.models.densenet import DenseNet
 from dlc.models.mlp import MLP
-from dlc.run import log
+from dlc.run import log, record
 from dlc.run.fit import Plan, fit, start
 from dlc.run.loop import Diverged, training
 from dlc.run.run import Run
@@ -366,6 +366,7 @@ def test_nothing_takes_long_in_silence():
     fit(run, sgd_state(jax.random.key(0)), mean_step(), ones, Plan(10), lambda state: {"w": state.params})
     run.clock.timed("translate", lambda: 1)
     run.clock.timed("translate", lambda: 1)
-    assert said[:2] == ["training MLP, 1 weights, on digits, 10 steps", "compiling ..."]
+    where = f"on {record.device_name()}"
+    assert said[:2] == [f"training MLP, 1 weights, on digits, 10 steps, {where}", "compiling ..."]
     assert said[2] == "evaluating ..."
     assert said[4:] == ["translating ..."]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from dlc import train, weights
 from dlc.batches import BatchesOf
 from dlc.errors import UserError
+from dlc.run import record
 from dlc.run.loop import count_operations, params_of, training
 from dlc.run.run import Run
 
@@ -156,7 +157,7 @@ def fit(
 
 
 def _described(run: Run, state: Any, plan: Plan) -> str:
-    """What is trained, on what, and how long: "Convnet, 1,663,370 weights, on mnist, 6,000 steps"."""
+    """What is trained, on what, and how long: "Convnet, 1,663,370 weights, on mnist, 600 steps, on 1 x H200"."""
     weights = sum(leaf.size for leaf in jax.tree.leaves(params_of(state))) // plan.seeds
     dataset, seeds = run.facts.get("dataset"), f" of {plan.seeds} seeds" if plan.seeds > 1 else ""
     words = [
@@ -164,6 +165,7 @@ def _described(run: Run, state: Any, plan: Plan) -> str:
         f"{weights:,} weights" if weights else None,
         f"on {dataset}" if dataset else None,
         f"{plan.steps:,} steps{seeds}",
+        f"on {record.device_name()}",
     ]
     return ", ".join(filter(None, words))
 

@@ -74,12 +74,7 @@ def launch(
         run = Run(folder, resume, console, options.save_every, init_from)
         run.file = Path(module.__file__ or "")
         how_to_resume = functools.partial(_say_how_to_resume, console, start, folder)
-        with (
-            _alone(folder, console),
-            obeyed(run.signals, run.say, how_to_resume),
-            contextlib.closing(run),
-        ):
-            run.say(f"{name} in {folder}, on {record.device_name()}")
+        with _alone(folder, console), obeyed(run.signals, run.say, how_to_resume), contextlib.closing(run):
             if resume:
                 command = flags.resumed(folder, name, config)
             if source and show:

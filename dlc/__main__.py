@@ -36,7 +36,11 @@ def main() -> None:
         "commit": record.commit() or "not in a git checkout",
         "data": prepared(),
         "cache": os.environ.get("JAX_COMPILATION_CACHE_DIR")
-        or (f"{programs} (experiments use it)" if programs else "none, because no folder can be written: set HOME"),
+        or (
+            f"{programs} (experiments use it)"
+            if programs
+            else "none, because no folder can be written: set JAX_COMPILATION_CACHE_DIR"
+        ),
     }
     if process.wrong_sums():
         rows["warning"] = wrong_sums()

@@ -151,7 +151,7 @@ def test_hidden_and_system_files_of_any_depth_are_no_pictures(tmp_path):
         "#recycle",
     )
     for folder in ("", "train", "train/china", "val/flower", "train/flower/red/dark", "val/china/new/.git"):
-        for place in (*places, "System Volume Information", ".Trash-1000", "@Recycle", ".@__thumb"):
+        for place in (*places, "System Volume Information", "@Recycle", ".@__thumb"):
             (tmp_path / folder / place).mkdir(parents=True)
             (tmp_path / folder / place / "01.jpg").write_bytes(copy)
         for name in ("._00.jpg", ".DS_Store", ".hidden.png", "Thumbs.db", "desktop.ini", "00.jpg~", "list.txt"):

@@ -66,11 +66,8 @@ def cores() -> int:
 
 
 def prepare() -> None:
-    """Sets malloc, output, warnings, the compilation cache and XLA's flags. Settings of the user are kept."""
+    """Sets malloc, warnings, the compilation cache and XLA's flags. Settings of the user are kept."""
     keep_freed_memory()
-    for output in (sys.stdout, sys.stderr):
-        if hasattr(output, "reconfigure"):  # what a terminal cannot show, such as names that are not UTF-8
-            output.reconfigure(errors="backslashreplace")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata; they do not say of which file
     if wrong_sums():
         os.environ.setdefault("XLA_FLAGS", RIGHT_SUMS)
@@ -90,7 +87,7 @@ def exit_at_signals() -> None:
 def keep_printing() -> None:
     """Makes sure that printing never fails: what cannot be written is dropped, such as to a pipe that was closed.
 
-    Characters that the terminal's encoding lacks become question marks.
+    Characters that the terminal's encoding lacks, and names that are not UTF-8, are written as their codes.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -101,7 +98,7 @@ def keep_printing() -> None:
         if not stream.write_through:  # as it is with python -u
             leaky = io.BufferedWriter(leaky)
         how = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
-        setattr(sys, name, io.TextIOWrapper(leaky, stream.encoding, errors="replace", **how))
+        setattr(sys, name, io.TextIOWrapper(leaky, stream.encoding, errors="backslashreplace", **how))
 
 
 class _Leaky(io.FileIO):

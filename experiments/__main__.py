@@ -21,6 +21,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from dlc import process
 from experiments.course import LECTURES
 
 ROOT = Path(__file__).parents[1]
@@ -144,7 +145,7 @@ def main(words: list[str]) -> None:
         (ROOT / "docs" / "course.md").write_text("\n".join(page()))
         print("wrote docs/course.md")
     else:
-        sys.stdout.reconfigure(errors="replace")  # some terminals only know ASCII
+        process.keep_printing()  # to terminals that only know ASCII, and to `| head`
         width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
         Console(width=width).print(table())
 

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+from dlc import process
 from dlc.data import (
     NAMES,
     OFFLINE,
@@ -29,6 +30,7 @@ EVERY = (*NAMES, *PICTURES, *text.CORPORA, *text.PARALLEL)
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit code: 0, 2 for a mistake, 3 for unavailable data, 130 for Ctrl-C."""
+    process.keep_printing()
     parser = argparse.ArgumentParser(
         prog="python -m dlc.data",
         description="Prepares data sets ahead of time, or lists what is there.",

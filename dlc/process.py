@@ -59,7 +59,7 @@ def cores() -> int:
     """
     allotted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        quota, period = QUOTA.read_text().split()
+        quota, period = QUOTA.read_text("utf-8").split()
         return max(1, min(allotted, -(-int(quota) // int(period))))
     except (OSError, ValueError):  # another system, or "max": no quota
         return allotted

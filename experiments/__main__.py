@@ -50,7 +50,7 @@ def experiments() -> dict[str, Experiment]:
 
 
 def source(name: str) -> str:
-    return (ROOT / "experiments" / name.replace(".", "/")).with_suffix(".py").read_text()
+    return (ROOT / "experiments" / name.replace(".", "/")).with_suffix(".py").read_text("utf-8")
 
 
 def read(name: str) -> Experiment:
@@ -67,7 +67,7 @@ def read(name: str) -> Experiment:
 
 def minutes(name: str) -> str:
     """The training of one seed on two CPU cores, from the record with the fewest flags, which are named."""
-    records = [json.loads(path.read_text()) for path in sorted((ROOT / "results").glob(f"{name}.*json"))]
+    records = [json.loads(path.read_text("utf-8")) for path in sorted((ROOT / "results").glob(f"{name}.*json"))]
     here = [one for one in records if "experiment" in one and _on_two_cores(one["device"])]
     if not here:
         return ""
@@ -142,7 +142,7 @@ def main(words: list[str]) -> None:
     )
     parser.add_argument("--write", action="store_true", help="write docs/course.md, which has pictures, instead")
     if parser.parse_args(words).write:
-        (ROOT / "docs" / "course.md").write_text("\n".join(page()))
+        (ROOT / "docs" / "course.md").write_text("\n".join(page()), "utf-8")
         print("wrote docs/course.md")
     else:
         process.keep_printing()  # to terminals that only know ASCII, and to `| head`

@@ -110,7 +110,7 @@ class TFRecords:
 def folder_info(prepared: Path, file: str = "dataset_info.json") -> dict[str, Any]:
     """What TensorFlow Datasets wrote about a prepared folder. Raises DataDamaged if it is not such a folder."""
     try:
-        return dict(json.loads((prepared / file).read_text()))
+        return dict(json.loads((prepared / file).read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise not_prepared(prepared, error) from None
 

@@ -37,7 +37,7 @@ def read(root: Path, name: str) -> Dataset | None:
     if not here.is_dir():
         return None
     try:
-        meta = json.loads((here / "meta.json").read_text())
+        meta = json.loads((here / "meta.json").read_text("utf-8"))
         splits: dict[str, Split] = {"train": {}, "test": {}}
         for file, (size, crc32) in meta["files"].items():
             found = (here / file).stat().st_size
@@ -61,7 +61,7 @@ def sources(root: Path, prefix: str) -> dict[Path, str]:
     found = {}
     for here in sorted((root / "arrays").glob(f"{prefix}*-{FORMAT}")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one
-            found[here] = str(json.loads((here / "meta.json").read_text())["source"])
+            found[here] = str(json.loads((here / "meta.json").read_text("utf-8"))["source"])
     return found
 
 
@@ -79,7 +79,7 @@ def write(root: Path, dataset: Dataset) -> None:
                 out.flush()
                 os.fsync(out.fileno())
                 files[f"{split}_{key}.npy"] = (out.tell(), zlib.crc32(array.data))
-    with open(temporary / "meta.json", "w") as text:
+    with open(temporary / "meta.json", "w", encoding="utf-8") as text:
         json.dump({"source": dataset.source, "classes": dataset.classes, "files": files}, text, indent=1)
         text.flush()
         os.fsync(text.fileno())

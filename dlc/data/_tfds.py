@@ -133,7 +133,9 @@ def dataset(root: Path, spec: Spec) -> Dataset:
     try:
         kind = image_classification(spec, folder_info(prepared), folder_info(prepared, "features.json"))
         names = prepared / f"{kind.label}.labels.txt"
-        classes = tuple(names.read_text().splitlines()) if names.is_file() else tuple(map(str, range(kind.classes)))
+        classes = (
+            tuple(names.read_text("utf-8").splitlines()) if names.is_file() else tuple(map(str, range(kind.classes)))
+        )
     except UserError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -160,7 +162,7 @@ def newest(root: Path, spec: Spec) -> Path | None:
         elif here.is_dir() and not _versions(here):
             configs = sorted(path.name for path in here.iterdir() if _versions(path))
             with suppress(OSError, ValueError, KeyError):
-                default = json.loads((here / ".config" / "metadata.json").read_text())["defaultConfigName"]
+                default = json.loads((here / ".config" / "metadata.json").read_text("utf-8"))["defaultConfigName"]
                 configs = [default] if default in configs else configs
             if len(configs) > 1:
                 raise UserError(
@@ -289,7 +291,7 @@ def _versions(folder: Path) -> list[Path]:
 
 def _readable(folder: Path) -> bool:
     try:
-        file_format = json.loads((folder / "dataset_info.json").read_text()).get("fileFormat") or "tfrecord"
+        file_format = json.loads((folder / "dataset_info.json").read_text("utf-8")).get("fileFormat") or "tfrecord"
     except (OSError, ValueError, AttributeError):
         return False
     if file_format not in FORMATS:

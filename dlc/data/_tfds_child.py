@@ -87,7 +87,7 @@ def prepare(words: str, root: Path) -> tuple[str, Any]:
                 return "prepared", os.fspath(builder.data_path)
             with tempfile.TemporaryDirectory() as folder:
                 builder.info.features.save_config(folder)
-                features = json.loads(Path(folder, "features.json").read_text())
+                features = json.loads(Path(folder, "features.json").read_text("utf-8"))
             _tfds.image_classification(spec, json.loads(builder.info.as_json), features)
             if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
                 return "network", "its files must be fetched by hand"

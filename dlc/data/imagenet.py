@@ -52,13 +52,13 @@ def words(names: tuple[str, ...]) -> tuple[str, ...]:
 @functools.cache
 def classes() -> tuple[str, ...]:
     """The names of ImageNet's 1,000 classes."""
-    return tuple(resources.files("dlc.data").joinpath("imagenet_classes.txt").read_text().splitlines())
+    return tuple(resources.files("dlc.data").joinpath("imagenet_classes.txt").read_text("utf-8").splitlines())
 
 
 def names(path: Path) -> tuple[str, ...]:
     """The names of other classes, from a text file with one per line. Raises UserError if it cannot be read."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         raise UserError(f"{path} cannot be read: give a text file with one class name per line") from None
     return tuple(line.strip() for line in lines if line.strip())

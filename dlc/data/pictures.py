@@ -65,7 +65,7 @@ def records(prepared: Path, name: str, source: str) -> Pictures:
     """
     train, validation = (Labelled(Records(prepared, name, split)) for split in ("train", "validation"))
     try:
-        classes = tuple((prepared / "label.labels.txt").read_text().split())
+        classes = tuple((prepared / "label.labels.txt").read_text("utf-8").split())
     except (OSError, ValueError) as error:
         raise not_prepared(prepared, error) from None
     return Pictures(name, train, validation, classes, source)

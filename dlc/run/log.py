@@ -48,7 +48,7 @@ class Log:
     def __init__(self, folder: Path, history: list[dict[str, Any]], step: int):
         """Starts with `history`, the lines up to `step`. Later lines will be written again."""
         files.write_whole(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in history))
-        self._lines = open(folder / "log.jsonl", "a", buffering=1)  # noqa: SIM115 (closed in `close`)
+        self._lines = open(folder / "log.jsonl", "a", buffering=1, encoding="utf-8")  # noqa: SIM115 (closed in `close`)
         self._tensorboard = _tensorboard()
         # Not SummaryWriter: its thread dies when the disk is full, and the run then waits forever.
         self._events = self._tensorboard.EventsWriter(str(folder / "events"))  # TensorBoard names a run by its folder

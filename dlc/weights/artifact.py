@@ -85,7 +85,7 @@ def read_description(path: Path) -> Any:
     if path.is_dir() and not (path / WEIGHTS).is_file():
         path = path / MODEL
         try:
-            return json.loads(path.read_text())
+            return json.loads(path.read_text("utf-8"))
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
         except (ValueError, RecursionError):

@@ -52,7 +52,7 @@ def traced(record: dict[str, Any]) -> float:
 
 def load(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     """(name, record) of every experiment in the folder that trains."""
-    records = [(path, json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
+    records = [(path, json.loads(path.read_text("utf-8"))) for path in sorted(folder.glob("*.json"))]
     found = [(path.stem.rpartition(".")[0], record) for path, record in records if "experiment" in record]
     if not found:
         raise UserError(f"{folder} holds no record of an experiment: run one, then python -m dlc.run.pages RUN")

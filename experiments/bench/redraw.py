@@ -23,7 +23,7 @@ def charts(record: dict[str, Any]) -> dict[str, Any]:
 
 def main(root: Path) -> None:
     for path in sorted((root / "results").glob("bench.*.json")):
-        for name, figure in charts(json.loads(path.read_text())).items():
+        for name, figure in charts(json.loads(path.read_text("utf-8"))).items():
             target = root / "docs" / "figures" / f"{path.stem}.{name}.png"
             figure.savefig(target, bbox_inches="tight")
             print(f"drew {target.relative_to(root)}")

@@ -27,7 +27,7 @@ def define_operators() -> None:
     found = importlib.util.find_spec("torchvision")
     if not found or hasattr(define_operators, "library") or hasattr(torch.ops.torchvision, "nms"):
         return
-    text = (Path(found.origin or "").parent / "_meta_registrations.py").read_text()
+    text = (Path(found.origin or "").parent / "_meta_registrations.py").read_text("utf-8")
     library = define_operators.library = torch.library.Library("torchvision", "DEF")  # type: ignore[attr-defined]
     for operator in sorted(set(re.findall(r"torchvision::(\w+)", text))):
         library.define(f"{operator}(Tensor x) -> Tensor")

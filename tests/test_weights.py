@@ -235,6 +235,7 @@ def test_weights_that_do_not_fit_are_named(published, change, sentence):
         ({"activation_function": "relu"}, r"has activation_function = 'relu', but our GPT-2 has 'gelu_new'"),
         ({"n_layer": None, "n_head": None}, r"config\.json lacks n_head, n_layer"),
         ({"n_layer": 3}, r"is not a complete GPT-2: it lacks h\.2\.attn\.c_attn\.bias, .* more"),
+        ({"n_layer": 10**9}, r"has \d+ tensors, too few for the 1000000000 layers it should have"),
         ({"n_layer": 1}, r"has tensors that our GPT-2 of 1 layers does not: h\.1\.attn"),
         ({"n_head": 3}, "3 heads do not divide a width of 16"),
         ({"n_layer": "2"}, r"has n_layer = '2', but our GPT-2 needs a whole number above 0"),

@@ -150,6 +150,10 @@ def _load(form: Format, kind: Any, path: Path, config: Any, changes: dict[str, A
         if form is VIT:
             others = {"patch_embed.proj.weight": VIT_TIMM, "conv_proj.weight": VIT_TORCHVISION}
             form = next((other for name, other in others.items() if name in found), form)
+        if model.config.layers > len(found):  # before that many are traced
+            raise UserError(
+                f"{path} has {len(found)} tensors, too few for the {model.config.layers} layers it should have"
+            )
         wanted = _shapes(model, form.input(model.config))
         rows = form.rows(model.config)
         _check_names(form, path, rows, found)

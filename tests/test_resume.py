@@ -78,7 +78,7 @@ def test_a_run_goes_on_within_a_group_of_steps(tmp_path):
 def test_flags_that_only_say_how_to_compute_may_differ_and_are_kept(tmp_path):
     def parsed(*argv):
         words = ["--resume", str(tmp_path), *argv]
-        return flags.parse("imagenet.train", "", classes.Config(), classes.SMOKE, flags.ModelOptions, words).config
+        return flags.parse("imagenet.train", "", "", classes.Config(), classes.SMOKE, flags.ModelOptions, words).config
 
     begun = classes.Config(workers=8, mesh="data=2", epochs=3)
     command = "python -m experiments.imagenet.train --workers 8 --mesh=data=2 --epochs 3"

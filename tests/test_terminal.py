@@ -58,9 +58,9 @@ def test_paths_begin_at_home(tmp_path, monkeypatch):
         flags.expanded(Paths(Path("~no-such-user/t.txt")))
     words = ["--out=~/o", "--weights", "~/w", "--classes", "~/c.txt", "~/a.jpg", "b.jpg"]
     default = classify.Config()
-    config, options = flags.parse("imagenet.classify", "", default, default, flags.ModelOptions, words)
+    config, options = flags.parse("imagenet.classify", "", "", default, default, flags.ModelOptions, words)
     assert (options.out, options.weights) == (tmp_path / "o", tmp_path / "w")
-    assert (config.classes, config.images) == (tmp_path / "c.txt", (tmp_path / "a.jpg", Path("b.jpg")))
+    assert (config.classes, config.photographs) == (tmp_path / "c.txt", (tmp_path / "a.jpg", Path("b.jpg")))
 
 
 def test_runs_at_home_are_made_resumed_and_shown(tmp_path, monkeypatch, here):

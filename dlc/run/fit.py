@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from dlc import train, weights
 from dlc.batches import BatchesOf
@@ -69,15 +70,8 @@ def start(run: Run, init: Callable[..., train.State], keys: Any, model: Any = No
         if len(jax.tree.leaves(known)) < len(jax.tree.leaves(begun)):
             run.say(f"{run.init_from} is for another number of classes: the last layer begins anew")
 
-    def begin(key: Any, known: Any) -> train.State:
-        if known is None:
-            return init(key)
-        new = _variables(init(key))  # of which only the layers that begin anew are computed
-        return init(key, jax.tree.map(lambda leaf, new: new if leaf is None else leaf, known, new, is_leaf=_is_none))
-
-    several = functools.partial(train.for_each_seed, in_axes=(0, None)) if len(keys) > 1 else None
-    some = keys if len(keys) > 1 else keys[0]
-    return run.clock.timed("start", run.clock.compiled(begin, some, known, wrap=several), some, known)
+    some, wrap = keys if len(keys) > 1 else keys[0], functools.partial(_begin, len(keys) > 1)
+    return run.clock.timed("start", run.clock.compiled(init, some, known, wrap=wrap), some, known)
 
 
 def fit(
@@ -170,8 +164,18 @@ def _described(run: Run, state: Any, plan: Plan) -> str:
     return ", ".join(filter(None, words))
 
 
-def _is_none(leaf: Any) -> bool:
-    return leaf is None
+def _begin(several: bool, init: Any) -> Partial:
+    """`init` for a key, or several, and those of its variables that are known, the others being None."""
+
+    def begin(init: Any, key: Any, known: Any) -> train.State:
+        if known is None:
+            return init(key)
+        new = _variables(init(key))  # of which only the layers that begin anew are computed
+        filled = jax.tree.map(lambda leaf, new: new if leaf is None else leaf, known, new, is_leaf=lambda x: x is None)
+        return init(key, filled)
+
+    one = Partial(begin, init if isinstance(init, Partial) else Partial(init))
+    return train.for_each_seed(one, (0, None)) if several else one
 
 
 def _group(several: bool, batch_axis: Literal[0] | None, count: int, step: train.Step) -> train.Step:

@@ -211,7 +211,7 @@ def _tensors(stack: contextlib.ExitStack, form: Format, paths: list[Path]) -> di
 def _check_names(form: Format, path: Path, rows: list[Row], found: Mapping[str, Tensor]) -> None:
     names = {name for row in rows for name in row.theirs}
     if missing := sorted(names - set(found)):
-        raise UserError(f"{path} is not a complete {form.name}: it lacks {some(missing)}")
+        raise UserError(f"{path} is not a complete {form.name}: {files.lacks(missing, found)}")
     unknown = sorted(name for name in set(found) - names - set(form.tied) if not re.fullmatch(form.ignored, name))
     if unknown:
         raise UserError(f"{path} has tensors that our {form.name} of {_layers(rows)} layers does not: {some(unknown)}")

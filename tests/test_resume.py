@@ -168,6 +168,9 @@ def test_what_is_no_result_does_not_go_into_the_pages(tmp_path, here, capsys):
     (tmp_path / "README.md").write_text(f"{pages.BEGIN}\n{pages.END}\n")
     with pytest.raises(UserError, match="is the small version of an experiment, not a result: run it without --smoke"):
         pages.add(tmp_path, folder)
+    here(MLP, "--weights", folder, "--out", tmp_path / "shown")
+    with pytest.raises(UserError, match=f"shows what the run {folder} has learnt, and trained nothing: add that one"):
+        pages.add(tmp_path, folder_of(tmp_path / "shown"))
     for harm in ("[]", '{"experiment": "mnist.mlp"}', '{"command": "python -m x"}'):
         (folder / "result.json").write_text(harm)
         assert pages.main([str(folder)], root=tmp_path) == 2

@@ -181,6 +181,15 @@ def test_what_is_no_result_does_not_go_into_the_pages(tmp_path, here, capsys):
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize("harm", ['["a"]', '{"a": 1}', '[{"device": 1, "versions": "x", "commit": 3}]'])
+def test_what_is_damaged_about_the_training_is_measured_again(four, here, harm):
+    (four / "origins.json").write_text(harm)
+    (four / "result.json").write_text(json.dumps(result_of(four) | {"seconds": 3}))
+    code, _, stderr = here(MLP, "--resume", four)
+    assert code == 0, stderr
+    assert result_of(four)["versions"] == record.versions()
+
+
 # Damaged logs
 
 

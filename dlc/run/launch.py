@@ -29,7 +29,7 @@ from dlc.weights import artifact
 
 MISSED = 5
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
-UNWRITABLE |= {errno.EISDIR, errno.ENOTDIR}
+UNWRITABLE |= {errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
 
 Figures = dict[str, Any]  # name -> a number, or one for each seed
 

@@ -150,7 +150,10 @@ def _load(form: Format, kind: Any, path: Path, config: Any, changes: dict[str, A
         if form is VIT:
             others = {"patch_embed.proj.weight": VIT_TIMM, "conv_proj.weight": VIT_TORCHVISION}
             form = next((other for name, other in others.items() if name in found), form)
-        wanted = _shapes(model, form.input(model.config))
+        try:
+            wanted = _shapes(model, form.input(model.config))
+        except UserError as error:  # of the model, about its sizes
+            raise UserError(f"{path} has sizes that do not fit together: {error}") from None
         rows = form.rows(model.config)
         _check_names(form, path, rows, found)
         for row in rows:

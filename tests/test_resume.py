@@ -78,7 +78,7 @@ def test_a_run_goes_on_within_a_group_of_steps(tmp_path):
 def test_flags_that_only_say_how_to_compute_may_differ_and_are_kept(tmp_path):
     def parsed(*argv):
         words = ["--resume", str(tmp_path), *argv]
-        return flags.parse("imagenet.train", "", classes.Config(), classes.SMOKE, flags.ModelOptions, words).config
+        return flags.parse("imagenet.train", "", "", classes.Config(), classes.SMOKE, flags.ModelOptions, words).config
 
     begun = classes.Config(workers=8, mesh="data=2", epochs=3)
     command = "python -m experiments.imagenet.train --workers 8 --mesh=data=2 --epochs 3"
@@ -91,6 +91,16 @@ def test_flags_that_only_say_how_to_compute_may_differ_and_are_kept(tmp_path):
     assert parsed() == config  # those of the run now
     with pytest.raises(UserError, match=r"with --epochs 3 \(not 4\): .*; what it has learnt so far depends on that"):
         parsed("--epochs", "4")
+
+
+def test_flags_with_which_a_run_cannot_go_on_are_not_kept(four, here, monkeypatch):
+    def fail(*arguments):
+        raise UserError("there is no such device")
+
+    before = (four / "config.json").read_bytes()
+    monkeypatch.setattr(images, "fit", fail)
+    assert here(MLP, "--resume", four, "--epochs", 9)[0] == 2
+    assert (four / "config.json").read_bytes() == before
 
 
 def test_a_run_that_something_else_stopped_says_how_to_continue(tmp_path, here, monkeypatch):

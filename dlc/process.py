@@ -79,7 +79,7 @@ def prepare() -> None:
 
 
 def exit_at_signals() -> None:
-    """Makes Ctrl-C and SIGTERM end this process with 130 and 143, in silence, while it only imports modules."""
+    """Makes Ctrl-C and SIGTERM end this process with 130 and 143, in silence, where there is nothing to save."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda signum, frame: os._exit(128 + signum))
 

@@ -29,7 +29,7 @@ NAMED = 10  # files in an error
 HELD_OUT = 0.1  # the share of each class that is kept for evaluation if the folder itself does not say
 
 
-def folder(root: Path) -> Pictures:
+def folder(root: str | Path) -> Pictures:
     """The pictures in `root/train/<class>/` and `root/val/<class>/`, or in `root/<class>/`.
 
     Classes are numbered in the order of their names. Without `train` and `val` a tenth of the pictures is held out, by
@@ -40,6 +40,7 @@ def folder(root: Path) -> Pictures:
     Raises UserError if there is no such folder, fewer than two classes, a class without pictures, a class that is only
     in `val`, too few pictures to hold some out, or if one cannot be read, as far as its first and last bytes tell.
     """
+    root = Path(root)
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: give one that has a folder of pictures for each class")
     halves = [half for half in (root / "train", root / "val") if half.is_dir()]

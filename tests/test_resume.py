@@ -200,6 +200,14 @@ def test_what_is_damaged_about_the_training_is_measured_again(four, here, harm):
     assert result_of(four)["versions"] == record.versions()
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "figures"])
+def test_a_file_where_a_folder_belongs_is_named(four, here, name):
+    shutil.rmtree(four / name)
+    (four / name).write_text("")
+    code, _, stderr = here(MLP, "--resume", four, "--epochs", 5)
+    assert (code, f"error: cannot write {four / name}: " in stderr) == (2, True), stderr
+
+
 # Damaged logs
 
 

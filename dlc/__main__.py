@@ -12,6 +12,8 @@ from dlc import data, process
 from dlc.errors import UserError
 
 try:
+    if __name__ == "__main__":
+        process.exit_at_signals()
     from dlc.run import launch, record
 except UserError as error:
     sys.exit(f"error: {error}")
@@ -49,10 +51,10 @@ def main() -> None:
 
 
 def prepared() -> str:
-    """The data directory and the sets in it that are prepared, or why there is none."""
+    """The data directory and the sets of images in it that are prepared, or why there is none."""
     try:
         ready = ", ".join(name for name in data.NAMES if data.is_ready(name))
-        return f"{data.data_dir()} ({ready or 'nothing prepared yet'}; python -m dlc.data says more)"
+        return f"{data.data_dir()} ({ready or 'no images prepared yet'}; python -m dlc.data lists texts, too)"
     except UserError as error:
         return f"none: {error}"
 

@@ -79,7 +79,7 @@ def prepare() -> None:
 
 
 def exit_at_signals() -> None:
-    """Makes Ctrl-C and SIGTERM end this process with 130 and 143, in silence, while it only imports modules."""
+    """Makes Ctrl-C and SIGTERM end this process with 130 and 143, in silence, where there is nothing to save."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda signum, frame: os._exit(128 + signum))
 
@@ -91,8 +91,11 @@ def keep_printing() -> None:
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None or stream is not getattr(sys, f"__{name}__"):
-            continue  # closed, or replaced by someone else
+        if stream is None:  # closed before the process began; libraries ask whether it is a terminal
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+            continue
+        if stream is not getattr(sys, f"__{name}__"):
+            continue  # replaced by someone else
         stream.flush()
         leaky: Any = _Leaky(stream.fileno(), "wb", closefd=False)
         if not stream.write_through:  # as it is with python -u

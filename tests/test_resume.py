@@ -93,6 +93,16 @@ def test_flags_that_only_say_how_to_compute_may_differ_and_are_kept(tmp_path):
         parsed("--epochs", "4")
 
 
+def test_flags_with_which_a_run_cannot_go_on_are_not_kept(four, here, monkeypatch):
+    def fail(*arguments):
+        raise UserError("there is no such device")
+
+    before = (four / "config.json").read_bytes()
+    monkeypatch.setattr(images, "fit", fail)
+    assert here(MLP, "--resume", four, "--epochs", 9)[0] == 2
+    assert (four / "config.json").read_bytes() == before
+
+
 def test_a_run_that_something_else_stopped_says_how_to_continue(tmp_path, here, monkeypatch):
     def fail(*arguments):
         raise Stopped("a worker process has died: continue with fewer --workers, or 0")
@@ -168,6 +178,9 @@ def test_what_is_no_result_does_not_go_into_the_pages(tmp_path, here, capsys):
     (tmp_path / "README.md").write_text(f"{pages.BEGIN}\n{pages.END}\n")
     with pytest.raises(UserError, match="is the small version of an experiment, not a result: run it without --smoke"):
         pages.add(tmp_path, folder)
+    here(MLP, "--weights", folder, "--out", tmp_path / "shown")
+    with pytest.raises(UserError, match=f"shows what the run {folder} has learnt, and trained nothing: add that one"):
+        pages.add(tmp_path, folder_of(tmp_path / "shown"))
     for harm in ("[]", '{"experiment": "mnist.mlp"}', '{"command": "python -m x"}'):
         (folder / "result.json").write_text(harm)
         assert pages.main([str(folder)], root=tmp_path) == 2
@@ -176,6 +189,23 @@ def test_what_is_no_result_does_not_go_into_the_pages(tmp_path, here, capsys):
     assert pages.main([str(folder)], root=tmp_path) == 2
     assert f"error: {tmp_path} is not a checkout of dlc" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("harm", ['["a"]', '{"a": 1}', '[{"device": 1, "versions": "x", "commit": 3}]'])
+def test_what_is_damaged_about_the_training_is_measured_again(four, here, harm):
+    (four / "origins.json").write_text(harm)
+    (four / "result.json").write_text(json.dumps(result_of(four) | {"seconds": 3}))
+    code, _, stderr = here(MLP, "--resume", four)
+    assert code == 0, stderr
+    assert result_of(four)["versions"] == record.versions()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "figures"])
+def test_a_file_where_a_folder_belongs_is_named(four, here, name):
+    shutil.rmtree(four / name)
+    (four / name).write_text("")
+    code, _, stderr = here(MLP, "--resume", four, "--epochs", 5)
+    assert (code, f"error: cannot write {four / name}: " in stderr) == (2, True), stderr
 
 
 # Damaged logs

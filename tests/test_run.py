@@ -404,6 +404,11 @@ def test_resuming_what_is_not_a_run_is_said(whole, tmp_path, here):
     for harm in ("{", "{}", '{"experiment": "mnist.mlp", "command": "x", "config": {"epochs": "x"}}'):
         (folder / "config.json").write_text(harm)
         assert_refused(here(MLP_, "--resume", folder), "config.json is damaged|another version")
+    content = json.loads((whole[0] / "config.json").read_text())
+    for name, value in (("epochs", "x"), ("hidden", None), ("hidden", [[1]]), ("dtype", 7), ("lr", True)):
+        harm = json.dumps({**content, "config": {**content["config"], name: value}})
+        (folder / "config.json").write_text(harm)
+        assert_refused(here(MLP_, "--resume", folder), "config.json is damaged")
 
 
 def test_an_experiment_started_as_a_file_says_how_to_start_it():

@@ -35,6 +35,14 @@ def test_a_run_ends_well_whatever_becomes_of_its_output(tmp_path, output):
     assert {"result.json", "weights.safetensors"} <= {path.name for path in folder_of(tmp_path).iterdir()}
 
 
+@pytest.mark.parametrize("words", ["dlc", "dlc.data", "experiments", "experiments.mnist.mlp --help"])
+def test_what_only_prints_ends_well_without_an_output(words):
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m {words} >&-"], env=environment(), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # Paths
 
 

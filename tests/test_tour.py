@@ -46,6 +46,12 @@ def test_the_tour_runs_and_its_outputs_are_those_of_its_cells(monkeypatch, capsy
     assert TOUR.stat().st_size < 200_000
 
 
+def test_a_run_makes_its_folder(tmp_path):
+    run = Run(str(tmp_path / "runs" / "mine"))
+    run.text("words", "said")
+    assert (tmp_path / "runs" / "mine" / "words.txt").read_text() == "said"
+
+
 def test_a_run_says_what_it_has(capsys):
     run = Run()
     assert repr(run) == "Run(no folder)"

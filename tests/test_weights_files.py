@@ -159,6 +159,8 @@ def test_wrapped_names_that_are_not_all_of_one_model_are_named(tensors, tmp_path
     refused(path, save(twice), r"has both .* and .*: save only one of them")
     mixed = {f"model.{name}": tensor for name, tensor in tensors.items()} | {"loss.weight": np.ones(3, np.float32)}
     refused(path, save(mixed), "is not a state dict of this DenseNet: it lacks")
+    unknown = {f"ema.{name}": tensor for name, tensor in tensors.items()}
+    refused(path, save(unknown), r"it lacks .* more, but has ema\.classifier\.bias: save it without 'ema'$")
 
 
 @pytest.mark.peers
@@ -273,3 +275,13 @@ def test_training_begins_with_a_new_head_for_other_classes(tensors, variables, t
 def test_a_head_without_classes_is_named(tensors, tmp_path):
     content = save(tensors | {"classifier.bias": np.array(1, np.float32)})
     refused(tmp_path / "model.safetensors", content, r"classifier\.bias in .* has shape \(\), but a bias has one axis")
+
+
+@pytest.mark.peers
+def test_tensors_without_plain_values_are_named(tensors, tmp_path):
+    torch = pytest.importorskip("torch")
+    state = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
+    for change, sentence in ((torch.Tensor.to_sparse, "is sparse"), (lambda t: t.to("meta"), "has no values")):
+        torch.save({**state, "classifier.bias": change(state["classifier.bias"])}, tmp_path / "model.pth")
+        with pytest.raises(UserError, match=f"^classifier.bias in .* {sentence}: save the model again"):
+            weights.load_state_dict(tmp_path / "model.pth", MODEL)

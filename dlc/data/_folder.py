@@ -29,17 +29,18 @@ NAMED = 10  # files in an error
 HELD_OUT = 0.1  # the share of each class that is kept for evaluation if the folder itself does not say
 
 
-def folder(root: Path) -> Pictures:
+def folder(root: str | Path) -> Pictures:
     """The pictures in `root/train/<class>/` and `root/val/<class>/`, or in `root/<class>/`.
 
     Classes are numbered in the order of their names. Without `train` and `val` a tenth of the pictures is held out, by
-    a hash of class and name, so that adding a picture changes nothing for the others.
+    a hash of the names of picture and folder, so that adding a picture changes nothing for the others.
 
     A class may have folders of folders. Links are followed; hidden files and what systems leave behind are no pictures.
 
     Raises UserError if there is no such folder, fewer than two classes, a class without pictures, a class that is only
     in `val`, too few pictures to hold some out, or if one cannot be read, as far as its first and last bytes tell.
     """
+    root = Path(root)
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: give one that has a folder of pictures for each class")
     halves = [half for half in (root / "train", root / "val") if half.is_dir()]
@@ -190,7 +191,7 @@ def _fault(file: Path) -> str:
 
 
 def _place(file: Path) -> float:
-    """A number in [0, 1) that depends only on the names of the class and the picture, as if drawn uniformly."""
+    """A number in [0, 1) that depends only on the names of the picture and its folder, as if drawn uniformly."""
     name = f"{file.parent.name}/{file.name}".encode(errors="surrogatepass")  # names need not be UTF-8
     return int.from_bytes(hashlib.sha256(name).digest()[:4]) / 2**32
 

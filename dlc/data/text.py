@@ -82,12 +82,13 @@ def parallel(name: str) -> Parallel:
     return _load(TRANSLATIONS[name])
 
 
-def read(path: Path) -> Corpus:
+def read(path: str | Path) -> Corpus:
     """A user's own text, in UTF-8.
 
     Raises:
         UserError: it cannot be read, is not UTF-8, or has fewer than 1,000 characters.
     """
+    path = Path(path)
     text, sha256 = _read(path)
     if len(text) < SHORTEST:
         size = f"has only {len(text):,} characters" if text else "is empty"
@@ -95,7 +96,7 @@ def read(path: Path) -> Corpus:
     return split_text(path.name, text, f"{path.name}, sha256 {sha256}")
 
 
-def read_pairs(source: Path, target: Path) -> Parallel:
+def read_pairs(source: str | Path, target: str | Path) -> Parallel:
     """A user's own translations: line n of `target` translates line n of `source`; UTF-8, plain or compressed.
 
     Pairs with an empty side are dropped. The last 5 %, at most 1,000 pairs, are for testing, and as many before them
@@ -104,6 +105,7 @@ def read_pairs(source: Path, target: Path) -> Parallel:
     Raises:
         UserError: a file cannot be read or is not UTF-8, the numbers of lines differ, or fewer than 100 pairs are left.
     """
+    source, target = Path(source), Path(target)
     (text, sha256), (translation, other) = _read(source), _read(target)
     lines, translations = multi30k.lines(text), multi30k.lines(translation)
     if len(lines) != len(translations):

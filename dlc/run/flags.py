@@ -153,9 +153,17 @@ def _check_resumed(folder: Path, old: Any, new: Any) -> None:
     lengths = changed & _used(type(old), LONGER)
     refused = changed - {field for field in lengths if getattr(new, field) > getattr(old, field)}
     if refused:
-        what = "; ".join(f"--{f.replace('_', '-')} {getattr(old, f)} (not {getattr(new, f)})" for f in sorted(refused))
+        what = "; ".join(
+            f"--{f.replace('_', '-')} {_words(getattr(old, f))} (not {_words(getattr(new, f))})"
+            for f in sorted(refused)
+        )
         why = "it can only become longer" if refused <= lengths else "what it has learnt so far depends on that"
         raise UserError(f"{folder} was started with {what}: leave that out, or start a new run; {why}")
+
+
+def _words(value: Any) -> Any:
+    """A value as it is given on the command line."""
+    return (" ".join(map(str, value)) or "without a value") if isinstance(value, tuple) else value
 
 
 def resumed(folder: Path, name: str, config: Any) -> str:
@@ -210,6 +218,7 @@ def read(folder: Path) -> dict[str, Any]:
         kinds = {"experiment": str, "command": str, "config": dict}
         if not all(isinstance(content[key], kind) for key, kind in kinds.items()):
             raise TypeError
+        shlex.split(content["command"])
     except OSError as error:
         reason = f"its config.json cannot be read ({error.strerror})"
         raise UserError(f"{folder} is not the folder of a run: {reason}") from None
@@ -227,7 +236,11 @@ def load(folder: Path, name: str, kind: type) -> Any:
     if unknown := set(content["config"]) ^ fields:
         raise UserError(f"{folder} was made by another version of the experiment: it differs in {sorted(unknown)}")
     try:
-        return from_json(kind, content["config"])
+        config = from_json(kind, content["config"])
+        hints = typing.get_type_hints(kind, include_extras=True)
+        if not all(_fits(hint, getattr(config, name)) for name, hint in hints.items()):
+            raise TypeError
+        return config
     except TypeError:
         raise UserError(f"{folder}/config.json is damaged; start a new run") from None
 
@@ -246,6 +259,22 @@ def from_json(kind: type, fields: dict[str, Any]) -> Any:
         return Path(written) if isinstance(written, str) and paths else written
 
     return kind(**{name: value(name, written) for name, written in fields.items()})
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a value is of a type that the field of a configuration may have."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _fits(arguments[0], value)
+    if origin is Literal:
+        return value in arguments
+    if origin in (Union, types.UnionType):
+        return any(_fits(argument, value) for argument in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(arguments[0], item) for item in value)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return not isinstance(hint, type) or isinstance(value, hint)
 
 
 def _bounded(hint: Any, value: Any) -> Iterator[tuple[Bound, Any]]:

@@ -29,7 +29,7 @@ from dlc.weights import artifact
 
 MISSED = 5
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
-UNWRITABLE |= {errno.EISDIR, errno.ENOTDIR}
+UNWRITABLE |= {errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
 
 Figures = dict[str, Any]  # name -> a number, or one for each seed
 
@@ -74,9 +74,12 @@ def launch(
         run = Run(folder, resume, console, options.save_every, init_from)
         run.file = Path(module.__file__ or "")
         how_to_resume = functools.partial(_say_how_to_resume, console, start, folder)
-        with _alone(folder, console), obeyed(run.signals, run.say, how_to_resume), contextlib.closing(run):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_alone(folder, console))
+            stack.enter_context(obeyed(run.signals, run.say, how_to_resume))
+            stack.enter_context(contextlib.closing(run))
             if resume:
-                command = flags.resumed(folder, name, config)
+                command = stack.enter_context(_resumed(run, folder, name, config))
             if source and show:
                 figures = _shown(source, config, run, show, published)
             elif train:
@@ -218,6 +221,21 @@ def _alone(folder: Path, console: Console) -> Iterator[None]:
         raise UserError(f"{folder} is still being written by another process; stop that first") from None
     with held:
         yield
+
+
+@contextlib.contextmanager
+def _resumed(run: Run, folder: Path, name: str, config: Any) -> Iterator[str]:
+    """Writes the configuration with which a run goes on, and the old one again if it does not go on with that.
+
+    Gives the command of the record.
+    """
+    before = (folder / "config.json").read_bytes()
+    try:
+        yield flags.resumed(folder, name, config)
+    except BaseException:
+        if not any(each.trained for each in (run, *run.parts)):
+            files.write_whole(folder / "config.json", before)
+        raise
 
 
 def _hide_late_futures(unraisable: Any) -> None:

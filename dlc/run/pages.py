@@ -44,7 +44,7 @@ def add(root: Path, run: Path) -> Path:
     """Copies the record of a finished run to results/, and the figures that pages show to docs/figures/.
 
     The record is named after its experiment, flags and platform. Raises UserError if the run has none, or one that is
-    no result: of the small version, or of a run that is being trained longer.
+    no result: of the small version, of a run that is being trained longer, or of one that showed another.
     """
     try:
         result = json.loads((run / "result.json").read_text("utf-8"))
@@ -53,7 +53,10 @@ def add(root: Path, run: Path) -> Path:
     _check(result, run / "result.json")
     if "--smoke" in shlex.split(result["command"]):
         raise UserError(f"{run} is the small version of an experiment, not a result: run it without --smoke")
-    if (run / "config.json").is_file() and flags.read(run)["config"] != result.get("config"):
+    begun = flags.read(run) if (run / "config.json").is_file() else {}
+    if "weights" in begun and (shown := flags.run_of(Path(begun["weights"]))):
+        raise UserError(f"{run} shows what the run {shown} has learnt, and trained nothing: add that one")
+    if begun and begun["config"] != result.get("config"):
         raise UserError(f"{run} is being trained longer, and its record is an earlier one: let it finish with --resume")
     what = result.get("experiment") or f"bench.{result['bench']}"
     given = ("-".join(flag).removeprefix("--") for flag in _flags(result["command"]))

@@ -84,10 +84,11 @@ def add_origin(folder: Path, file: Path | None) -> None:
 
 def _origins(folder: Path | None) -> list[dict[str, Any]]:
     """What `add_origin` wrote; nothing if that is damaged."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        found = json.loads((folder / "origins.json").read_bytes()) if folder else []
-        if all(found[i].keys() >= {"device", "versions", "commit"} for i in range(len(found))):
-            return found
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        found = list(json.loads((folder / "origins.json").read_bytes())) if folder else []
+        if found:
+            _together(found)  # which fails if they are others than `add_origin` writes
+        return found
     return []
 
 
@@ -151,7 +152,8 @@ def _earlier(run: Run) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError, AttributeError):
         if run.folder and run.resume:
             result = json.loads((run.folder / "result.json").read_bytes())
-            return {name: value for name, value in result.items() if name in OF_TRAINING}
+            if all(isinstance(result.get(name), dict) for name in ("seconds", "device", "versions")):
+                return {name: value for name, value in result.items() if name in OF_TRAINING}
     return {}
 
 

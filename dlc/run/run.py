@@ -36,7 +36,7 @@ class Run:
     In a notebook it shows its bar and its figures.
 
     Attributes:
-        folder: where files are written, or None.
+        folder: where files are written, made if it is not there, or None.
         resume: whether training continues from the folder's checkpoints.
         save_every: seconds of training between checkpoints, at least.
         init_from: a file or run whose weights training starts from, or None.
@@ -52,12 +52,15 @@ class Run:
 
     def __init__(
         self,
-        folder: Path | None = None,
+        folder: str | Path | None = None,
         resume: bool = False,
         console: Console | None = None,
         save_every: int | float = 0.0,
         init_from: Path | None = None,
     ):
+        folder = Path(folder) if folder else None
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.resume, self.save_every, self.init_from = folder, resume, save_every, init_from
         self.console = console or notebook.console()
         self.weights = folder
@@ -131,8 +134,6 @@ class Run:
         When the run is resumed, finished parts are read back from their last checkpoints and the others continue.
         """
         folder = self.folder and self.folder / name
-        if folder:
-            folder.mkdir(exist_ok=True)
         part = Run(folder, self.resume, self.console, self.save_every, self.init_from)
         part.signals, part.file = self.signals, self.file
         self.parts.append(part)

@@ -85,11 +85,14 @@ def read_description(path: Path) -> Any:
     if path.is_dir() and not (path / WEIGHTS).is_file():
         path = path / MODEL
         try:
-            return json.loads(path.read_text("utf-8"))
+            description = json.loads(path.read_text("utf-8"))
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
         except (ValueError, RecursionError):
             raise UserError(f"{path} is damaged: it is not valid JSON") from None
+        if not isinstance(description, dict):
+            raise UserError(f"{path} is damaged: it does not describe a model")
+        return description
     return _header(_file(path))["model"]
 
 

@@ -31,6 +31,8 @@ class Checkpoints:
 
     def open(self) -> Any:
         """Imports Orbax and reads the folder. The other methods call this when they need it."""
+        if self.folder.exists() and not self.folder.is_dir():  # Orbax would wait for ever
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.folder))
         if self._orbax is None:
             import orbax.checkpoint as ocp
 

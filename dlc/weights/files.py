@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -203,8 +203,11 @@ def _pickled(file: Path, path: Path) -> Content:
         reason = (str(error).splitlines() or ["it ends too early"])[0]
         raise UserError(f"{path} is not a PyTorch file, or it is truncated: fetch it again\n{reason}") from None
 
-    def tensor(value: Any) -> Tensor:
+    def tensor(name: str, value: Any) -> Tensor:
         dtype = str(value.dtype).removeprefix("torch.")
+        if value.layout is not torch.strided or value.is_meta:
+            kind = "has no values" if value.is_meta else "is sparse"
+            raise UserError(f"{name} in {path} {kind}: save the model again, with plain tensors")
         # PyTorch cannot pass bfloat16 to NumPy. float32 represents every bfloat16 number.
         read = lambda: (value.float() if dtype == "bfloat16" else value).detach().numpy()  # noqa: E731
         return Tensor(tuple(value.shape), FLOATS.get(dtype, dtype), read)
@@ -221,7 +224,7 @@ def _pickled(file: Path, path: Path) -> Content:
     def unwrapped(content: Any, network: str | None = None) -> Content:
         """The one state dict in the checkpoint of a training run."""
         if is_state_dict(content):
-            return Content({str(name): tensor(value) for name, value in content.items()}, network)
+            return Content({str(name): tensor(str(name), value) for name, value in content.items()}, network)
         inner = inside(content)
         if len(inner) > 1:
             raise UserError(
@@ -339,6 +342,15 @@ def check(path: Path, name: str, tensor: Tensor, expected: tuple[int, ...], by: 
         raise UserError(f"{name} in {path} has shape {tensor.shape}, but {by} expects {expected}")
     if tensor.dtype not in FLOATS.values():
         raise UserError(f"{name} in {path} is {tensor.dtype}: only floats of 16, 32 or 64 bits can be read as weights")
+
+
+def lacks(missing: list[str], found: Collection[str]) -> str:
+    """What to say of missing tensors; where a wrapper that is not known here put a word before all, the word, too."""
+    before = (name.removesuffix(missing[0]) for name in found if name.endswith(f".{missing[0]}"))
+    word = next((word for word in before if all(word + name in found for name in missing)), "")
+    return f"it lacks {some(missing)}" + (
+        f", but has {word}{missing[0]}: save it without {word[:-1]!r}" if word else ""
+    )
 
 
 def classes(path: Path, name: str, tensors: Mapping[str, Tensor]) -> int:

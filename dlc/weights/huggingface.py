@@ -154,7 +154,10 @@ def _load(form: Format, kind: Any, path: Path, config: Any, changes: dict[str, A
             raise UserError(
                 f"{path} has {len(found)} tensors, too few for the {model.config.layers} layers it should have"
             )
-        wanted = _shapes(model, form.input(model.config))
+        try:
+            wanted = _shapes(model, form.input(model.config))
+        except UserError as error:  # of the model, about its sizes
+            raise UserError(f"{path} has sizes that do not fit together: {error}") from None
         rows = form.rows(model.config)
         _check_names(form, path, rows, found)
         for row in rows:
@@ -215,7 +218,7 @@ def _tensors(stack: contextlib.ExitStack, form: Format, paths: list[Path]) -> di
 def _check_names(form: Format, path: Path, rows: list[Row], found: Mapping[str, Tensor]) -> None:
     names = {name for row in rows for name in row.theirs}
     if missing := sorted(names - set(found)):
-        raise UserError(f"{path} is not a complete {form.name}: it lacks {some(missing)}")
+        raise UserError(f"{path} is not a complete {form.name}: {files.lacks(missing, found)}")
     unknown = sorted(name for name in set(found) - names - set(form.tied) if not re.fullmatch(form.ignored, name))
     if unknown:
         raise UserError(f"{path} has tensors that our {form.name} of {_layers(rows)} layers does not: {some(unknown)}")

@@ -71,7 +71,7 @@ def load_state_dict(path: str | Path, model: nn.Module) -> dict[str, Any]:
         kind = type(model).__name__
         if missing := sorted(set(theirs.values()) - set(found)):
             hint = " (set aux=False for a model without auxiliary heads)" if _only_aux(model, form, missing) else ""
-            raise UserError(f"{path} is not a state dict of this {kind}: it lacks {files.some(missing)}{hint}")
+            raise UserError(f"{path} is not a state dict of this {kind}: {files.lacks(missing, found)}{hint}")
         ignored = rf".*\.num_batches_tracked|{form.ignored(model)}"
         unknown = sorted(n for n in set(found) - set(theirs.values()) if not re.fullmatch(ignored, n))
         if unknown:
@@ -115,9 +115,9 @@ def published_classes(path: str | Path, model: nn.Module) -> int:
     path, form = Path(path), published(model)
     with contextlib.ExitStack() as stack:
         found = _open(stack, path, form).tensors
-        if f"{form.head}.bias" not in found:
-            raise UserError(f"{path} is not a state dict of a {type(model).__name__}: it lacks {form.head}.bias")
-        return files.classes(path, f"{form.head}.bias", found)
+        if (bias := f"{form.head}.bias") not in found:
+            raise UserError(f"{path} is not a state dict of a {type(model).__name__}: {files.lacks([bias], found)}")
+        return files.classes(path, bias, found)
 
 
 def published(model: nn.Module) -> Published:

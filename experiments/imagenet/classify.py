@@ -57,6 +57,8 @@ def published(config: Config) -> Any:
 
 def rule_of(config: Config) -> imagenet.Rule:
     rule = RULES.get(config.model, imagenet.Rule())
+    if config.resize and config.resize < rule.crop:
+        raise UserError(f"--resize {config.resize} is less than {rule.crop}, the side of what {config.model} looks at")
     return rule._replace(resize=config.resize or rule.resize)
 
 

@@ -241,7 +241,7 @@ def refusals(known):
     yield words(known, one, classes=known / "none.txt"), "none.txt cannot be read: give a text file"
     yield words(known, one, classes=known / one), "photograph.png cannot be read: give a text file"
     yield words(known, one, classes=known / "two.txt"), rf"{few} .*two.txt has 2: name each in a line"
-    yield words(known, one, resize=100), "a crop of 224x224 is larger than its image of 128x100"
+    yield words(known, one, resize=100), "--resize 100 is less than 224, the side of what squeezenet1_1 looks at"
     yield words(known, one, resize=-1), "--resize must be greater than 0, not -1"
     yield (*words(known, one), "--made-up"), "leave out --made-up: --weights does not train"
 

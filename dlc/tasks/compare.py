@@ -20,7 +20,7 @@ def draw(run: Run, histories: dict[str, History], errors: Errors, claimed: dict[
 
 
 def training_and_test(histories: dict[str, History]) -> Figure:
-    """Error (%) against iterations for several networks, as in figure 6 of He et al. 2015: training dotted, test solid.
+    """Error (%) against steps for several networks, as in figure 6 of He et al. 2015: training dotted, test solid.
 
     With several seeds it is their mean.
     """
@@ -34,7 +34,7 @@ def training_and_test(histories: dict[str, History]) -> Figure:
             marker = "o" if len(lines) == 1 else None
             label = None if key == "error" else name
             axis.plot([line["step"] for line in lines], error, color=color, label=label, marker=marker, **style)
-    axis.set(xlabel="iterations", ylabel="error (%): training dotted, test solid", xlim=(0, None), ylim=(0, None))
+    axis.set(xlabel="step", ylabel="error (%): training dotted, test solid", xlim=(0, None), ylim=(0, None))
     axis.xaxis.set_major_locator(MaxNLocator(6))
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axis.grid(alpha=0.25)

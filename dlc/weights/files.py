@@ -133,9 +133,9 @@ def kind_of(path: Path) -> str:
     known = [kind for beginning, kind in BEGINNINGS.items() if head.startswith(beginning)]
     if known and (known[0] != "zip" or zipfile.is_zipfile(path)):
         return known[0]
-    if known or not head:  # a zip archive without its end
-        return "truncated: fetch it again"
-    return "pickle" if path.suffix.lower() in PICKLES else "safetensors"
+    if path.suffix.lower() not in PICKLES:
+        return "safetensors"
+    return "truncated: fetch it again" if known or not head else "pickle"  # known: a zip archive without its end
 
 
 def _is_npz(file: Path) -> bool:

@@ -70,8 +70,7 @@ def made_up(config: Config, run: Run) -> dict:
         where = f"https://{'huggingface.co/timm' if 'v4' in config.model else 'pytorch.org/vision/stable/models.html'}"
         raise UserError(f"{config.model} needs published weights: download some from {where} and give --weights FILE")
     squares = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    side = rule_of(config).crop
-    variables = jax.jit(published(config).init)(jax.random.key(0), np.zeros((1, side, side, 3), np.float32))
+    variables = jax.jit(published(config).init)(jax.random.key(0), np.zeros((1, *[rule_of(config).crop] * 2, 3)))
     with tempfile.TemporaryDirectory() as folder:
         Image.fromarray(squares.repeat(40, 0).repeat(40, 1)).save(picture := Path(folder, "squares.png"))
         return show(replace(config, photographs=config.photographs or (picture,)), run, published(config), variables)
@@ -91,7 +90,6 @@ def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
     if count != len(names):
         known = f"{config.classes or 'ImageNet'} has {len(names):,}"
         raise UserError(f"the weights are for {count:,} classes, and {known}: name each in a line of --classes FILE")
-
     predict = run.clock.compiled(probabilities, variables, prepared[0])
     every = np.stack([run.clock.timed("predict", predict, variables, image) for image in prepared])
     best = np.argsort(-every, axis=-1, kind="stable")[:, :5]

@@ -57,6 +57,11 @@ def init(params: Params, tx: optax.GradientTransformation, key: Key[Array, ""], 
     return State(jnp.zeros((), jnp.int32), params, tx.init(params), aux, jnp.copy(key))
 
 
+def variables_of(state: State) -> dict[str, Any]:
+    """What `model.apply` takes: the weights, and the collections that are carried."""
+    return {"params": state.params, **(state.aux or {})}
+
+
 def make_step(loss_fn: LossFn, tx: optax.GradientTransformation) -> Step:
     """The step that follows the gradient of `loss_fn(params, aux, batch, key) -> (loss, (aux, metrics))`.
 

@@ -158,10 +158,6 @@ def in_cond(f, x, *rest):
     return jax.lax.cond(x.sum() > 1e9, lambda *a: tuple(0 * b for b in a), lambda *a: gradient(f, *a), x, *rest)
 
 
-def empty_batch(f, x, *rest):
-    return value(f, x[:0], *rest)
-
-
 def one_example(f, x, *rest):
     return gradient(f, x[:1], *rest)
 

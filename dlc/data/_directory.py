@@ -27,7 +27,9 @@ def data_dir() -> Path:
         try:
             return Path(moved).expanduser().absolute()
         except RuntimeError:
-            raise UserError(f"DLC_DATA is {moved}, but there is no such home: set it to the path of a folder") from None
+            raise UserError(
+                f"DLC_DATA is {moved}, but that home folder does not exist: set it to the path of a folder"
+            ) from None
     if cache := process.cache_dir():
         return cache / "data"
     raise UserError("this user has no home folder to keep data in: set DLC_DATA to the path of a folder")

@@ -35,10 +35,10 @@ def folder(root: str | Path) -> Pictures:
     Classes are numbered in the order of their names. Without `train` and `val` a tenth of the pictures is held out, by
     a hash of the names of picture and folder, so that adding a picture changes nothing for the others.
 
-    A class may have folders of folders. Links are followed; hidden files and what systems leave behind are no pictures.
+    Folders of a class may hold further folders. Links are followed; hidden files and those of the system are ignored.
 
     Raises UserError if there is no such folder, fewer than two classes, a class without pictures, a class that is only
-    in `val`, too few pictures to hold some out, or if one cannot be read, as far as its first and last bytes tell.
+    in `val`, too few pictures to hold some out, or if the first and last bytes of one show that it cannot be read.
     """
     root = Path(root)
     if not root.is_dir():
@@ -146,7 +146,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _check(files: list[Path], bad: list[str]) -> None:
-    """Looks at the files; sentences about those that cannot be decoded go to `bad`.
+    """Checks the files, and adds a sentence to `bad` for each one that cannot be decoded.
 
     A file that begins and ends as its kind does passes, others are decoded. After `LOOKING` seconds, which suffice for
     about a million files on a fast disk, no more are looked at, and a line says so.

@@ -147,7 +147,7 @@ def main() -> None:
 
 
 def _end_with_parent() -> None:
-    """Ends this process when its parent ends, which closes stdin: the result is no longer needed."""
+    """Ends this process once stdin closes: then its parent has ended and nobody needs the result."""
     sys.stdin.buffer.read()
     os._exit(1)
 

@@ -265,7 +265,7 @@ def _said() -> Iterator[None]:
 
 
 def _free_shared_memory() -> int:
-    """Bytes that are free in shared memory, as far as the system says."""
+    """The free bytes of shared memory that the system reports."""
     try:
         return shutil.disk_usage("/dev/shm").free
     except OSError:  # not a Linux

@@ -57,12 +57,13 @@ _G = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 _MANY = 64
 # XLA convolves images of few channels faster with two neighbouring pixels of output for each window.
 _FEW = 16
-# The gradient for a kernel is summed over groups of this many images; as many groups of channels are computed apart.
+# The gradient for a kernel is summed over groups of this many images.
 _GROUP = 8
+# A convolution in up to this many groups of channels is computed group by group.
+_APART = 8
 # How many numbers the transformed images of one product may hold; larger batches are processed in groups of images.
 _LARGEST = 2**26
-# A matrix product is used if this many numbers, or fewer, are gathered from one image. It took 0.5 to 1.35 times as
-# long as XLA's convolution, and inside `lax.scan` 0.02 to 0.5 times. Beyond, a batch of 128 would gather over 128 MiB.
+# `conv_max_pool` may gather this many numbers from one image. With more, a batch of 128 would gather over 128 MiB.
 _LARGEST_GATHER = 2**18
 
 
@@ -115,7 +116,7 @@ def conv(
     return conv_p.bind(x, kernel, wanted="y", shape=shape, strides=strides, pads=pads, groups=groups)
 
 
-def plain_conv_p(a: Array, b: Array, *, wanted: str, shape: Shape, strides: Strides, pads: Pads, groups: int) -> Array:
+def _plain(a: Array, b: Array, *, wanted: str, shape: Shape, strides: Strides, pads: Pads, groups: int) -> Array:
     """`conv_p` by XLA's convolution and what JAX derives from it."""
     convolve = functools.partial(
         lax.conv_general_dilated, window_strides=strides, padding=pads, dimension_numbers=_LAYOUT,
@@ -148,7 +149,7 @@ def _batched(operands: Sequence[Array], axes: Sequence[Any], *, wanted: str, sha
     """`jax.vmap`: more images are a larger batch; several kernels are left to XLA's rule."""
     roles = [role for role, axis in zip(_given(wanted), axes, strict=True) if axis is not None]
     if {*roles, wanted} != {"x", "y"}:
-        plain = functools.partial(plain_conv_p, wanted=wanted, shape=shape, **rest)
+        plain = functools.partial(_plain, wanted=wanted, shape=shape, **rest)
         return jax.vmap(plain, axes)(*operands), 0
     size = next(a.shape[axis] for a, axis in zip(operands, axes, strict=True) if axis is not None)
     moved = [a if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(operands, axes, strict=True)]
@@ -164,8 +165,8 @@ def _outside_jit(a: Array, b: Array, **parameters: Any) -> Array:
 
 def _form(a: Array, b: Array, *, wanted: str, shape: Shape, strides: Strides, pads: Pads, groups: int) -> Array:
     """`conv_p` on a CPU."""
-    if groups > _GROUP:  # such as a depthwise convolution: a program for each group would be too large
-        return plain_conv_p(a, b, wanted=wanted, shape=shape, strides=strides, pads=pads, groups=groups)
+    if groups > _APART:  # such as a depthwise convolution: a program for each group would be too large
+        return _plain(a, b, wanted=wanted, shape=shape, strides=strides, pads=pads, groups=groups)
     form = {"y": _value, "x": _image_gradient, "kernel": _kernel_gradient}[wanted]
     form = functools.partial(form, strides=strides, pads=pads)
     if groups == 1:
@@ -179,7 +180,7 @@ conv_p.def_impl(_outside_jit)
 conv_p.def_abstract_eval(lambda a, b, *, shape, **rest: a.update(shape=shape, weak_type=False))
 ad.defbilinear(conv_p, functools.partial(_transpose, 0), functools.partial(_transpose, 1))
 batching.primitive_batchers[conv_p] = _batched
-mlir.register_lowering(conv_p, mlir.lower_fun(plain_conv_p, multiple_results=False))
+mlir.register_lowering(conv_p, mlir.lower_fun(_plain, multiple_results=False))
 mlir.register_lowering(conv_p, mlir.lower_fun(_form, multiple_results=False), platform="cpu")
 
 
@@ -247,16 +248,13 @@ def _kernel_gradient(x: Array, dy: Array, shape: Shape, strides: Strides, pads: 
 
 
 def _xla_kernel_gradient(x: Array, dy: Array, size: Sequence[int], strides: Strides, pads: Pads) -> Array:
-    """Written in the layout that XLA is fast at: the batch are the input channels, and the images are summed over."""
+    """Written in the layout that XLA is fast at: the input channels are the batch, and the sum is over images."""
 
     def around(k: int, n: int, m: int, s: int, pad: tuple[int, int]) -> tuple[int, int]:
         return pad[0], (m - 1) * s + k - n - pad[0]
 
-    x, dy, pads = (
-        x.transpose(3, 1, 2, 0),
-        dy.transpose(1, 2, 0, 3),
-        _each(around, size, x.shape[1:3], dy.shape[1:3], strides, pads),
-    )
+    pads = _each(around, size, x.shape[1:3], dy.shape[1:3], strides, pads)
+    x, dy = x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)
     y = lax.conv_general_dilated(x, dy, (1, 1), pads, rhs_dilation=strides, dimension_numbers=_LAYOUT)
     return y.transpose(1, 2, 0, 3)
 
@@ -268,7 +266,7 @@ def _suits_winograd(kernel: Sequence[int], dtype: Any, strides: Strides, pads: P
 
 
 def can_gather_pooled(image: Sequence[int], kernel: Sequence[int], window: Sequence[int]) -> bool:
-    """`can_gather` for `conv_max_pool`."""
+    """Whether `conv_max_pool` gathers few enough numbers from an image [H, W] for a kernel [KH, KW, C, O]."""
     tile = _tile(kernel, window)
     return math.prod(_count(image, tile, window)) * math.prod(tile) * kernel[2] <= _LARGEST_GATHER
 
@@ -285,7 +283,7 @@ def conv_max_pool(x: Array, kernel: Array, window: tuple[int, int]) -> Array:
     shifts = [((i, p - 1 - i), (j, q - 1 - j), (0, 0), (0, 0)) for i in range(p) for j in range(q)]
     kernels = jnp.stack([jnp.pad(kernel, shift) for shift in shifts], axis=3)
     y = _correlate(x, kernels.reshape(*_tile(kernel.shape, window), channels, p * q * features), window)
-    return _first_max(y.reshape(*y.shape[:3], p * q, features), (3,))
+    return _first_max(y.reshape(*y.shape[:3], p * q, features))
 
 
 def _correlate(x: Array, kernel: Array, strides: tuple[int, int]) -> Array:
@@ -307,25 +305,24 @@ def _tile(kernel: Sequence[int], window: Sequence[int]) -> tuple[int, int]:
     return kernel[0] + window[0] - 1, kernel[1] + window[1] - 1
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _first_max(x: Array, axes: tuple[int, ...]) -> Array:
-    """`jnp.max(x, axes)` of a matrix product. Its gradient goes to the first maximum.
+@jax.custom_jvp
+def _first_max(x: Array) -> Array:
+    """The maximum over the last axis but one of a matrix product. Its gradient goes to the first maximum.
 
     This is faster than finding value and place in one reduction, but it is safe only if XLA does not compute x twice:
     the second time the maximum may differ in its last bit, and then no place equals it.
     """
-    return jnp.max(x, axes)
+    return jnp.max(x, -2)
 
 
 @_first_max.defjvp
-def _first_max_jvp(axes: tuple[int, ...], primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+def _first_max_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (x,), (dx,) = primals, tangents
-    sizes = [n if axis in axes else 1 for axis, n in enumerate(x.shape)]
-    position = jnp.arange(math.prod(sizes), dtype=jnp.int32).reshape(sizes)
-    largest = jnp.max(x, axes, keepdims=True)
+    position = jnp.arange(x.shape[-2], dtype=jnp.int32).reshape(1, 1, 1, -1, 1)
+    largest = jnp.max(x, -2, keepdims=True)
     # Reductions, because XLA would recompute an unrolled argmax inside everything that reads it.
-    first = jnp.min(jnp.where(x == largest, position, position.size), axes, keepdims=True)
-    return jnp.squeeze(largest, axes), jnp.sum(jnp.where(first == position, dx, 0), axes)
+    first = jnp.min(jnp.where(x == largest, position, position.size), -2, keepdims=True)
+    return jnp.squeeze(largest, -2), jnp.sum(jnp.where(first == position, dx, 0), -2)
 
 
 def _winograd_in_groups(x: Array, kernel: Array, pads: Pads, rotated: bool = False) -> Array:

@@ -65,7 +65,7 @@ def start(run: Run, init: Callable[..., train.State], keys: Any, model: Any = No
     """
     known: Any = None
     if run.init_from and not (run.resume and run.checkpoints and run.checkpoints.steps()):  # which hold the weights
-        begun = weights.begin(_variables(jax.eval_shape(init, keys[0])), run.init_from, model)
+        begun = weights.begin(train.variables_of(jax.eval_shape(init, keys[0])), run.init_from, model)
         known = jax.tree.map(lambda leaf: None if isinstance(leaf, jax.ShapeDtypeStruct) else leaf, begun)
         if len(jax.tree.leaves(known)) < len(jax.tree.leaves(begun)):
             run.say(f"{run.init_from} is for another number of classes: the last layer begins anew")
@@ -170,7 +170,7 @@ def _begin(several: bool, init: Any) -> Partial:
     def begin(init: Any, key: Any, known: Any) -> train.State:
         if known is None:
             return init(key)
-        new = _variables(init(key))  # of which only the layers that begin anew are computed
+        new = train.variables_of(init(key))  # of which only the layers that begin anew are computed
         filled = jax.tree.map(lambda leaf, new: new if leaf is None else leaf, known, new, is_leaf=lambda x: x is None)
         return init(key, filled)
 
@@ -180,10 +180,6 @@ def _begin(several: bool, init: Any) -> Partial:
 
 def _group(several: bool, batch_axis: Literal[0] | None, count: int, step: train.Step) -> train.Step:
     return train.scanned(train.over_seeds(step, batch_axis) if several else step, count)
-
-
-def _variables(state: train.State) -> dict[str, Any]:
-    return {"params": state.params, **(state.aux or {})}
 
 
 def _shape(batch: Any, count: int) -> tuple[Any, ...]:

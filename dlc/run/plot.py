@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 INK, ACCENT = "#1b3a5c", "#c8553d"
-# Those of Okabe and Ito 2008, which people tell apart who see colours differently; without yellow, too pale for lines.
+# The colour-blind-safe palette of Okabe and Ito 2008, without yellow, which is too pale for lines.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#555555")
 DPI, WIDEST, SMALL = 150, 10.2, 8.0  # dots an inch, inches, points
 INVISIBLE = {"\n": "↵", "\r": "↵", "\t": "⇥", " ": "␣"}  # what stands for a token that is only space
@@ -31,7 +31,7 @@ def written(text: str, inches: int | float = 1.6, size: int | float = SMALL) -> 
     """`text` as it can be drawn at `size` points: shortened to `inches`, with what cannot be seen made visible.
 
     Space around words is left out, but a text that is only space becomes signs for it. A letter that the font does not
-    have becomes its number in Unicode. A dollar is no formula.
+    have becomes its number in Unicode. A dollar sign does not begin a formula.
     """
     text = " ".join(text.split()) or "".join(INVISIBLE.get(letter, " ") for letter in text)
     known = {letter: letter.isprintable() and ord(letter) in _letters() for letter in text}

@@ -57,7 +57,7 @@ class Task:
         """`answer(state or variables) -> logits [N, K]`, computed from `size` images at a time."""
 
         def forward(state: Any, batch: Any) -> Any:
-            variables = variables_of(state) if isinstance(state, train.State) else state
+            variables = train.variables_of(state) if isinstance(state, train.State) else state
             image = self.prepare(batch["image"])
             if not self.level:
                 return self.model.apply(variables, image)
@@ -125,12 +125,12 @@ def fit(
     state = start(run, init, train.seed_keys(epochs.seed, seeds), model)
     # Of the variables, so that `show` finds this program in the compilation cache if there is one seed.
     wrap = train.for_each_seed if seeds > 1 else None
-    answer = run.clock.compiled(task.on_test_set(), variables_of(state), wrap=wrap)
+    answer = run.clock.compiled(task.on_test_set(), train.variables_of(state), wrap=wrap)
     measure, logits = task.measure(), None
 
     def evaluate(state: train.State) -> dict[str, Any]:
         nonlocal logits
-        logits = answer(variables_of(state))
+        logits = answer(train.variables_of(state))
         return measure(logits)
 
     state = fit_plan(
@@ -141,10 +141,10 @@ def fit(
         plan,
         evaluate,
     )
-    variables = first_seed(variables_of(state), seeds)
+    variables = first_seed(train.variables_of(state), seeds)
     run.keep(model, variables)
     if logits is None:  # the run was resumed after its last step
-        logits = run.clock.timed("evaluate", answer, variables_of(state))
+        logits = run.clock.timed("evaluate", answer, train.variables_of(state))
     draw_curves(run, losses.unit(task.criterion))
     draw_answers(run, dataset, first_seed(logits, seeds))
     return variables, measure(logits)
@@ -187,11 +187,6 @@ def _same_classes(logits: Any, found: Dataset | pictures.Pictures) -> None:
             f"the weights are for {outputs:,} classes, but {found.name} has {classes:,}: "
             "choose the data set they were trained on"
         )
-
-
-def variables_of(state: train.State) -> dict[str, Any]:
-    """What `model.apply` takes: the weights, and the collections that are carried."""
-    return {"params": state.params, **(state.aux or {})}
 
 
 def first_seed(variables: Any, seeds: int) -> Any:
@@ -296,9 +291,9 @@ def fit_stream(
         sharding.on_mesh(step, task.devices),
         learn,
         Plan(epochs * steps_per_epoch, steps_per_epoch, report_every=-(-steps_per_epoch // groups), rate=rate),
-        lambda state: {f"validation_{name}": value for name, value in evaluate(variables_of(state)).items()},
+        lambda state: {f"validation_{name}": value for name, value in evaluate(train.variables_of(state)).items()},
     )
-    variables = variables_of(state)
+    variables = train.variables_of(state)
     run.keep(model, variables)
     return variables
 

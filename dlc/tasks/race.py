@@ -134,7 +134,7 @@ def _heat(run: Run, contest: Contest, first: int, at_once: int) -> np.ndarray:
     answer = run.clock.compiled(contest.answer, state, wrap=wrap)
     answers = np.asarray(run.clock.timed("answer", answer, state))
     if contest.model is not None:
-        run.keep(contest.model, images.first_seed(images.variables_of(state), at_once))
+        run.keep(contest.model, images.first_seed(train.variables_of(state), at_once))
     return answers
 
 

@@ -8,7 +8,7 @@ https://arxiv.org/abs/1409.0473. The captions are Multi30k's (Elliott et al. 201
 paper's data set is 400 times larger, so this model is smaller than its RNNsearch, and Adam with a rate that falls to
 zero replaces Adadelta. BLEU is sacrebleu's, on untokenised text.
 
-Expect: 48.82 BLEU on two CPU cores, in ten minutes, or in 40 beside other work, as in its record.
+Expect: 48.82 BLEU on two CPU cores, in 40 minutes beside other work.
 
     python -m experiments.attention.seq2seq
     python -m experiments.attention.seq2seq --source FILE --target FILE     lines that translate each other

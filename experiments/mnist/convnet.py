@@ -5,7 +5,7 @@ Claim (mnist): about 1 % test error after 10 epochs, in about 8 s on a GTX 1080.
 Source: the lecture's MNIST program, shown in full in its third and fifth parts. Its settings are the defaults below.
 The images keep the data set's own order, and the initial weights are PyTorch's defaults.
 
-Expect: 1.00 ± 0.07 % over eight seeds; half a minute to a minute for each on two CPU cores, in 0.5 GB.
+Expect: 1.00 ± 0.07 % over eight seeds; about a minute for each on two CPU cores, in 0.5 GB.
 
     python -m experiments.mnist.convnet
     python -m experiments.mnist.convnet --seeds 8

@@ -3,6 +3,7 @@
 `experiments/__init__.py` calls `prepare`. Importing `dlc` itself changes nothing in your process.
 """
 
+import contextlib
 import ctypes
 import importlib.metadata
 import io
@@ -63,6 +64,15 @@ def cores() -> int:
         return max(1, min(allotted, -(-int(quota) // int(period))))
     except (OSError, ValueError):  # another system, or "max": no quota
         return allotted
+
+
+def offer_cpu_devices(count: int) -> None:
+    """Makes JAX offer the CPU as that many devices, unless the user has set their number or JAX has begun."""
+    import jax  # not before `prepare`
+
+    with contextlib.suppress(RuntimeError):
+        if jax.config.jax_num_cpu_devices < 0 and "device_count" not in os.environ.get("XLA_FLAGS", ""):
+            jax.config.update("jax_num_cpu_devices", count)
 
 
 def prepare() -> None:

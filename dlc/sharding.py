@@ -13,6 +13,7 @@ each device's own part.
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,14 +30,18 @@ def mesh(text: str) -> Mesh:
 
     Raises UserError if the text has another form or there are too few devices.
     """
-    found = re.fullmatch(r"data=([1-9]\d*)", text)
-    if not found:
-        raise UserError(f'a mesh is written as "data=4", for four devices that share each batch, not as "{text}"')
-    count, devices = int(found[1]), jax.devices()
+    count, devices = size(text), jax.devices()
     if count > len(devices):
         there = f"is one {devices[0].platform}" if len(devices) == 1 else f"are {len(devices)} of {devices[0].platform}"
         raise UserError(f"a mesh of {count} devices needs more than are available: there {there}")
     return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices[:count])
+
+
+def size(text: str) -> int:
+    """How many devices the mesh for this text has. Raises UserError if the text has another form."""
+    if not (found := re.fullmatch(r"data=([1-9]\d*)", text)):
+        raise UserError(f'a mesh is written as "data=4", for four devices that share each batch, not as "{text}"')
+    return int(found[1])
 
 
 def split(devices: Mesh, axis: int = 0) -> NamedSharding:
@@ -71,14 +76,29 @@ def kept(state: Any, devices: Mesh, fully: bool = False) -> Any:
     return jax.device_put(state, places)
 
 
+def shared(function: Callable[[Any, Batch], Any], devices: Mesh) -> Partial:
+    """`function(state, batch)`, in which each device computes with its part of the batch.
+
+    The function is traced with the mesh as JAX's abstract mesh, which layers can ask for. Arrays that it carries, such
+    as a data set, are copied to every device.
+    """
+
+    def split_up(function: Partial, state: Any, batch: Batch) -> Any:
+        batch = jax.lax.with_sharding_constraint(batch, split(devices))
+        with jax.sharding.use_abstract_mesh(devices.abstract_mesh):
+            return function(state, batch)
+
+    return Partial(split_up, kept(function if isinstance(function, Partial) else Partial(function), devices))
+
+
 def on_mesh(step: Step, devices: Mesh, fully: bool = False) -> Step:
-    """A step that returns its state in the `layout` it came in, so that nothing is moved or compiled again."""
+    """A `shared` step that returns its state in the `layout` it came in, so that nothing is moved or compiled again."""
 
     def placed(step: Step, state: State, batch: Batch) -> tuple[State, Metrics]:
         state, metrics = step(state, batch)
         return kept(state, devices, fully), metrics
 
-    return Partial(placed, step if isinstance(step, Partial) else Partial(step))
+    return Partial(placed, shared(step, devices))
 
 
 def fits(batch: int, devices: Mesh) -> None:

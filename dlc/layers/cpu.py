@@ -110,6 +110,16 @@ def conv(
     x: Float[Array, "B H W C"], kernel: Float[Array, "KH KW I O"], strides: Strides, pads: Pads, groups: int = 1
 ) -> Float[Array, "B h w O"]:
     """The convolution, by `conv_p`: our forms on a CPU, `lax.conv_general_dilated` elsewhere."""
+    own, devices = functools.partial(_conv, strides=strides, pads=pads, groups=groups), jax.sharding.get_abstract_mesh()
+    batch = isinstance(x.shape[0], int) and x.shape[0]
+    if "data" in devices.auto_axes and batch and batch % devices.shape["data"] == 0:
+        # Each device takes its images: left to itself, XLA would split some of the loops in here along another axis.
+        split, whole = jax.P("data"), jax.P()
+        own = jax.shard_map(own, mesh=devices, in_specs=(split, whole), out_specs=split, axis_names={"data"})
+    return own(x, kernel)
+
+
+def _conv(x: Array, kernel: Array, *, strides: Strides, pads: Pads, groups: int) -> Array:
     x, kernel = _varying(x, kernel)
     padded = [n + sum(pad) for n, pad in zip(x.shape[1:3], pads, strict=True)]
     shape = (x.shape[0], *_count(padded, kernel.shape[:2], strides), kernel.shape[3])
@@ -238,13 +248,10 @@ def _kernel_gradient(x: Array, dy: Array, shape: Shape, strides: Strides, pads: 
     if not isinstance(images, int) or images <= size:  # a symbolic batch is one group
         return of_a_group(x, dy)
 
-    first = images % size or size
-
-    def add(i: Array, total: Array) -> Array:
-        return total + of_a_group(*(lax.dynamic_slice_in_dim(a, first + i * size, size) for a in (x, dy)))
-
-    # The first group begins the sum: inside `shard_map`, zeros would not vary over the devices as the others do.
-    return lax.fori_loop(0, (images - first) // size, add, of_a_group(x[:first], dy[:first]))
+    whole = images // size * size
+    groups = tuple(a[:whole].reshape(-1, size, *a.shape[1:]) for a in (x, dy))
+    total = lax.map(lambda group: of_a_group(*group), groups).sum(0)
+    return total + of_a_group(x[whole:], dy[whole:]) if whole < images else total
 
 
 def _xla_kernel_gradient(x: Array, dy: Array, size: Sequence[int], strides: Strides, pads: Pads) -> Array:

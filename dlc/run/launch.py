@@ -19,7 +19,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from dlc import files, process, weights
+from dlc import files, process, sharding, weights
 from dlc.errors import Stopped, UserError
 from dlc.run import flags, log, record
 from dlc.run.clock import gerund
@@ -63,6 +63,8 @@ def launch(
         (name, start), claim, about = _started(module), claim_of(module), subject_of(module)
         kind = flags.ModelOptions if show else flags.Options
         config, options = flags.parse(name, start, help_of(module), default, smoke, kind, argv)
+        if mesh := getattr(config, "mesh", None):
+            process.offer_cpu_devices(sharding.size(mesh))
         require(options.require)
         command = " ".join([start, shlex.join(argv)]).rstrip()
         folder, resume = options.resume or new_folder(options.out, name), bool(options.resume)

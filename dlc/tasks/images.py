@@ -53,8 +53,8 @@ class Task:
     criterion: losses.Criterion = losses.cross_entropy
     level: Literal[0, 1, 2] = 0
 
-    def on_test_set(self, size: int = 100) -> Callable[[Any], Any]:
-        """`answer(state or variables) -> logits [N, K]`, computed from `size` images at a time."""
+    def on_test_set(self, size: int = 100, devices: jax.sharding.Mesh | None = None) -> Callable[[Any], Any]:
+        """`answer(state or variables) -> logits [N, K]`, from `size` images at a time, split among the devices."""
 
         def forward(state: Any, batch: Any) -> Any:
             variables = train.variables_of(state) if isinstance(state, train.State) else state
@@ -64,7 +64,10 @@ class Task:
             # Averaged in float32: bfloat16 would make ties.
             return views(lambda image: self.model.apply(variables, image).astype("float32"), image, self.level)
 
-        return train.in_batches(forward, self.dataset.test, size)
+        if devices is None:
+            return train.in_batches(forward, self.dataset.test, size)
+        size = -(-size // devices.size) * devices.size
+        return sharding.kept(train.in_batches(sharding.shared(forward, devices), self.dataset.test, size), devices)
 
     def measure(self) -> Callable[[Any], dict[str, Any]]:
         """`logits -> {"test_loss", "test_error"}`, arrays [S] for logits [S, N, K]."""
@@ -79,7 +82,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Epochs:
-    """How long to train, in which order, and how many seeds at once."""
+    """How long to train, in which order, how many seeds at once, and on which devices each batch is split."""
 
     epochs: int | float
     batch: int
@@ -87,6 +90,7 @@ class Epochs:
     seed: int = 0
     seeds: int = 1
     rate: optax.Schedule | float | None = None  # of learning, for the log
+    mesh: str = "data=1"
 
 
 def fit(
@@ -101,18 +105,23 @@ def fit(
     dataset, model, seeds = task.dataset, task.model, epochs.seeds
     train_set, examples = dataset.train, len(dataset.train["label"])
     run.facts |= {"dataset": dataset.name, "source": dataset.source}
+    devices = None if sharding.size(epochs.mesh) == 1 else sharding.mesh(epochs.mesh)
+    if devices:
+        sharding.fits(epochs.batch, devices)
     run.keep(model)
 
     def init(key: Any, begun: Any = None) -> train.State:
         variables = dict(begun or model.init(key, task.prepare(train_set["image"][:1])))
         params = variables.pop("params")
-        return train.init(params, tx, key, aux=variables or None)
+        state = train.init(params, tx, key, aux=variables or None)
+        return sharding.kept(state, devices) if devices else state
 
     def augmented(key: Any, batch: Any) -> Any:
         batch = {**batch, "image": task.prepare(batch["image"])}
         return augment(key, batch) if augment else batch
 
     step = train.make_step(losses.classify(model, criterion=task.criterion), tx)
+    step = train.on_device(step, train_set, augmented)
     numbers = range(epochs.seed, epochs.seed + seeds)
     steps_per_epoch = batches.steps_per_epoch(examples, epochs.batch)
     plan = Plan(
@@ -125,7 +134,7 @@ def fit(
     state = start(run, init, train.seed_keys(epochs.seed, seeds), model)
     # Of the variables, so that `show` finds this program in the compilation cache if there is one seed.
     wrap = train.for_each_seed if seeds > 1 else None
-    answer = run.clock.compiled(task.on_test_set(), train.variables_of(state), wrap=wrap)
+    answer = run.clock.compiled(task.on_test_set(devices=devices), train.variables_of(state), wrap=wrap)
     measure, logits = task.measure(), None
 
     def evaluate(state: train.State) -> dict[str, Any]:
@@ -136,7 +145,7 @@ def fit(
     state = fit_plan(
         run,
         state,
-        train.on_device(step, train_set, augmented),
+        sharding.on_mesh(step, devices) if devices else step,
         batches.minibatches(examples, epochs.batch, epochs.shuffle, numbers),
         plan,
         evaluate,

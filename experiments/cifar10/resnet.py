@@ -25,7 +25,7 @@ from dlc import augment, batches, data
 from dlc.errors import UserError
 from dlc.models import resnet_cifar
 from dlc.prepare import mean_image, standardise
-from dlc.run.flags import NotNegative, Positive, Share, Shown, Some
+from dlc.run.flags import Free, NotNegative, Positive, Share, Shown, Some
 from dlc.run.launch import launch
 from dlc.run.run import Run
 from dlc.tasks import compare, images
@@ -51,6 +51,7 @@ class Config:
     factor: Positive[int] = 10  # by which the wide network is wider
     seed: NotNegative[int] = 0  # of all random numbers
     seeds: Positive[int] = 1  # number of runs, the first with `seed`; trained at once
+    mesh: Free[str] = "data=1"  # devices that share each batch; on a CPU, its cores
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights and statistics are float32
 
 
@@ -100,7 +101,9 @@ def train(config: Config, run: Run) -> dict:
     tx = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(rate, momentum=0.9))
     mean, classes = mean_image(cifar.train["image"]), len(cifar.classes)
     steps_per_epoch = batches.steps_per_epoch(len(cifar.train["label"]), config.batch)
-    epochs = images.Epochs(config.steps / steps_per_epoch, config.batch, True, config.seed, config.seeds, rate)
+    epochs = images.Epochs(
+        config.steps / steps_per_epoch, config.batch, True, config.seed, config.seeds, rate, config.mesh
+    )
 
     networks = {(v, d): network(config, v, d, classes) for v in config.variants for d in config.depths}
     histories, errors = {}, {}

@@ -71,7 +71,8 @@ def offer_cpu_devices(count: int) -> None:
     import jax  # not before `prepare`
 
     with contextlib.suppress(RuntimeError):
-        if jax.config.jax_num_cpu_devices < 0 and "device_count" not in os.environ.get("XLA_FLAGS", ""):
+        unset = jax.config.jax_num_cpu_devices < 0  # type: ignore[attr-defined] # it is made when JAX is imported
+        if unset and "device_count" not in os.environ.get("XLA_FLAGS", ""):
             jax.config.update("jax_num_cpu_devices", count)
 
 

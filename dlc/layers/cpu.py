@@ -14,7 +14,7 @@ by XLA's own. XLA is slow at the two gradients, above all inside `lax.scan`, whe
 - The gradient for the images is written as a convolution by the rotated kernel; with strides, as one for each of the
   s t phases of the pixels.
 - The gradient for the kernel is written as a convolution whose batch is the input channels. It is summed over groups of
-  8 images, which stay in the cache.
+  a few images, which stay in the cache.
 - With many channels, 3x3 kernels of stride 1 use Winograd's F(2x2, 3x3): for each tile of 2x2 outputs and the 4x4
   inputs they see, 16 products of transformed numbers replace 36, and over all tiles these are 16 products of tall
   matrices. It has no constants other than 1/2, and its errors in float32 are within a few times those of the plain sum.
@@ -53,12 +53,12 @@ _B = ((1, 0, 0, 0), (0, 1, -1, 1), (-1, 1, 1, 0), (0, 0, 0, -1))
 _G = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 
 # From this number of channels on, 16 matrix products beat XLA's 3x3 convolution; for the gradient of a kernel, from
-# four times as many weights on.
+# three times as many weights on.
 _MANY = 64
 # XLA convolves images of few channels faster with two neighbouring pixels of output for each window.
 _FEW = 16
-# The gradient for a kernel is summed over groups of this many images.
-_GROUP = 8
+# The gradient for a kernel is summed over groups of at most this many images, and of about this many pixels.
+_GROUP, _GROUP_PIXELS = 8, 2**13
 # A convolution in up to this many groups of channels is computed group by group.
 _APART = 8
 # How many numbers the transformed images of one product may hold; larger batches are processed in groups of images.
@@ -236,18 +236,18 @@ def _image_gradient(kernel: Array, dy: Array, shape: Shape, strides: Strides, pa
 
 def _kernel_gradient(x: Array, dy: Array, shape: Shape, strides: Strides, pads: Pads) -> Array:
     if tuple(shape[:2]) == (1, 1):
+        # No barrier as in `_matmul`: XLA would compute x again, from the last convolution on, while it transposes x.
         x = _padded(x, pads)[:, :: strides[0], :: strides[1]]
-        at = lax.optimization_barrier(x.reshape(-1, shape[2]).T)  # as in `_matmul`
-        return (at @ dy.reshape(-1, shape[3])).reshape(shape)
-    if _suits_winograd(shape, x.dtype, strides, pads) and math.prod(shape[2:]) >= 4 * _MANY**2:
-        size, of_a_group = _group_size(x.shape[0], _held(x, shape)), _winograd_kernel_gradient
-    else:
-        size, of_a_group = _GROUP, functools.partial(_xla_kernel_gradient, strides=strides)
-    of_a_group = functools.partial(of_a_group, size=shape[:2], pads=pads)
+        return (x.reshape(-1, shape[2]).T @ dy.reshape(-1, shape[3])).reshape(shape)
     images = x.shape[0]
+    if _suits_winograd(shape, x.dtype, strides, pads) and math.prod(shape[2:]) >= 3 * _MANY**2:
+        size, of_a_group = _group_size(images, _held(x, shape)), _winograd_kernel_gradient
+    else:
+        size = max(1, min(_GROUP, _GROUP_PIXELS // math.prod(x.shape[1:3])))
+        of_a_group = functools.partial(_xla_kernel_gradient, strides=strides)
+    of_a_group = functools.partial(of_a_group, size=shape[:2], pads=pads)
     if not isinstance(images, int) or images <= size:  # a symbolic batch is one group
         return of_a_group(x, dy)
-
     whole = images // size * size
     groups = tuple(a[:whole].reshape(-1, size, *a.shape[1:]) for a in (x, dy))
     total = lax.map(lambda group: of_a_group(*group), groups).sum(0)

@@ -1,5 +1,9 @@
 """Training on a mesh of devices: the same losses and weights as on one, compiled once, placed where it was put."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +11,12 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from dlc import losses, sharding, train
+from dlc import data, losses, sharding, train
 from dlc.errors import UserError
 from dlc.models import resnet_cifar, vit
+from dlc.models.mlp import MLP
+from dlc.run.run import Run
+from dlc.tasks import images
 
 BATCH, SIDE, STEPS = 16, 8, 5
 
@@ -101,3 +108,46 @@ def test_more_devices_than_there_are():
 def test_a_batch_that_does_not_divide():
     with pytest.raises(UserError, match=r"^4 devices cannot share a batch of 10 equally: choose 12, for example$"):
         sharding.fits(10, sharding.mesh("data=4"))
+
+
+def test_each_device_convolves_its_own_images():
+    """Left to itself, XLA splits the loop over groups of images, and gathers all images on every device."""
+    devices, model = sharding.mesh("data=2"), resnet_cifar.CifarResNet((1, 1), widths=(8, 16), stem=8, num_classes=5)
+    tx = optax.sgd(0.1)
+    step = sharding.on_mesh(train.make_step(losses.classify(model), tx), devices)
+    state = jax.eval_shape(
+        lambda: train.init(
+            (variables := dict(model.init(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3))))).pop("params"),
+            tx, jax.random.key(0), aux=variables,
+        )
+    )  # fmt: skip
+    batch = {"image": jax.ShapeDtypeStruct((64, SIDE, SIDE, 3), "float32")}
+    batch["label"] = jax.ShapeDtypeStruct((64,), "int32")
+    program = jax.jit(lambda step, *rest: step(*rest)).lower(step, state, batch).compile().as_text()
+    assert "all-reduce" in program
+    assert not any(other in program for other in ("all-gather", "all-to-all", "collective-permute"))
+
+
+def test_an_experiment_on_two_devices_ends_as_on_one():
+    digits = data.load("digits")
+    task = images.Task(digits, MLP(hidden=(16,)), lambda image: jnp.asarray(image, jnp.float32) / 255)
+    measured = [
+        images.fit(Run(), task, optax.sgd(0.1), images.Epochs(5, 100, shuffle=True, mesh=mesh))[1]
+        for mesh in ("data=1", "data=2")
+    ]
+    one, two = (float(found["test_loss"]) for found in measured)
+    assert one < 2.2 < np.log(10)
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+
+
+def test_a_cpu_is_offered_as_several_devices():
+    program = "import jax; from dlc import process; process.offer_cpu_devices(3); print(jax.device_count())"
+    for environment, count in (({}, 3), ({"JAX_NUM_CPU_DEVICES": "2"}, 2)):
+        found = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert int(found.stdout) == count

@@ -202,11 +202,11 @@ def test_random_variables_are_those_of_the_model_and_keep_activations_alive():
 @pytest.mark.parametrize("module", [forward, train_step])
 def test_our_form_answers(module, monkeypatch):
     monkeypatch.setattr(by_batch, "CHUNK", 0.0)
-    monkeypatch.setattr(jax.config, "update", lambda name, value: None)  # other tests use the compilation cache
     monkeypatch.setitem(classics.CLASSICS, "tiny", classic(functools.partial(MLP, (8,), 1000), 8))
     answer = module.ours("tiny", "float32")
     assert answer("time", "2") > 0
     assert answer("compile", "2") > 0
+    assert answer("programs", "2") == 1
     assert answer("memory") > 1e6
 
 
@@ -221,13 +221,13 @@ def test_costs_stand_in_the_table(monkeypatch):
         "PyTorch, channels_last": {1: np.array([0.002]), 4: np.array([0.008])},
     }
     memory = {"dlc": 2.0**20, "PyTorch, eager": 3 * 2.0**20, "PyTorch, channels_last": 4 * 2.0**20}
-    found = by_batch.Measured(times, {"dlc": 1.0}, memory, [])
+    found = by_batch.Measured(times, memory, [])
     row = forward.row(SMALL, cost, found, "float32")
     assert row["ms an image"] == "2 at 1, 1.5 at 4"
     assert row["of PyTorch's best"] == "1.38 (0.75 to 2.00)"
     assert (row["peak MiB"], row["PyTorch's"]) == ("1", "3")
     assert by_batch.median_ratio({"a": found}).endswith("it is 1.38, the median over the models; the worst is a, 1.38.")
-    alone = by_batch.Measured({"dlc": times["dlc"]}, {}, {"dlc": 1.0}, [])
+    alone = by_batch.Measured({"dlc": times["dlc"]}, {"dlc": 1.0}, [])
     assert forward.row(SMALL, cost, alone, "float32")["of PyTorch's best"] == ""
     assert by_batch.median_ratio({"a": alone}) == "None of these networks has a peer."
 
@@ -241,7 +241,7 @@ class Sleepless:
     def measure(self, what, batch=0):
         if self.dies:
             raise UserError("no memory")
-        return {"time": 0.1 * batch, "compile": 3.0, "memory": 7.0}[what]
+        return {"time": 0.1 * batch, "memory": 7.0}[what]
 
     def close(self):
         pass
@@ -260,7 +260,6 @@ def test_batches_and_models_that_take_too_long_or_fail_are_left_out(monkeypatch,
     assert list(found) == ["resnet18", "resnet50"]
     assert found["resnet18"].batches == [1, 4]
     assert found["resnet18"].skipped == [8]
-    assert found["resnet18"].compile["dlc"] == 3.0
     printed = capsys.readouterr()
     assert printed.out == "resnet18!: ms 1\nresnet50!: ms 1\n"
     assert "resnet18: no batches of 8, over 0.5 s" in printed.err
@@ -268,6 +267,55 @@ def test_batches_and_models_that_take_too_long_or_fail_are_left_out(monkeypatch,
     with pytest.raises(UserError, match="no model could be timed"):
         measured(minutes=-1)
     assert "resnet50 is left out: -1 minutes are over" in capsys.readouterr().err
+
+
+# Compiling
+
+
+def test_a_form_says_what_it_compiled():
+    """A chunk of steps is one program; the first chunk takes what later ones take and the time to compile."""
+    step = jax.jit(lambda x: jnp.sin(x) * 3)
+    answer = timing.chunks(lambda x, at: step(x).block_until_ready(), jnp.ones(7), chunk=5)
+    assert answer("programs") == 1
+    assert answer("compile") > answer("time")
+    assert answer() > 0
+
+
+class Compiler:
+    """A worker that compiles three programs in 5 s, or reads them in 1 s."""
+
+    made: list[tuple[str, ...]]
+
+    def __init__(self, module, *words, caches):
+        self.caches, self.words = Path(caches), words
+        self.made.append(words)
+
+    def measure(self, what, *of):
+        assert of == (4,)
+        warm = (self.caches / "program").exists()
+        (self.caches / "program").touch()
+        return {"compile": 1.0 if warm else 5.0, "programs": 3.0}[what]
+
+    def close(self):
+        pass
+
+
+def test_compiling_is_timed_without_a_cache_and_with_one(monkeypatch):
+    monkeypatch.setattr(timing, "Worker", Compiler)
+    monkeypatch.setattr(Compiler, "made", [], raising=False)
+    forms = ["dlc", "PyTorch, eager", "PyTorch, compiled", "PyTorch, channels_last"]
+    found = timing.compiling("m", forms, ("part",), 4)
+    assert found == {name: timing.Compiling(5.0, 1.0, 3) for name in ("dlc", "PyTorch, compiled")}
+    assert Compiler.made == [("dlc", "part")] * 2 + [("PyTorch, compiled", "part")] * 2
+    times = {"dlc": np.array([0.001, 0.003]), "PyTorch, eager": np.array([0.001])}
+    rows = bench.step_rows(times, "PyTorch, eager", found)
+    assert rows["dlc"]["of PyTorch's best"] == "2.00"
+    assert (rows["dlc"]["s to compile"], rows["dlc"]["with a warm cache"], rows["dlc"]["programs"]) == (
+        "5.0",
+        "1.0",
+        "3",
+    )
+    assert (rows["PyTorch, eager"].keys(), rows["PyTorch, eager"]["s to compile"]) == (rows["dlc"].keys(), "")
 
 
 # From flags to a record

@@ -1,6 +1,7 @@
 """The rest of the effects floor: figures, schedules, records, tables, timing."""
 
 import dataclasses
+import importlib.metadata
 import json
 import os
 import shutil
@@ -183,6 +184,13 @@ def finished_run(folder, **changes):
     return folder
 
 
+def finished_bench(folder, **changes):
+    result = json.loads((finished_run(folder, bench="steps", **changes) / "result.json").read_text())
+    del result["experiment"]
+    record.write(folder, result)
+    return folder
+
+
 def test_a_result_without_a_claim_has_an_empty_cell(tmp_path):
     pages.add(tmp_path, finished_run(tmp_path / "run", claim=None, dataset="cifar10"))
     assert "3 4` |  | **test error 1.00 %** on cifar10 |" in pages.tables(tmp_path / "results")[0]
@@ -191,12 +199,9 @@ def test_a_result_without_a_claim_has_an_empty_cell(tmp_path):
 def test_results_are_written_from_records(tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "FIRST", ("python -m experiments.mnist.convnet --seeds 2 --hidden 3 4",))
     (tmp_path / "README.md").write_text(f"# Title\n{pages.BEGIN}\nold\n{pages.END}\nrest\n")
+    pin(tmp_path, importlib.metadata.version("jaxlib"))
     table = {"columns": ["ms"], "rows": {"ours": {"ms": "1.0"}}, "method": "how", "title": "A step"}
-    finished_run(tmp_path / "timing", bench="steps", **table)
-    timing = json.loads((tmp_path / "timing" / "result.json").read_text())
-    del timing["experiment"]
-    record.write(tmp_path / "timing", timing)
-    runs = [str(finished_run(tmp_path / "run")), str(tmp_path / "timing")]
+    runs = [str(finished_run(tmp_path / "run")), str(finished_bench(tmp_path / "timing", **table))]
     (tmp_path / "run" / "figures").mkdir()
     (tmp_path / "run" / "figures" / "curves.png").write_bytes(b"PNG")
     assert pages.main(runs, root=tmp_path) == 0
@@ -215,6 +220,25 @@ def test_results_are_written_from_records(tmp_path, monkeypatch):
     assert "old" not in readme
     pages.write(tmp_path)
     assert (tmp_path / "README.md").read_text() == readme
+
+
+def pin(root, jaxlib):
+    (root / "constraints.txt").write_text(f"jax==0.1.2\njaxlib=={jaxlib}\njaxtyping==0.3\n")
+
+
+def test_a_benchmark_with_another_jaxlib_is_kept_beside_the_first(tmp_path):
+    table = {"columns": ["ms"], "method": "how", "title": "A step"}
+    pin(tmp_path, "0.10.2")
+    for i, jaxlib in enumerate(("0.12.0.1", "0.10.2", "0.10.1")):
+        versions = {"python": f"3.1{i}", "jaxlib": jaxlib, "numpy": "2", "torch": "2.13.0"}
+        rows = {"ours": {"ms": str(i)}}
+        pages.add(tmp_path, finished_bench(tmp_path / str(i), **table, rows=rows, versions=versions))
+    name = "bench.steps.seeds-2.hidden-3-4.cpu"
+    assert {p.stem for p in (tmp_path / "results").iterdir()} == {name, f"{name}.jaxlib-0.12"}
+    page = pages.tables(tmp_path / "results")[0]
+    assert page.count("## A step") == 1
+    assert page.index("| ours | 2 |") < page.index("python 3.12, jaxlib 0.10.1, torch 2.13.0.")
+    assert page.index("python 3.12, jaxlib") < page.index("| ours | 0 |") < page.index("python 3.10, jaxlib 0.12.0.1")
 
 
 def test_the_readme_has_five_rows_and_each_has_its_record(tmp_path):

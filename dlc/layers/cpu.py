@@ -359,8 +359,9 @@ def _winograd(x: Array, kernel: Array, pads: Pads, rotated: bool) -> Array:
         [a @ (b.T if rotated else b) for a, b in zip(*row, strict=True)] for row in zip(inputs, kernels, strict=True)
     ]
     y = _sandwich(_transposed(_A), products)
-    tiles = jnp.stack([jnp.stack([a.reshape(x.shape[0], rows, columns, -1) for a in row], 3) for row in y], 2)
-    return tiles.reshape(x.shape[0], 2 * rows, 2 * columns, -1)[:, :h, :w]
+    shape = (x.shape[0], rows, columns, y[0][0].shape[1])
+    tiles = jnp.stack([jnp.stack([a.reshape(shape) for a in row], 3) for row in y], 2)
+    return tiles.reshape(x.shape[0], 2 * rows, 2 * columns, shape[-1])[:, :h, :w]
 
 
 def _winograd_kernel_gradient(x: Array, dy: Array, size: Sequence[int], pads: Pads) -> Array:

@@ -92,7 +92,7 @@ def whitening(
     shifts = [images[:, y : y + h, x : x + w] for y in range(size) for x in range(size)]
     patches = jnp.concatenate(shifts, axis=-1).reshape(-1, size * size * C)
     # The ten bits of a product that GPUs and TPUs use by default are too few for the small eigenvalues.
-    covariance = jnp.matmul(patches.T, patches, precision="highest") / len(patches)
+    covariance = jnp.matmul(patches.T, patches, precision="highest") / patches.shape[0]
     values, vectors = jnp.linalg.eigh(covariance)
     filters = (vectors / jnp.sqrt(jnp.maximum(values, 0) + eps)[None, :])[:, ::-1]
     return jnp.concatenate([filters, -filters], axis=1).reshape(size, size, C, -1)

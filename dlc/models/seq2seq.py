@@ -160,7 +160,7 @@ def _read(
         new = jnp.where(real, _unit(state, x, state @ gates, candidate), state)
         return new, new
 
-    return lax.scan(step, jnp.zeros((x.shape[1], len(gates)), x.dtype), (x, mask), reverse=reverse)[1]
+    return lax.scan(step, jnp.zeros((x.shape[1], gates.shape[0]), x.dtype), (x, mask), reverse=reverse)[1]
 
 
 def _unit(state: Array, x: Array, gates: Array, candidate: Array) -> Array:

@@ -132,16 +132,28 @@ def save(out: Path, bench: Bench, words: list[Any], packages: tuple[str, ...] = 
     print(f"{pages.bench_table(result)}\n\nrecord {folder}/result.json\n")
 
 
-def step_rows(times: dict[str, np.ndarray], against: str) -> dict[str, dict[str, str]]:
-    """The rows of a table of times per step: medians, quartiles, and ratios to the form `against`."""
+def step_rows(
+    times: dict[str, np.ndarray], against: str, compiling: dict[str, timing.Compiling]
+) -> dict[str, dict[str, str]]:
+    """The rows of a table of times per step: medians, quartiles, ratios to the form `against`, and compiling."""
     ratio = timing.ratios(times, against)
     return {
         name: {
             "ms per step": f"{1e3 * np.median(seconds):.2f}",
             "quartiles": "{:.2f} to {:.2f}".format(*1e3 * np.percentile(seconds, [25, 75])),
             "of PyTorch's best": f"{ratio[name]:.2f}",
+            **compile_columns(compiling.get(name)),
         }
         for name, seconds in times.items()
+    }
+
+
+def compile_columns(compiling: timing.Compiling | None) -> dict[str, str]:
+    """What compiling takes, as columns of a table; empty for a form that compiles nothing."""
+    return {
+        "s to compile": f"{compiling.cold:.1f}" if compiling else "",
+        "with a warm cache": f"{compiling.warm:.1f}" if compiling else "",
+        "programs": f"{compiling.programs or ''}" if compiling else "",
     }
 
 

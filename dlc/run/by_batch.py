@@ -36,13 +36,12 @@ class Limits(NamedTuple):
 
 @dataclass
 class Measured:
-    """The times of one model: seconds per call [rounds] by form and batch; seconds to compile and peak bytes by form.
+    """The times of one model: seconds per call [rounds] by form and batch; peak bytes by form.
 
     `skipped` are the batches for which one call would have taken longer than the limit.
     """
 
     times: dict[str, dict[int, np.ndarray]]
-    compile: dict[str, float]
     memory: dict[str, float]
     skipped: list[int]
 
@@ -77,11 +76,11 @@ class Measured:
 
 
 def server(prepare: Callable[[int], Callable[[int], None]], memory: Callable[[], int | None]) -> Callable[..., float]:
-    """A form that answers "time B" (seconds per call), "compile B" (seconds) and "memory" (bytes).
+    """A form that answers "time B" (seconds per call), "compile B" (seconds), "programs B" and "memory" (bytes).
 
     `prepare(B)` returns a function `run(count)` that makes `count` calls with batches of B and waits for them.
     """
-    runs: dict[int, tuple[Callable[[int], None], int, float]] = {}
+    runs: dict[int, tuple[Callable[[int], None], int, dict[str, float]]] = {}
 
     def seconds(run: Callable[[int], None], count: int) -> float:
         began = time.perf_counter()
@@ -92,11 +91,11 @@ def server(prepare: Callable[[int], Callable[[int], None]], memory: Callable[[],
         if what == "memory":
             return float(memory() or "nan")
         if (size := int(batch)) not in runs:
-            run = prepare(size)
+            run, programs = prepare(size), timing.count_programs()
             first, one = seconds(run, 1), seconds(run, 1)
-            runs[size] = run, max(1, round(CHUNK / one)), first - one
-        run, count, compile_seconds = runs[size]
-        return compile_seconds if what == "compile" else seconds(run, count)
+            runs[size] = run, max(1, round(CHUNK / one)), {"compile": first - one, "programs": float(programs())}
+        run, count, facts = runs[size]
+        return facts[what] if what in facts else seconds(run, count)
 
     return answer
 
@@ -170,14 +169,12 @@ def _measured(module: str, forms: list[str], arguments: tuple[Any, ...], limits:
         workers = {form: timing.Worker(module, form, *arguments) for form in forms}
         for worker in workers.values():
             stack.callback(worker.close)
-        found = Measured({form: {} for form in workers}, {}, {}, [])
+        found = Measured({form: {} for form in workers}, {}, [])
         slowest = 0.0  # seconds per image
         for batch in limits.batches:
             if slowest * batch > limits.limit:
                 found.skipped.append(batch)
                 continue
-            for form, worker in workers.items():
-                found.compile.setdefault(form, worker.measure("compile", batch))
             ask = {form: functools.partial(worker.measure, "time", batch) for form, worker in workers.items()}
             times = timing.interleaved(ask, limits.rounds)
             slowest = max(float(np.median(seconds)) for seconds in times.values()) / batch

@@ -5,7 +5,9 @@ python -m dlc.run.pages RUN ...      adds the records of these runs first
 """
 
 import argparse
+import itertools
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -43,8 +45,9 @@ BEGIN, END = "<!-- results: written by `make results` -->", "<!-- end of results
 def add(root: Path, run: Path) -> Path:
     """Copies the record of a finished run to results/, and the figures that pages show to docs/figures/.
 
-    The record is named after its experiment, flags and platform. Raises UserError if the run has none, or one that is
-    no result: of the small version, of a run that is being trained longer, or of one that showed another.
+    The record is named after its experiment, flags and platform; that of a benchmark also after its jaxlib, unless
+    constraints.txt has that version: it is kept beside the record of that one. Raises UserError if the run has none, or
+    one that is no result: of the small version, of a run that is being trained longer, or of one that showed another.
     """
     try:
         result = json.loads((run / "result.json").read_text("utf-8"))
@@ -60,7 +63,7 @@ def add(root: Path, run: Path) -> Path:
         raise UserError(f"{run} is being trained longer, and its record is an earlier one: let it finish with --resume")
     what = result.get("experiment") or f"bench.{result['bench']}"
     given = ("-".join(flag).removeprefix("--") for flag in _flags(result["command"]))
-    name = ".".join([what, *given, result["device"]["platform"]]).replace("/", "_")
+    name = ".".join([what, *given, result["device"]["platform"], *_another_jaxlib(root, result)]).replace("/", "_")
     target = root / "results" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
     # Where it ran is not part of the result.
@@ -78,7 +81,7 @@ def add(root: Path, run: Path) -> Path:
 def tables(results: Path) -> tuple[str, str]:
     """The Markdown of docs/results.md, and the table in README.md."""
     records = []
-    for path in sorted(results.glob("*.json")):
+    for path in sorted(results.glob("*.json"), key=lambda path: path.stem):
         try:
             records.append(json.loads(path.read_text("utf-8")))
         except (OSError, ValueError):
@@ -95,8 +98,10 @@ def tables(results: Path) -> tuple[str, str]:
         "",
     ]
     page += ["## Experiments", "", _experiments(runs), ""]
-    for bench in benches:
-        page += [f"## {bench['title']}", "", bench["method"], "", bench_table(bench), ""]
+    for title, same in itertools.groupby(benches, key=lambda bench: bench["title"]):
+        page += [f"## {title}", ""]
+        for bench in same:
+            page += [bench["method"], "", bench_table(bench), ""]
     page += ["## Where and with what", "", _origins(records), ""]
     return "\n".join(page), short
 
@@ -122,6 +127,15 @@ def _check(result: Any, path: Path) -> None:
         needed |= {"figures", "claim", "seeds", "seconds"} if "experiment" in result else {"bench", *bench}
     if not isinstance(result, dict) or not needed <= result.keys():
         raise UserError(f"{path} is damaged: restore it, or delete it")
+
+
+def _another_jaxlib(root: Path, result: dict[str, Any]) -> list[str]:
+    """["jaxlib-0.12"] for a benchmark of that version of jaxlib if constraints.txt has another."""
+    if "experiment" in result:
+        return []
+    (pinned,) = re.findall(r"^jaxlib==(\d+\.\d+)", (root / "constraints.txt").read_text("utf-8"), re.MULTILINE)
+    found = ".".join(result["versions"]["jaxlib"].split(".")[:2])
+    return [] if found == pinned else [f"jaxlib-{found}"]
 
 
 def _flags(command: str) -> list[list[str]]:
@@ -156,13 +170,15 @@ def _experiments(runs: list[dict[str, Any]]) -> str:
 
 
 def bench_table(bench: dict[str, Any]) -> str:
-    """The rows of a benchmark's record as a Markdown table, and where they were measured."""
+    """The rows of a benchmark's record as a Markdown table, and where and with what they were measured."""
     rows = [f"| | {' | '.join(bench['columns'])} |", "|---" * (len(bench["columns"]) + 1) + "|"]
     rows += [
         f"| {name} | {' | '.join(str(row[column]) for column in bench['columns'])} |"
         for name, row in bench["rows"].items()
     ]
-    return "\n".join(rows) + f"\n\n{_device(bench)}, {bench['date'][:10]}."
+    versions = bench["versions"]
+    about = [f"{name} {versions[name]}" for name in ("python", "jaxlib", "torch") if name in versions]
+    return "\n".join(rows) + f"\n\n{', '.join([_device(bench), bench['date'][:10], *about])}."
 
 
 def _origins(records: list[dict[str, Any]]) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 
 from dlc.errors import UserError
 from dlc.run import timing
-from dlc.run.bench import Bench, Forms, launch, step_rows
+from dlc.run.bench import Bench, Forms, compile_columns, launch, step_rows
 from dlc.run.flags import Positive
 from dlc.tasks.text import Context
 
@@ -130,6 +130,11 @@ def side_by_side(part: Part, context: int, batch: int, rounds: int) -> tuple[dic
     return times, timing.fastest(times, "PyTorch")
 
 
+def compiling(part: Part, context: int, batch: int) -> dict[str, timing.Compiling]:
+    """What every form compiles."""
+    return timing.compiling("experiments.bench.attention", TIMED[part], (part, context, batch))
+
+
 def steps(config: Config) -> Bench:
     """The time per training step of the small GPT."""
     times, best = side_by_side("steps", config.context, config.batch, config.rounds)
@@ -139,7 +144,7 @@ def steps(config: Config) -> Bench:
         "attention.steps",
         f"One step of a small GPT, {what}",
         f"Training, {what}, float32, AdamW; {how}.",
-        step_rows(times, best),
+        step_rows(times, best, compiling("steps", config.context, config.batch)),
         ["--part", "steps", "--context", config.context, "--batch", config.batch, "--rounds", config.rounds],
     )
 
@@ -147,13 +152,17 @@ def steps(config: Config) -> Bench:
 def generation(config: Config) -> Bench:
     """The tokens per second of the small GPT as it writes one text."""
     times, best = side_by_side("generate", 512, 1, config.rounds)
-    ratio = timing.ratios(times, best)
+    ratio, compiled = timing.ratios(times, best), compiling("generate", 512, 1)
     return Bench(
         "attention.generate",
         "A small GPT writes",
         f"One text of {CHUNK['generate']} tokens drawn at temperature 1, with a cache, medians of {config.rounds}.",
         {
-            name: {"tokens per second": f"{1 / np.median(seconds):,.0f}", "time, of PyTorch's": f"{ratio[name]:.2f}"}
+            name: {
+                "tokens per second": f"{1 / np.median(seconds):,.0f}",
+                "time, of PyTorch's": f"{ratio[name]:.2f}",
+                **compile_columns(compiled.get(name)),
+            }
             for name, seconds in times.items()
         },
         ["--part", "generate", "--rounds", config.rounds],
@@ -172,13 +181,14 @@ def gpt2(config: Config) -> Bench:
     times, best = side_by_side("gpt2", context, config.gpt2_batch, config.rounds)
     operations = 6 * (124_439_808 - context * width) + 12 * layers * width * context
     peak = next((value for name, value in PEAK.items() if name in device.device_kind), None)
-    ratio, rows = timing.ratios(times, best), {}
+    ratio, rows, compiled = timing.ratios(times, best), {}, compiling("gpt2", context, config.gpt2_batch)
     for name, seconds in times.items():
         rate = config.gpt2_batch * context / np.median(seconds)
         rows[name] = {
             "tokens per second": f"{rate:,.0f}",
             "share of the peak": f"{100 * rate * operations / (peak * 1e12):.1f} %" if peak else "unknown",
             "time, of PyTorch's best": f"{ratio[name]:.2f}",
+            **compile_columns(compiled.get(name)),
         }
     against = f"the peak is {peak} TFLOP/s" if peak else f"no peak is known for {device.device_kind}"
     how = f"medians of {config.rounds} interleaved chunks of {CHUNK['gpt2']} steps"

@@ -109,12 +109,13 @@ def steps(part: Part, config: Config) -> Bench:
     """The time per step of every form, beside PyTorch's best."""
     forms = [name for name in FORMS if part == "resnet" or not name.startswith("Flax")]
     times = timing.side_by_side("experiments.bench.cifar10", forms, (part,), config.rounds)
+    compiling = timing.compiling("experiments.bench.cifar10", forms, (part,))
     how = f"medians of {config.rounds} interleaved chunks of {CHUNK[part]}"
     return Bench(
         f"cifar10.{part}",
         TITLES[part],
         f"Training, batches of {BATCH[part]}, {compute_dtype()}; {how}.",
-        step_rows(times, "PyTorch, channels_last"),
+        step_rows(times, "PyTorch, channels_last", compiling),
         ["--part", part, "--rounds", config.rounds],
     )
 

@@ -78,11 +78,12 @@ class Config:
 def steps(config: Config) -> Bench:
     """The time per step of every form, beside PyTorch's best."""
     times = timing.side_by_side("experiments.bench.mnist", FORMS, (), config.rounds)
+    compiling = timing.compiling("experiments.bench.mnist", FORMS, ())
     return Bench(
         "mnist.steps",
         "One step of the lecture's MNIST convnet",
         f"Training, batches of {BATCH}, float32; medians of {config.rounds} interleaved chunks of {CHUNK} steps.",
-        step_rows(times, "PyTorch, channels_last"),
+        step_rows(times, "PyTorch, channels_last", compiling),
         ["--part", "steps", "--rounds", config.rounds],
     )
 

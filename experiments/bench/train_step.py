@@ -1,4 +1,4 @@
-"""What one step of training costs: the classics of ImageNet beside PyTorch; the time to compile is shown separately.
+"""What one step of training costs: the classics of ImageNet beside PyTorch; and what compiling it takes.
 
     python -m experiments.bench.train_step                            some classics, under 40 minutes on two CPU cores
     python -m experiments.bench.train_step --models resnet50 --batches 32 --limit 60
@@ -18,8 +18,8 @@ import numpy as np
 
 from dlc import costs
 from dlc.models.table import Row
-from dlc.run import by_batch
-from dlc.run.bench import Bench, launch, three
+from dlc.run import by_batch, timing
+from dlc.run.bench import Bench, compile_columns, launch, three
 from dlc.run.ceilings import default_precision, share
 from dlc.run.flags import Positive, Some
 from experiments.bench import classics, classics_torch
@@ -47,7 +47,6 @@ def ours(name: str, dtype: str) -> Callable[..., float]:
     """The step of `dlc.train`, compiled, with its state donated."""
     from dlc import train
 
-    jax.config.update("jax_enable_compilation_cache", False)  # compiling is timed, not reading from the cache
     step, first = parts(CLASSICS[name], dtype)
     call, state = train.compiled(step), first()
 
@@ -87,8 +86,10 @@ def operations(classic: Row, batch: int) -> float:
     return costs.flops(step, jax.eval_shape(state), {"image": image, "label": jax.ShapeDtypeStruct((batch,), "int32")})
 
 
-def row(found: by_batch.Measured, batch: int, flops: float, dtype: classics.Dtype) -> dict[str, str]:
-    """The row of the table for one network and batch."""
+def row(
+    found: by_batch.Measured, batch: int, flops: float, dtype: classics.Dtype, compiling: timing.Compiling
+) -> dict[str, str]:
+    """The row of the table for one network and batch. What `compiling` took belongs to the first batch."""
     seconds, ratio, theirs = float(np.median(found.times["dlc"][batch])), found.ratio(batch), found.best(batch)
     return {
         "ms per step": three(1e3 * seconds),
@@ -96,7 +97,7 @@ def row(found: by_batch.Measured, batch: int, flops: float, dtype: classics.Dtyp
         "of PyTorch's best": f"{ratio:.2f}" if ratio else "",
         "XLA's Gflop": f"{flops / 1e9:.3g}",
         "of the ceiling": f"{100 * share(flops, seconds, default_precision(dtype)):.0f} %",
-        "s to compile": f"{found.compile['dlc']:.1f}" if batch == found.batches[0] else "",
+        **compile_columns(compiling if batch == found.batches[0] else None),
         "peak MiB": f"{found.memory['dlc'] / 2**20:.0f}" if batch == found.batches[-1] else "",
     }
 
@@ -105,12 +106,18 @@ def measured(config: Config) -> Iterator[Bench]:
     dtype, forms = classics.compute_dtype(config.dtype), classics.forms(FORMS, config.models)
     batches = config.batches or ((4, 16) if jax.default_backend() == "cpu" else (32, 128))
     limits = by_batch.Limits(batches, config.rounds, config.limit, config.minutes)
+    module = "experiments.bench.train_step"
+    compiled: dict[str, timing.Compiling] = {}
 
     def rows_of(name: str, found: by_batch.Measured) -> dict[str, dict[str, str]]:
+        compiled[name] = timing.compiling(module, ["dlc"], (name, dtype), found.batches[0])["dlc"]
         counts = {batch: operations(CLASSICS[name], batch) for batch in found.batches}
-        return {f"{name}, {batch} images": row(found, batch, flops, dtype) for batch, flops in counts.items()}
+        return {
+            f"{name}, {batch} images": row(found, batch, flops, dtype, compiled[name])
+            for batch, flops in counts.items()
+        }
 
-    rows, every = by_batch.table("experiments.bench.train_step", forms, (dtype,), limits, rows_of)
+    rows, every = by_batch.table(module, forms, (dtype,), limits, rows_of)
     yield Bench(
         "train_step",
         "One step of training: classics of ImageNet",
@@ -120,7 +127,7 @@ def measured(config: Config) -> Iterator[Bench]:
         rows,
         more={
             "seconds": {name: found.medians() for name, found in every.items()},  # per step
-            "compile": {name: found.compile for name, found in every.items()},  # seconds beyond a step, first batch
+            "compile": {name: each._asdict() for name, each in compiled.items()},  # of the first batch
             "memory": {name: found.memory for name, found in every.items()},  # bytes at the peak
         },
     )

@@ -15,6 +15,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from dlc.errors import UserError
 
+# Of a long text, so many tokens are read at once: attention weights and logits for all of them would fill the memory.
+READ = 512
+
 Emit = Callable[[Any], Any]
 Step = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -29,9 +32,12 @@ def sample(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    stop: tuple[int, ...] = (),
     emit: Emit | None = None,
 ) -> Int[Array, "B L"]:
     """The prompt followed by `length` new tokens, [B, P + length], each drawn given all tokens before it.
+
+    A text ends with the first of the tokens `stop` that is drawn. The rest of its row is `stop[0]`.
 
     A token is drawn from softmax(logits / temperature) after `filtered`; at temperature 0 it is the most likely token.
     Token i uses the key `fold_in(key, i)`.
@@ -41,11 +47,11 @@ def sample(
     context is read, but all of it is returned. The model therefore always sees between half of its context and all of
     it.
 
-    `emit(tokens)` is called on the host with the tokens [B] of each position, in order, as soon as they are drawn. The
-    last calls may come after `sample` has returned; `jax.effects_barrier()` waits for them.
+    `emit(tokens)` is called on the host with the tokens [B] of each position, in order, as soon as they are drawn,
+    until all texts end. The last calls may come after `sample` has returned; `jax.effects_barrier()` waits for them.
 
-    This is one program. It is compiled once for each combination of the model, the shapes, `length`, `top_k`, `emit`
-    (by identity) and the presence of a temperature and a `top_p`. `model` must be hashable, like `GPT`, and have
+    This is one program. It is compiled once for each combination of the model, the shapes, `length`, `top_k`, `stop`,
+    `emit` (by identity) and the presence of a temperature and a `top_p`. `model` must be hashable, like `GPT`, and have
     `model.cache(batch, capacity)`, `model.apply({"params": params}, tokens, cache=cache) -> (logits, cache)` and
     `model.config.context`.
 
@@ -62,10 +68,10 @@ def sample(
             raise UserError(sentence)
     heat = None if temperature == 0 else float(temperature)
     share = None if top_p is None or heat is None else float(top_p)
-    return _sample(model, params, prompt, key, heat, share, length=length, top_k=top_k, emit=emit)
+    return _sample(model, params, prompt, key, heat, share, length=length, top_k=top_k, stop=stop, emit=emit)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "length", "top_k", "emit"))
+@functools.partial(jax.jit, static_argnames=("model", "length", "top_k", "stop", "emit"))
 def _sample(
     model: Any,
     params: Any,
@@ -76,29 +82,48 @@ def _sample(
     *,
     length: int,
     top_k: int | None,
+    stop: tuple[int, ...],
     emit: Emit | None,
 ) -> Array:
     (batch, P), context = prompt.shape, model.config.context
     capacity, half = min(context, P + length), max(1, context // 2)
     seen = half if context < P else P
 
+    def ended(i: Any, text: Array) -> Array:
+        """Whether each text has ended before token i of the answer."""
+        last = lax.dynamic_index_in_dim(text, P + i - 1, 1, keepdims=False)
+        return (i > 0) & jnp.isin(last, jnp.asarray(stop, last.dtype))
+
     def write(i: Any, text: Array, logits: Array) -> Array:
-        """The text with token i of the answer written into it."""
-        logits = logits[:, -1].astype(jnp.promote_types(logits.dtype, jnp.float32))
+        """The text with token i of the answer, drawn from logits [B, V], written into it."""
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         if heat is None:
             token = logits.argmax(-1)
         else:
             token = jax.random.categorical(jax.random.fold_in(key, i), filtered(logits / heat, top_k, top_p))
         token = token.astype(text.dtype)
+        if stop:
+            token = jnp.where(ended(i, text), stop[0], token)
         if emit is not None:
             jax.debug.callback(emit, token, ordered=True)
         return lax.dynamic_update_slice_in_dim(text, token[:, None], P + i, 1)
 
     def read(i: Any, text: Array, cache: Any, count: int) -> tuple[Array, Array, Any]:
         """Reads the `count` tokens before token i, and writes token i."""
-        tokens = lax.dynamic_slice_in_dim(text, P + i - count, count, 1)
-        logits, cache = model.apply({"params": params}, tokens, cache=cache)
-        return i + 1, write(i, text, logits), cache
+
+        def part(at: Any, size: int, cache: Any) -> tuple[Array, Any]:
+            tokens = lax.dynamic_slice_in_dim(text, at, size, 1)
+            logits, cache = model.apply({"params": params}, tokens, cache=cache)
+            return logits[:, -1], cache
+
+        first = (count - 1) % READ + 1
+        begin = P + i - count + first
+        carry = part(P + i - count, first, cache)
+        if count > first:
+            carry = lax.fori_loop(
+                0, (count - first) // READ, lambda j, carry: part(begin + j * READ, READ, carry[1]), carry
+            )
+        return i + 1, write(i, text, carry[0]), carry[1]
 
     def go_on(carry: Any) -> Any:
         i, text, cache = carry
@@ -108,21 +133,25 @@ def _sample(
         i, text, cache = carry
         return read(i, text, cache._replace(length=jnp.zeros_like(cache.length)), half)
 
+    def unfinished(carry: Any) -> Array:
+        i, text, _ = carry
+        return (i < length) & ~ended(i, text).all() if stop else i < length
+
     def has_room(carry: Any) -> Array:
-        return (carry[0] < length) & (carry[2].length < capacity)
+        return unfinished(carry) & (carry[2].length < capacity)
 
     # A `lax.cond` in every step would copy the cache in every step; this one runs once in half a context.
     def stretch(carry: Any) -> Any:
         carry = lax.while_loop(has_room, go_on, carry)
-        return lax.cond(carry[0] < length, slide, lambda carry: carry, carry)
+        return lax.cond(unfinished(carry), slide, lambda carry: carry, carry)
 
-    text = jnp.pad(prompt, ((0, 0), (0, length)))
+    text = jnp.pad(prompt, ((0, 0), (0, length)), constant_values=stop[0] if stop else 0)
     if not length:
         return text
     carry = read(jnp.int32(0), text, model.cache(batch, capacity), seen)
     if P + length <= context:
         return lax.while_loop(has_room, go_on, carry)[1]
-    return lax.while_loop(lambda carry: carry[0] < length, stretch, carry)[1]
+    return lax.while_loop(unfinished, stretch, carry)[1]
 
 
 def filtered(

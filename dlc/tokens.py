@@ -9,6 +9,7 @@ Vocabularies are saved to a folder and loaded from it, so this module belongs to
 
 import json
 import re
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,10 @@ class Characters:
             raise UserError(f"the text has characters outside the vocabulary of {self.size}: {shown}")
         return ids
 
+    def prompt(self, text: str) -> np.ndarray:
+        """The ids of `text`: nothing comes before it."""
+        return self.encode(text)
+
     def decode(self, ids: Ids) -> str:
         """The text of `ids`, integers [T] in `[0, size)`."""
         return _codes(self.characters)[np.asarray(ids, np.int32)].tobytes().decode("utf-32-le", "surrogatepass")
@@ -116,6 +121,10 @@ class BPE:
     def encode(self, text: str) -> np.ndarray:
         """The ids of `text`, int32 [T]."""
         return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def prompt(self, text: str) -> np.ndarray:
+        """The ids of `text` as a model that is to continue it reads them: after "<s>", if the vocabulary says so."""
+        return np.array(self.tokenizer.encode(text).ids, np.int32)
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """The ids of each text, int32 [T] with its own T, computed on all cores."""
@@ -173,15 +182,16 @@ def load(folder: str | Path) -> Characters | BPE:
     """The vocabulary in `folder`, written by `save` or published on Hugging Face.
 
     It is read from tokenizer.json; or from vocab.json and merges.txt, as published with GPT-2; or from vocab.txt, as
-    published with BERT, where texts are lowercased unless the vocabulary contains capitals.
+    published with BERT, where texts are lowercased unless the vocabulary contains capitals; or from the one tok*.bin of
+    llama2.c.
 
     Raises:
         UserError: the folder has none of these files, or they are damaged.
     """
     folder = Path(folder)
     for names, read in _FORMATS:
-        paths = [folder / name for name in names]
-        if not all(path.is_file() for path in paths):
+        paths = [path for name in names for path in folder.glob(name)]
+        if len(paths) != len(names):
             continue
         try:
             return read(*paths)
@@ -228,10 +238,42 @@ def _load_bert(vocabulary: Path) -> BPE:
     return BPE(BertWordPieceTokenizer(str(vocabulary), lowercase=lowercase)._tokenizer)
 
 
+def _load_llama2c(vocabulary: Path) -> BPE:
+    """A file with the length of the longest piece and, for each piece, its score, its length and the piece.
+
+    A space is put before a text. Each letter is one piece, or its bytes are. Then neighbours are joined, always the two
+    that make the piece with the highest score. Reference: run.c of llama2.c, `build_tokenizer` and `encode`.
+    """
+    needs("text", "tokenizers")
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors
+
+    content, scores, at = vocabulary.read_bytes(), {}, 4
+    while at < len(content):
+        score, length = struct.unpack_from("<fi", content, at)
+        piece = content[at + 8 : at + 8 + length].decode("utf-8").strip("\n" if len(scores) in (1, 2) else "")
+        if length < 1 or at + 8 + length > len(content) or piece in scores:
+            raise ValueError(f"piece {len(scores)} is damaged")
+        scores[piece] = score
+        at += 8 + length
+    if list(scores)[:4] != ["<unk>", "<s>", "</s>", "<0x00>"]:
+        raise ValueError("it does not begin with <unk>, <s>, </s> and 256 bytes")
+    ids = {piece: i for i, piece in enumerate(scores)}
+    pairs = [(piece[:i], piece[i:]) for piece in list(scores)[259:] for i in range(1, len(piece))]
+    pairs = [(left, right) for left, right in pairs if left in scores and right in scores]
+    pairs.sort(key=lambda pair: -scores[pair[0] + pair[1]])
+    tokenizer = Tokenizer(models.BPE(ids, pairs, unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = normalizers.Prepend(" ")
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer.add_special_tokens(list(scores)[:3])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return BPE(tokenizer)
+
+
 _FORMATS: tuple[tuple[tuple[str, ...], Callable[..., Characters | BPE]], ...] = (
     ((FILE,), _load_json),
     (("vocab.json", "merges.txt"), _load_gpt2),
     (("vocab.txt",), _load_bert),
+    (("tok*.bin",), _load_llama2c),
 )
 
 

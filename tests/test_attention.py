@@ -17,6 +17,7 @@ from dlc.errors import UserError
 from dlc.layers.attention import (
     Attention,
     KeyValue,
+    Stretch,
     attention,
     attention_weights,
     padding_mask,
@@ -31,6 +32,7 @@ GPTS = {
     "default": GPT(GPTConfig(**SMALL)),
     "modern": modern(**SMALL, hidden=32, kv_heads=1),
 }
+WINDOWED = modern(**SMALL, hidden=32, kv_heads=1, window=4, tied=False)
 both = pytest.mark.parametrize("model", GPTS.values(), ids=GPTS)
 
 
@@ -258,7 +260,7 @@ def test_a_token_depends_on_nothing_after_it_and_on_all_before(model):
     assert (size[np.tril_indices(12)] > 0).all()
 
 
-@both
+@pytest.mark.parametrize("model", [*GPTS.values(), WINDOWED], ids=[*GPTS, "windowed"])
 @pytest.mark.parametrize("pieces", [(12,), (5, 1, 1, 5)], ids=str)
 def test_read_in_pieces_into_a_cache_it_is_the_same(model, pieces):
     tokens = np.random.default_rng(1).integers(0, 40, (3, 12))
@@ -299,6 +301,61 @@ def test_rotary_products_depend_on_the_distance_alone():
     np.testing.assert_array_equal(turn(query, np.array([0])), query)
     turned = turn(query, np.array([17]))
     np.testing.assert_allclose(np.linalg.norm(turned), np.linalg.norm(query), rtol=1e-5)
+
+
+def test_stretched_rotations_are_those_of_llama():
+    """Fast ones stay, slow ones are divided by the factor, and those between are interpolated."""
+    stretch, theta, H = Stretch(8.0, 1.0, 4.0, 256), 1000.0, 32
+    rates = []
+    for i in range(H // 2):  # as in the published code
+        rate = theta ** (-2 * i / H)
+        wavelength = 2 * math.pi / rate
+        if wavelength > 256 / 1.0:
+            rate = rate / 8
+        elif wavelength >= 256 / 4.0:
+            smooth = (256 / wavelength - 1.0) / (4.0 - 1.0)
+            rate = (1 - smooth) * rate / 8 + smooth * rate
+        rates.append(rate)
+    assert len({round(rate * theta ** (2 * i / H), 3) for i, rate in enumerate(rates)}) > 3  # all three are there
+    x = jnp.zeros((1, 1, 1, H)).at[..., : H // 2].set(1.0)
+    turned = rotary(x, jnp.array([100]), theta, stretch)[0, 0, 0]
+    angles = 100 * np.array(rates)
+    np.testing.assert_allclose(turned, np.concatenate([np.cos(angles), np.sin(angles)]), atol=1e-4)
+
+
+def test_a_window_reaches_so_far_back_and_no_further():
+    layer = Attention(16, 2, theta=100.0, window=4)
+    (x,) = arrays((1, 12, 16))
+    variables = drawn.variables(layer, x)
+
+    @jax.jit
+    def back(x):
+        return jax.grad(lambda x: layer.apply(variables, x, causal=True)[0, 9].sum())(x)[0]
+
+    assert np.flatnonzero(np.abs(back(x)).sum(-1)).tolist() == [6, 7, 8, 9]
+    plain = Attention(16, 2, theta=100.0)
+    short = x[:, :4]
+    np.testing.assert_array_equal(
+        layer.apply(variables, short, causal=True), plain.apply(variables, short, causal=True)
+    )
+    mask = np.tril(np.ones((1, 1, 12, 12), bool)) & ~np.tril(np.ones((1, 1, 12, 12), bool), -4)
+    expected = plain.apply(variables, x, mask=mask)
+    np.testing.assert_allclose(layer.apply(variables, x, causal=True), expected, rtol=1e-5, atol=1e-6)
+    length = jax.export.symbolic_shape("T")[0]
+    symbol = jax.ShapeDtypeStruct((1, length, 16), jnp.float32)
+    exported = jax.export.export(jax.jit(lambda x: layer.apply(variables, x, causal=True)))(symbol)
+    np.testing.assert_allclose(exported.call(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_heads_may_be_wider_than_their_share_and_biases_apart():
+    layer = Attention(16, 4, 2, head_width=6, use_bias=False, qkv_bias=True, qk_norm=True, qk_epsilon=1e-3)
+    (x,) = arrays((2, 3, 16))
+    shapes = jax.tree.map(np.shape, drawn.variables(layer, x)["params"])
+    assert shapes == {
+        "query_key_value": {"kernel": (16, 6 * 8), "bias": (6 * 8,)}, "out": {"kernel": (24, 16)},
+        "query_norm": {"scale": (6,)}, "key_norm": {"scale": (6,)},
+    }  # fmt: skip
+    assert layer.apply(drawn.variables(layer, x), x).shape == (2, 3, 16)
 
 
 def test_sinusoids_are_those_of_the_paper():

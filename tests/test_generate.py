@@ -70,6 +70,40 @@ def test_rotary_positions_slide_too():
     np.testing.assert_array_equal(sample(model, params, PROMPT, length=12), expected)
 
 
+@pytest.mark.parametrize("read", [3, 4, 8], ids=str)
+def test_a_long_prompt_is_read_in_parts(read, monkeypatch):
+    config = GPTConfig(vocab=17, context=16 + read, layers=1, heads=2, width=16)  # else it were compiled already
+    model, params = made(config)
+    prompt = jnp.asarray(RNG.integers(0, 17, (2, 8)), jnp.int32)
+    expected = greedy_without_cache(model, params, prompt, 30)  # it slides, too
+    calls = []
+    monkeypatch.setattr(generate, "READ", read)
+    monkeypatch.setattr(
+        GPT, "apply", lambda *args, _own=GPT.apply, **kw: (calls.append(args[2].shape), _own(*args, **kw))[1]
+    )
+    np.testing.assert_array_equal(sample(model, params, prompt, length=30), expected)
+    assert max(length for _, length in calls) == read
+
+
+def test_a_text_ends_with_the_first_token_that_stops_it():
+    model, params = made()
+    plain = np.asarray(sample(model, params, PROMPT, length=30))
+    stop = tuple({int(plain[0, 12]), int(plain[1, 9])})  # within the first window and after it
+    ends = [next(i for i in range(5, 35) if row[i] in stop) for row in plain]
+    seen = []
+    text = sample(model, params, PROMPT, length=30, stop=stop, emit=lambda tokens: seen.append(np.asarray(tokens)))
+    jax.effects_barrier()
+    for row, whole, end in zip(np.asarray(text), plain, ends, strict=True):
+        np.testing.assert_array_equal(row[: end + 1], whole[: end + 1])
+        assert (row[end + 1 :] == stop[0]).all()
+    assert len(seen) == max(ends) - 4
+    never = next(i for i in range(17) if i not in plain)
+    np.testing.assert_array_equal(sample(model, params, PROMPT, length=30, stop=(never,)), plain)
+    begun = sample(model, params, plain[:, :13], length=5, stop=stop)  # what the prompt ends with ends nothing
+    assert begun.shape == (2, 18)
+    np.testing.assert_array_equal(begun[0, 13], plain[0, 13])
+
+
 def test_no_tokens_are_the_prompt():
     np.testing.assert_array_equal(sample(*made(), PROMPT, length=0), PROMPT)
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from cli import environment, folder_of
 
-from dlc import data, errors, metrics, tokens
+from dlc import data, errors, metrics, tokens, weights
 from dlc.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-NAMES = {"pillow": "PIL", "scikit-learn": "sklearn", "orbax-checkpoint": "orbax"}  # as they are imported
+# Names as they are imported
+NAMES = {"pillow": "PIL", "scikit-learn": "sklearn", "orbax-checkpoint": "orbax", "Jinja2": "jinja2"}
 # PyTorch opens pickles, where it is installed; absl comes with tensorflow-datasets, requests with pooch, IPython with
 # every notebook.
 THEIRS = {"torch", "absl", "requests", "IPython"}
@@ -52,6 +53,7 @@ MISSING = {
     "run": lambda: import_module("dlc.run"),
     "text": lambda: tokens.train_bpe(["a b"], 400),
     "text ": lambda: metrics.bleu(["a"], ["b"]),
+    "text  ": lambda: weights.chat_prompt(".", []),
     "digits": lambda: data.digits.parse(28, 1),
     "pictures": lambda: import_module("dlc.data.stream").Batches([1], dict, batch=1),
 }

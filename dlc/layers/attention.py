@@ -40,6 +40,22 @@ class Cache(NamedTuple):
     length: Int[Array, ""]
 
 
+class Stretch(NamedTuple):
+    """How Llama 3.1 makes slow rotations slower, for texts longer than the `context` it was first trained with.
+
+    A pair of features that turns less than `low` times in this context gets its angle divided by `factor`; one that
+    turns more than `high` times keeps it; in between, the frequency is interpolated.
+
+    References: Grattafiori et al. 2024, "The Llama 3 herd of models", section 3.4.2, which gives no formula; this is
+    that of the code published with it (`apply_scaling`).
+    """
+
+    factor: float
+    low: float
+    high: float
+    context: int
+
+
 def empty_cache(
     batch: int, capacity: int, *, layers: int, heads: int, head_width: int, dtype: DTypeLike = jnp.float32
 ) -> Cache:
@@ -134,20 +150,29 @@ class Attention(nn.Module):
     `model.apply(variables, ..., mutable=["intermediates"])`.
 
     Attributes:
+        head_width: H, if it is not D / N.
+        qkv_bias: whether query, key and value have a bias, if that is not `use_bias`.
         theta: the base of rotary positions, or None for no positions.
-        qk_norm: whether queries and keys are normalised (RMS) in each head.
+        stretch: how rotary positions are stretched, if they are.
+        window: the number of tokens, itself included, that a token attends to in causal attention; None for all.
+        qk_norm: whether queries and keys are normalised (RMS, with `qk_epsilon`) in each head.
         dropout: the fraction of attention weights that is dropped in training.
 
-    References: Vaswani et al. 2017, section 3.2.2.
+    References: Vaswani et al. 2017, section 3.2.2; the window is that of Jiang et al. 2023, "Mistral 7B", section 2.
     """
 
     width: int
     heads: int
     kv_heads: int | None = None
+    head_width: int | None = None
     cross: bool = False
     use_bias: bool = True
+    qkv_bias: bool | None = None
     theta: float | None = None
+    stretch: Stretch | None = None
+    window: int | None = None
     qk_norm: bool = False
+    qk_epsilon: float = 1e-6
     dropout: float = 0.0
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
@@ -156,14 +181,15 @@ class Attention(nn.Module):
 
     def setup(self) -> None:
         K = self.kv_heads or self.heads
-        if self.width % self.heads:
+        if self.head_width is None and self.width % self.heads:
             raise UserError(f"{self.heads} heads do not divide a width of {self.width}")
         if self.heads % K:
             raise UserError(f"{K} heads of keys and values do not divide {self.heads} heads of queries")
-        both = 2 * K * (self.width // self.heads)
+        if self.window is not None and self.window < 1:
+            raise UserError(f"a window of {self.window} tokens is too small: a token attends to itself at least")
+        inner, both = self.heads * self._head_width, 2 * K * self._head_width
         dense = functools.partial(
             basic.Dense,
-            use_bias=self.use_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             kernel_init=self.kernel_init,
@@ -173,14 +199,15 @@ class Attention(nn.Module):
             raise UserError(
                 "rotary positions encode distances within one text, and cross-attention joins two: leave out `theta`"
             )
+        qkv_bias = self.use_bias if self.qkv_bias is None else self.qkv_bias
         if self.cross:
-            self.query, self.key_value = dense(self.width), dense(both)
+            self.query, self.key_value = dense(inner, use_bias=qkv_bias), dense(both, use_bias=qkv_bias)
         else:
-            self.query_key_value = dense(self.width + both)
-        self.out = dense(self.width, kernel_init=self.out_init or self.kernel_init)
+            self.query_key_value = dense(inner + both, use_bias=qkv_bias)
+        self.out = dense(self.width, use_bias=self.use_bias, kernel_init=self.out_init or self.kernel_init)
         self.drop = basic.Dropout(self.dropout)
         if self.qk_norm:
-            norm = functools.partial(nn.RMSNorm, dtype=self.dtype, param_dtype=self.param_dtype)
+            norm = functools.partial(nn.RMSNorm, self.qk_epsilon, dtype=self.dtype, param_dtype=self.param_dtype)
             self.query_norm, self.key_norm = norm(), norm()
 
     def read(self, memory: Float[Array, "B S E"]) -> KeyValue:
@@ -214,27 +241,45 @@ class Attention(nn.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         if self.theta is not None:
             places = at + jnp.arange(x.shape[1])
-            query, key = rotary(query, places, self.theta), rotary(key, places, self.theta)
+            turn = functools.partial(rotary, places=places, theta=self.theta, stretch=self.stretch)
+            query, key = turn(query), turn(key)
         if cache is not None:
             key = lax.dynamic_update_slice_in_dim(cache.key, key, at, 1)
             value = lax.dynamic_update_slice_in_dim(cache.value, value, at, 1)
-            cache, causal = KeyValue(key, value), False
-            seen = (jnp.arange(key.shape[1])[None] <= at + jnp.arange(x.shape[1])[:, None])[None, None]
-            mask = seen if mask is None else mask & seen
+            cache = KeyValue(key, value)
+        if cache is not None or (causal and self._outgrows_window(x.shape[1])):
+            own = (0 if cache is None else at) + jnp.arange(x.shape[1])
+            seen = _seen(own, jnp.arange(key.shape[1]), self.window)
+            mask, causal = seen if mask is None else mask & seen, False
         if self.is_mutable_collection("intermediates") or (train and self.dropout):
             weights = attention_weights(query, key, causal=causal, mask=mask)
             self.sow("intermediates", "weights", weights)
             y = weighted(self.drop(weights, train=train), value)
         else:
             y = attention(query, key, value, causal=causal, mask=mask)
-        y = self.out(y.reshape(*y.shape[:2], self.width))
+        y = self.out(y.reshape(*y.shape[:2], self.heads * self._head_width))
         return y if cache is None else (y, cache)
+
+    @property
+    def _head_width(self) -> int:
+        return self.head_width or self.width // self.heads
+
+    def _outgrows_window(self, length: Any) -> bool:
+        """Whether texts of this length, which may be a symbol, need a mask for the window."""
+        return self.window is not None and not (isinstance(length, int) and length <= self.window)
 
     def _split(self, x: Array, parts: int) -> list[Array]:
         """[B, T, ...] to query [B, T, N, H], key and value [B, T, K, H], or to only one or two of them."""
-        H = self.width // self.heads
-        ends = {1: [], 2: [x.shape[-1] // 2], 3: [self.width, (self.width + x.shape[-1]) // 2]}[parts]
+        H, inner = self._head_width, self.heads * self._head_width
+        ends = {1: [], 2: [x.shape[-1] // 2], 3: [inner, (inner + x.shape[-1]) // 2]}[parts]
         return [part.reshape(*part.shape[:2], part.shape[-1] // H, H) for part in jnp.split(x, ends, axis=-1)]
+
+
+def _seen(own: Int[Array, " T"], places: Int[Array, " S"], window: int | None) -> Bool[Array, "1 1 T S"]:
+    """Whether a query at its `own` place sees a key: up to there and, with a window, no further back than that."""
+    back = own[:, None] - places[None]
+    seen = back >= 0 if window is None else (back >= 0) & (back < window)
+    return seen[None, None]
 
 
 def padding_mask(tokens: Int[Array, "B S"], pad: int = 0) -> Bool[Array, "B 1 1 S"]:
@@ -258,8 +303,10 @@ def sinusoidal(places: Int[Array, " T"], width: int) -> Float[Array, "T D"]:
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
 
 
-def rotary(x: Float[Array, "B T N H"], places: Int[Array, " T"], theta: float = 10_000.0) -> Float[Array, "B T N H"]:
-    """Rotates the pair of features (i, i + H/2) by the angle place / theta^(2 i / H).
+def rotary(
+    x: Float[Array, "B T N H"], places: Int[Array, " T"], theta: float = 10_000.0, stretch: Stretch | None = None
+) -> Float[Array, "B T N H"]:
+    """Rotates the pair of features (i, i + H/2) by the angle place / theta^(2 i / H), or as `stretch` changes it.
 
     The product of a query and a key then depends on the distance between them and not on where they are.
 
@@ -273,6 +320,10 @@ def rotary(x: Float[Array, "B T N H"], places: Int[Array, " T"], theta: float = 
             f"rotary positions rotate pairs of features: the width of a head must be even, not {x.shape[-1]}"
         )
     rates = theta ** (-jnp.arange(half) / half)
+    if stretch is not None:
+        turns = rates * (stretch.context / (2 * math.pi))
+        kept = jnp.clip((turns - stretch.low) / (stretch.high - stretch.low), 0, 1)
+        rates = rates * (kept + (1 - kept) / stretch.factor)
     angles = (places[:, None] * rates[None])[None, :, None, :]
     cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
     a, b = x[..., :half], x[..., half:]

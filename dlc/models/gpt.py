@@ -7,7 +7,7 @@ References:
         section 2.3 and table 2. Its "small" model has 124,439,808 weights, not the 117 M of the table.
     [2] Today's parts: rotary positions (Su et al. 2021), RMSNorm (Zhang, Sennrich 2019), norms of queries and keys
         (Henry et al. 2020), SwiGLU (Shazeer 2020), squared ReLU (So et al. 2021), grouped queries (Ainslie et al.
-        2023).
+        2023), a sliding window (Jiang et al. 2023). Llama, Mistral and Qwen are made of them: `dlc.weights` reads them.
 """
 
 import functools
@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from dlc import layers
 from dlc.errors import UserError
-from dlc.layers.attention import Attention, Cache, KeyValue, empty_cache
+from dlc.layers.attention import Attention, Cache, KeyValue, Stretch, empty_cache
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,28 @@ class GPTConfig:
         None  # of the feed-forward part; the default is 4 width, or 8/3 width for SwiGLU, with as many weights
     )
     kv_heads: int | None = None  # grouped queries: fewer heads of keys and values
+    head_width: int | None = None  # the default is width / heads
     dropout: float = 0.0
     use_bias: bool = True
+    qkv_bias: bool | None = None  # of query, key and value; the default is use_bias
     positions: Literal["learnt", "rotary"] = "learnt"
+    theta: float = 10_000.0  # the base of rotary positions
+    stretch: Stretch | None = None  # of rotary positions, for texts longer than those of the first training
+    window: int | None = None  # the number of tokens that a token attends to; the default is all
     norm: Literal["layer", "rms"] = "layer"
+    epsilon: float = 1e-5  # of norms
     qk_norm: bool = False
+    qk_epsilon: float = 1e-6  # of the norms of queries and keys
     activation: Literal["gelu", "swiglu", "relu2"] = "gelu"
+    tied: bool = True  # whether the embedding is also the output layer
     dtype: Any = None
     param_dtype: Any = "float32"
 
 
 class GPT(nn.Module):
-    """From tokens to logits of the next token at every position: embedding, blocks, norm, transposed embedding.
+    """From tokens to logits of the next token at every position: embedding, blocks, norm, output layer.
+
+    The output layer is the transposed embedding, if the two are tied, and otherwise has weights of its own.
 
     Weights begin as N(0, 0.02), those at the end of a branch as N(0, 0.02 / sqrt(2 layers)).
 
@@ -60,8 +70,8 @@ class GPT(nn.Module):
         """An empty cache for `capacity` tokens of `batch` texts."""
         c = self.config
         return empty_cache(
-            batch, capacity, layers=c.layers, heads=c.kv_heads or c.heads, head_width=c.width // c.heads,
-            dtype=c.dtype or c.param_dtype,
+            batch, capacity, layers=c.layers, heads=c.kv_heads or c.heads,
+            head_width=c.head_width or c.width // c.heads, dtype=c.dtype or c.param_dtype,
         )  # fmt: skip
 
     @nn.compact
@@ -87,7 +97,11 @@ class GPT(nn.Module):
             else:
                 x, entry = block(x, cache=cache.layers[i], at=at, train=train)
                 filled.append(entry)
-        logits = embed.attend(_norm(c, "norm")(x))
+        x = _norm(c, "norm")(x)
+        if c.tied:
+            logits = embed.attend(x)
+        else:
+            logits = layers.Dense(c.vocab, use_bias=False, **kinds, kernel_init=_normal, name="head")(x)
         return logits if cache is None else (logits, Cache(tuple(filled), cache.length + tokens.shape[1]))
 
 
@@ -135,8 +149,10 @@ class _Block(nn.Module):
         drop = functools.partial(layers.Dropout(c.dropout), train=train)
 
         attend = Attention(
-            c.width, c.heads, c.kv_heads, theta=10_000.0 if c.positions == "rotary" else None,
-            qk_norm=c.qk_norm, dropout=c.dropout, **kinds, kernel_init=_normal, out_init=last, name="attention",
+            c.width, c.heads, c.kv_heads, c.head_width, qkv_bias=c.qkv_bias,
+            theta=c.theta if c.positions == "rotary" else None, stretch=c.stretch, window=c.window,
+            qk_norm=c.qk_norm, qk_epsilon=c.qk_epsilon, dropout=c.dropout, **kinds,
+            kernel_init=_normal, out_init=last, name="attention",
         )  # fmt: skip
         y = attend(_norm(c, "norm1")(x), causal=True, cache=cache, at=at, train=train)
         y, cache = y if cache is not None else (y, None)
@@ -156,8 +172,8 @@ class _Block(nn.Module):
 def _norm(c: GPTConfig, name: str) -> nn.Module:
     kinds = {"dtype": c.dtype, "param_dtype": c.param_dtype}
     if c.norm == "rms":
-        return nn.RMSNorm(1e-5, **kinds, name=name)
-    return nn.LayerNorm(1e-5, use_bias=c.use_bias, **kinds, name=name)
+        return nn.RMSNorm(c.epsilon, **kinds, name=name)
+    return nn.LayerNorm(c.epsilon, use_bias=c.use_bias, **kinds, name=name)
 
 
 _normal = nn.initializers.normal(0.02)

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dlc import tokens, train
+from dlc import generate, tokens, train
 from dlc.batches import random_starts
 from dlc.data import text
 from dlc.errors import UserError
@@ -19,6 +20,7 @@ from dlc.run.fit import Plan, start
 from dlc.run.fit import fit as fit_plan
 from dlc.run.flags import Bound
 from dlc.run.run import Run
+from dlc.weights import chat_prompt, end_tokens
 
 Tokenizer = tokens.Characters | tokens.BPE
 Context = Annotated[int, Bound(lambda length: length > 1, "must be greater than 1, not {}")]
@@ -162,15 +164,56 @@ def draw_attention(run: Run, model: Any, variables: Any, tokenizer: Tokenizer, i
     run.figure("attention", plot.attention(heads, pieces, pieces))
 
 
-def stream(tokenizer: Tokenizer) -> Callable[[Any], None]:
-    """A function that prints the tokens [1] it is called with, as soon as they make up whole letters."""
-    ids: list[int] = []  # of a letter that is still incomplete
+class Prompt(NamedTuple):
+    """What a model is to continue."""
+
+    text: str
+    ids: Any  # int32 [1, P]
+    stop: tuple[int, ...]  # tokens that end what it writes
+
+
+def prompt(weights: Path | None, tokenizer: Tokenizer, said: str, chat: bool = False) -> Prompt:
+    """The text `said` as the beginning of a text or, in a `chat`, as what the user says to the model.
+
+    Raises UserError if the tokenizer does not know its characters, or if the weights have no chat template.
+    """
+    if weights is None:
+        return Prompt(said, tokenizer.prompt(said)[None], ())
+    folder = weights if weights.is_dir() else weights.parent
+    stop = end_tokens(folder, tokenizer)
+    if not chat:
+        return Prompt(said, tokenizer.prompt(said)[None], stop)
+    asked = chat_prompt(folder, [{"role": "user", "content": said}])
+    return Prompt(f"{said}\n\n", tokenizer.encode(asked)[None], stop)
+
+
+def write(run: Run, model: Any, variables: Any, tokenizer: Tokenizer, prompt: Prompt, options: dict[str, Any]) -> Any:
+    """Continues the prompt on the terminal. Returns all tokens, [1, P + length]; `options` are those of `sample`."""
+    context = model.config.context
+    if prompt.ids.size > context:
+        run.say(f"the prompt has {prompt.ids.size} tokens and the context {context}: the model reads the last ones")
+    print(prompt.text, end="")
+    emit = stream(tokenizer, prompt.ids[0])
+    sample = partial(generate.sample, model, variables["params"], prompt.ids, stop=prompt.stop, emit=emit, **options)
+    written = run.clock.timed("generate", sample)
+    jax.effects_barrier()
+    print("\n")
+    return written
+
+
+def stream(tokenizer: Tokenizer, before: Any = ()) -> Callable[[Any], None]:
+    """A function that prints the tokens [1] it is called with, as soon as they make up whole letters.
+
+    The text of a token may depend on the one `before` it: some vocabularies leave out the space that begins a text.
+    """
+    shown, ids = list(before)[-1:], []  # the last tokens on the terminal, and those of a letter that is incomplete
 
     def emit(token: Any) -> None:
         ids.append(int(token[0]))
-        letters = tokenizer.decode(ids)
+        letters = tokenizer.decode(shown + ids)[len(tokenizer.decode(shown)) :]
         if not letters.endswith("\ufffd") or len(ids) > 4:  # a letter has at most four bytes
             print(letters, end="", flush=True)
+            shown[:] = ids
             ids.clear()
 
     return emit

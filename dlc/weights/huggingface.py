@@ -1,4 +1,4 @@
-"""GPT-2, BERT and ViT as Hugging Face publishes them: folders of weights to our variables and back.
+"""GPT-2, Llama, Mistral, Qwen, BERT and ViT as Hugging Face publishes them: folders of weights to our variables.
 
 Weights are read from a local `*.safetensors` file or from a folder in Hugging Face's layout: `model.safetensors`
 (or the parts that `model.safetensors.index.json` lists) beside `config.json`. Saving writes the same layout, which
@@ -10,7 +10,8 @@ transformers' `from_pretrained(folder)` loads. Nothing here uses the network.
 `huggingface_tables.py` has one table per model, which serves both directions. A missing, unknown or wrongly shaped
 weight raises a UserError that names it, and so does a configuration that describes a different computation from ours.
 
-GPT-2 and BERT have several dropout rates. Our models have one, which is that of the residual branches.
+GPT-2 and BERT have several dropout rates. Our models have one, which is that of the residual branches. Llama and its
+like have none there.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlc.errors import UserError
+from dlc.layers.attention import Stretch
 from dlc.models.bert import Bert, BertConfig, BertMaskedLM
 from dlc.models.gpt import GPT, GPTConfig
 from dlc.models.vit import ViT, ViTConfig
@@ -37,6 +39,8 @@ from dlc.weights.huggingface_tables import (
     BERT,
     BERT_MASKED_LM,
     GPT2,
+    LLAMAS,
+    ROTATIONS,
     SIZES,
     VIT,
     VIT_TIMM,
@@ -44,6 +48,7 @@ from dlc.weights.huggingface_tables import (
     WHOLE,
     Format,
     Row,
+    number,
 )
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
@@ -60,6 +65,20 @@ def load_gpt2(path: str | Path, config: GPTConfig | None = None, **changes: Any)
     Raises UserError as described at the top of this file.
     """
     return _load(GPT2, GPT, Path(path), config, changes)
+
+
+def load_llama(path: str | Path, config: GPTConfig | None = None, **changes: Any) -> tuple[GPT, dict[str, Any]]:
+    """Llama, Mistral, Qwen 2 or Qwen 3 as `LlamaForCausalLM` and its like write them; see `load_gpt2`.
+
+    Which of them it is, `config.json` says, which must be there. With param_dtype="bfloat16" the weights take as much
+    memory as the published files, which are usually of this precision; with the default they take twice as much.
+    """
+    path = Path(path)
+    if not _beside(path).is_file():
+        _files(path)  # raises if the weights are missing, too
+        raise UserError(f"{_beside(path)} does not exist: fetch it, because it says which model this is")
+    form = LLAMAS.get(str(files.read_json(_beside(path)).get("model_type")), LLAMAS["llama"])
+    return _load(form, GPT, path, config, changes)
 
 
 def load_bert(path: str | Path, config: BertConfig | None = None, **changes: Any) -> tuple[Bert, dict[str, Any]]:
@@ -94,25 +113,27 @@ def vit_classes(path: str | Path) -> int:
     raise UserError(f"{path} is not a state dict of a ViT: it lacks {' or '.join(heads)}")
 
 
-def published_model(path: Path) -> type[Any] | None:
-    """The class of our model for a Hugging Face folder, or a file in one; None if `config.json` does not say.
+def loader_of(path: Path) -> Callable[..., tuple[Any, dict[str, Any]]] | None:
+    """The function that loads a Hugging Face folder, or a file in one; None if `config.json` does not say.
 
     Raises UserError if the model is of a type that cannot be read here.
     """
-    path = (path if path.is_dir() else path.parent) / CONFIG
+    path = _beside(path)
     theirs = files.read_json(path) if path.is_file() else {}
     match theirs.get("model_type"):
         case None:
             return None
         case "gpt2":
-            return GPT
+            return load_gpt2
         case "vit":
-            return ViT
+            return load_vit
         case "bert":
             architectures = str(theirs.get("architectures"))
-            return BertMaskedLM if re.search("BertFor(MaskedLM|PreTraining)", architectures) else Bert
+            return load_bert_masked_lm if re.search("BertFor(MaskedLM|PreTraining)", architectures) else load_bert
+        case str(name) if name in LLAMAS:
+            return load_llama
     described = files.short(theirs["model_type"]).strip("'")
-    raise UserError(f"{path} describes a {described}: only gpt2, bert and vit can be read")
+    raise UserError(f"{path} describes a {described}: only gpt2, {', '.join(LLAMAS)}, bert and vit can be read")
 
 
 def save_gpt2(path: str | Path, model: GPT, params: Any) -> None:
@@ -136,9 +157,14 @@ def save_vit(path: str | Path, model: ViT, params: Any) -> None:
 # Loading
 
 
+def _beside(path: Path) -> Path:
+    """The config.json in a folder, or beside a file."""
+    return (path if path.is_dir() else path.parent) / CONFIG
+
+
 def _load(form: Format, kind: Any, path: Path, config: Any, changes: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     paths = _files(path)
-    beside = (path if path.is_dir() else path.parent) / CONFIG
+    beside = _beside(path)
     if config is None:
         config = _read_config(form, beside)
     elif beside.is_file() and "model_type" in files.read_json(beside):
@@ -154,6 +180,11 @@ def _load(form: Format, kind: Any, path: Path, config: Any, changes: dict[str, A
             raise UserError(
                 f"{path} has {len(found)} tensors, too few for the {model.config.layers} layers it should have"
             )
+        largest = max((size for tensor in found.values() for size in tensor.shape), default=0)
+        for ours in ("vocab", "width", "hidden", "heads", "kv_heads", "head_width"):
+            if (getattr(model.config, ours, None) or 0) > largest:
+                said = f"{form.sizes[ours]} of {getattr(model.config, ours)}"
+                raise UserError(f"{path} has no tensor as large as the {said} that it should have")
         try:
             wanted = _shapes(model, form.input(model.config))
         except UserError as error:  # of the model, about its sizes
@@ -167,7 +198,8 @@ def _load(form: Format, kind: Any, path: Path, config: Any, changes: dict[str, A
             ours = f"a ViT of patches of {c.patch} and images of {c.image}"
             files.check_network(paths[0], None, rf"(vit|deit)_({sizes})_patch{c.patch}_{c.image}", ours)
         for second, first in form.tied.items():
-            if second in found and not np.array_equal(found[second].read(), found[first].read()):
+            shared = second in found and not any(second in row.theirs for row in rows)
+            if shared and not np.array_equal(found[second].read(), found[first].read()):
                 raise UserError(f"{path} has a separate {second}, but our {form.name} shares it with {first}")
         params: dict[str, Any] = {}
         for row in rows:  # one at a time, so that at most one weight is in memory twice
@@ -234,7 +266,7 @@ def _read_config(form: Format, path: Path) -> Any:
     """Our configuration, read from config.json."""
     if not path.is_file():
         raise UserError(f"{path} does not exist: fetch it, or give the sizes with config={form.config.__name__}(...)")
-    theirs = _check_computation(form, path)
+    theirs = {**form.defaults, **_check_computation(form, path)}
     if "classes" in form.sizes:
         names = theirs.get("id2label")  # without it, Hugging Face's default is two classes
         theirs = {"num_labels": len(names) if isinstance(names, dict) else 2, **theirs}
@@ -250,7 +282,7 @@ def _read_config(form: Format, path: Path) -> Any:
             sizes[ours] = value
     if missing := sorted(form.sizes[ours] for ours in set(form.sizes) - set(sizes) - {"hidden", "dropout"}):
         raise UserError(f"{path} lacks {some(missing)}")
-    return form.config(**sizes)
+    return form.config(**form.parts, **sizes)
 
 
 def _check_computation(form: Format, path: Path) -> dict[str, Any]:
@@ -262,7 +294,35 @@ def _check_computation(form: Format, path: Path) -> dict[str, Any]:
     for key, value in (ABSENT | form.fixed).items():
         if theirs.get(key, value) != value:
             raise UserError(f"{path} has {key} = {files.short(theirs[key])}, but our {form.name} has {value!r}")
-    return theirs
+    return _rotations(form, path, theirs) if "theta" in form.sizes else theirs
+
+
+def _rotations(form: Format, path: Path, theirs: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a Llama, in which "rope_theta" is a number and "rope_scaling" a `Stretch` or None.
+
+    Raises UserError if its positions are of another kind, or if its layers are of several kinds.
+    """
+    kinds = theirs.get("layer_types")
+    if kinds is not None and not (isinstance(kinds, list) and set(map(str, kinds)) <= {"full_attention"}):
+        raise UserError(f"{path} has layer_types = {files.short(kinds)}, but our {form.name} has 'full_attention' only")
+    where = "rope_scaling" if theirs.get("rope_scaling") else "rope_parameters"
+    rope = theirs.get(where) or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"{path} has {where} = {files.short(rope)}, but our {form.name} needs an object, or null")
+    kind = str(rope.get("rope_type", rope.get("type", "default")))
+    if kind not in ROTATIONS:
+        known = " and ".join(map(repr, ROTATIONS))
+        raise UserError(f"{path} has rope_type = {files.short(kind)}, but our {form.name} has only {known}")
+    if odd := sorted(set(rope) - {"rope_type", "type", "rope_theta", *ROTATIONS[kind]}):
+        raise UserError(f"{path} has {some(odd)} in {where}, which our {form.name} does not have for {kind!r}")
+    for name in ROTATIONS[kind]:
+        if not (number(rope.get(name)) and rope[name] > 0):
+            raise UserError(f"{path} has {name} = {files.short(rope.get(name))}, but it must be a number above 0")
+    stretch = Stretch(*(rope[name] for name in ROTATIONS[kind])) if ROTATIONS[kind] else None
+    if stretch and stretch.low >= stretch.high:
+        raise UserError(f"{path} has a low_freq_factor of {stretch.low}, not less than the high_freq_factor")
+    theta = rope.get("rope_theta", theirs.get("rope_theta", form.defaults["rope_theta"]))
+    return {**theirs, "rope_theta": theta, "rope_scaling": stretch}
 
 
 # Saving
@@ -297,7 +357,7 @@ def _check_config(form: Format, c: Any) -> None:
     """Refuses options of our models that the published ones do not have."""
     known = {*form.sizes, "dtype", "param_dtype"}
     for field in dataclasses.fields(c):
-        if field.name not in known and getattr(c, field.name) != field.default:
+        if field.name not in known and getattr(c, field.name) != form.parts.get(field.name, field.default):
             odd = f"{field.name} = {getattr(c, field.name)!r}"
             raise UserError(f"{form.name} does not support {odd}: only its own options can be read or written")
 

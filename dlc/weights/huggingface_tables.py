@@ -1,9 +1,10 @@
-"""How Hugging Face, timm and torchvision name and lay out the weights of GPT-2, BERT and ViT: one table per model.
+"""How Hugging Face, timm and torchvision name and lay out the weights of our transformers: one table per model.
 
 Each row holds the path of a weight in our params, the published names, and the conversion between the two layouts.
 The same table serves loading and saving (`huggingface.py`).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -44,6 +45,8 @@ class Format(NamedTuple):
     config: type
     sizes: dict[str, str]  # from our configuration fields to the published ones
     fixed: dict[str, Any]  # values that the published configuration must have where it has the key
+    parts: Mapping[str, Any] = MappingProxyType({})  # values of our configuration that are not defaults
+    defaults: Mapping[str, Any] = MappingProxyType({})  # published values that go without saying
     tied: Mapping[str, str] = MappingProxyType({})  # second names of a weight
     ignored: str = "$^"  # a regular expression for tensors that are not weights of this model
     input: Callable[[Any], jax.ShapeDtypeStruct] = lambda c: jax.ShapeDtypeStruct((1, 1), jnp.int32)
@@ -94,6 +97,31 @@ def _gpt2(c: GPTConfig) -> list[Row]:
         rows += _both(f"{ours}/attention/query_key_value", f"{theirs}.attn.c_attn", SAME)
         rows += _both(f"{ours}/attention/out", f"{theirs}.attn.c_proj", SAME)
         rows += _both(f"{ours}/up", f"{theirs}.mlp.c_fc", SAME) + _both(f"{ours}/down", f"{theirs}.mlp.c_proj", SAME)
+    return rows
+
+
+def _llama(c: GPTConfig) -> list[Row]:
+    """Llama and what its parts make with biases (Qwen 2) or norms of queries and keys (Qwen 3)."""
+    rows = [_one("token/embedding", "embed_tokens.weight"), _one("norm/scale", "norm.weight")]
+    if not c.tied:
+        rows += [Row("head/kernel", ("lm_head.weight",), LINEAR)]
+    inner = c.heads * (c.head_width or c.width // c.heads)
+    ends = [inner, inner + inner // c.heads * (c.kv_heads or c.heads)]
+    joined = Turn(
+        lambda a: np.concatenate(a).T, lambda a: [each.T for each in np.split(a, ends, -1)]
+    )  # of kernels; a bias is its own transpose
+    for i in range(c.layers):
+        ours, theirs = f"block{i}", f"layers.{i}"
+        for kind, name in [("kernel", "weight"), ("bias", "bias")][: 1 + bool(c.qkv_bias)]:
+            three = tuple(f"{theirs}.self_attn.{one}_proj.{name}" for one in "qkv")
+            rows += [Row(f"{ours}/attention/query_key_value/{kind}", three, joined)]
+        if c.qk_norm:
+            rows += [_one(f"{ours}/attention/query_norm/scale", f"{theirs}.self_attn.q_norm.weight")]
+            rows += [_one(f"{ours}/attention/key_norm/scale", f"{theirs}.self_attn.k_norm.weight")]
+        dense = {"attention/out": "self_attn.o_proj", **{name: f"mlp.{name}_proj" for name in ("gate", "up", "down")}}
+        rows += [Row(f"{ours}/{a}/kernel", (f"{theirs}.{b}.weight",), LINEAR) for a, b in dense.items()]
+        rows += [_one(f"{ours}/norm1/scale", f"{theirs}.input_layernorm.weight")]
+        rows += [_one(f"{ours}/norm2/scale", f"{theirs}.post_attention_layernorm.weight")]
     return rows
 
 
@@ -162,14 +190,26 @@ def _vit_torchvision(c: ViTConfig) -> list[Row]:
     return rows
 
 
+def number(value: Any) -> bool:
+    """Whether a value of a configuration is a finite number."""
+    return type(value) in (int, float) and math.isfinite(value)
+
+
 # What a size in a configuration must be: in words, and as a test. `WHOLE` is for those that are not in the table.
 WHOLE = ("a whole number above 0", lambda value: type(value) is int and value > 0)
+OR_NULL = ("a whole number above 0, or null", lambda value: value is None or WHOLE[1](value))
 SIZES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "image": ("one whole number above 0, or two equal ones", WHOLE[1]),
     "patch": ("one whole number above 0, or two equal ones", WHOLE[1]),
-    "hidden": ("a whole number above 0, or null", lambda value: value is None or WHOLE[1](value)),
+    "hidden": OR_NULL,
+    "kv_heads": OR_NULL,
+    "head_width": OR_NULL,
+    "window": OR_NULL,
     "dropout": ("a number from 0 to less than 1", lambda value: type(value) in (int, float) and 0 <= value < 1),
-    "epsilon": ("a number above 0", lambda value: type(value) in (int, float) and value > 0),
+    "epsilon": ("a number above 0 and below 1", lambda value: number(value) and 0 < value < 1),
+    "theta": ("a number above 1", lambda value: number(value) and value > 1),
+    "stretch": ("", lambda value: True),  # checked as a whole
+    "tied": ("true or false", lambda value: type(value) is bool),
 }
 
 ABSENT: dict[str, Any] = {"quantization_config": None, "pruned_heads": {}}  # what no configuration may have
@@ -213,6 +253,45 @@ BERT_MASKED_LM = BERT._replace(
     },
     ignored=r"(cls\.seq_relationship|pooler)\..*|embeddings\.position_ids",
 )  # fmt: skip
+LLAMA = Format(
+    name="Llama", model_type="llama", architecture="LlamaForCausalLM", prefix="model.", head="lm_head.",
+    rows=_llama, config=GPTConfig,
+    sizes={
+        "vocab": "vocab_size", "context": "max_position_embeddings", "layers": "num_hidden_layers",
+        "heads": "num_attention_heads", "width": "hidden_size", "hidden": "intermediate_size",
+        "kv_heads": "num_key_value_heads", "head_width": "head_dim", "epsilon": "rms_norm_eps", "theta": "rope_theta",
+        "stretch": "rope_scaling", "tied": "tie_word_embeddings",
+    },
+    fixed={
+        "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "is_causal": True,
+        "add_cross_attention": False, "partial_rotary_factor": 1.0, "rope_interleaved": False,
+    },
+    parts={"positions": "rotary", "norm": "rms", "activation": "swiglu", "use_bias": False},
+    defaults={
+        "num_key_value_heads": None, "head_dim": None, "rms_norm_eps": 1e-6, "rope_theta": 10_000.0,
+        "tie_word_embeddings": False,
+    },
+    tied={"lm_head.weight": "embed_tokens.weight"}, ignored=r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
+)  # fmt: skip
+MISTRAL = LLAMA._replace(
+    name="Mistral", model_type="mistral", architecture="MistralForCausalLM",
+    sizes={**LLAMA.sizes, "window": "sliding_window"}, defaults={**LLAMA.defaults, "sliding_window": 4096},
+)  # fmt: skip
+QWEN2 = LLAMA._replace(
+    name="Qwen 2", model_type="qwen2", architecture="Qwen2ForCausalLM",
+    fixed={**LLAMA.fixed, "use_sliding_window": False}, parts={**LLAMA.parts, "qkv_bias": True},
+)  # fmt: skip
+QWEN3 = LLAMA._replace(
+    name="Qwen 3", model_type="qwen3", architecture="Qwen3ForCausalLM",
+    sizes={**LLAMA.sizes, "qk_epsilon": "rms_norm_eps"}, defaults={**LLAMA.defaults, "head_dim": 128},
+    fixed={**LLAMA.fixed, "use_sliding_window": False}, parts={**LLAMA.parts, "qk_norm": True},
+)  # fmt: skip
+# Kinds of rotary positions, and how the fields of a `Stretch` are called
+ROTATIONS = {
+    "default": (),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+LLAMAS = {form.model_type: form for form in (LLAMA, MISTRAL, QWEN2, QWEN3)}
 VIT = Format(
     name="ViT", model_type="vit", architecture="ViTForImageClassification", prefix="vit.", head="classifier.",
     rows=_vit, config=ViTConfig,

@@ -1,4 +1,4 @@
-"""One call that loads weights from any source: runs, Hugging Face folders, torchvision and timm files."""
+"""One call that loads weights from any source: runs, Hugging Face folders, llama2.c, torchvision and timm files."""
 
 import dataclasses
 from pathlib import Path
@@ -12,10 +12,10 @@ from dlc.errors import UserError
 from dlc.models.bert import Bert, BertMaskedLM
 from dlc.models.gpt import GPT
 from dlc.models.vit import ViT
-from dlc.weights import artifact, files, huggingface, images
+from dlc.weights import artifact, files, huggingface, images, llama2c
 from dlc.weights.description import describe, difference, rebuild
 
-HUGGINGFACE: dict[type[nn.Module], Any] = {
+LOADERS: dict[type[nn.Module], Any] = {
     GPT: huggingface.load_gpt2,
     Bert: huggingface.load_bert,
     BertMaskedLM: huggingface.load_bert_masked_lm,
@@ -28,7 +28,9 @@ def load(path: str | Path, model: nn.Module | None = None, **changes: Any) -> tu
 
     What the files hold decides how they are read:
     - The folder of a run, or its `weights.safetensors`: the model that was trained. A given `model` must equal it.
-    - A Hugging Face folder with a GPT-2, BERT or ViT, or a file in it. A given `model` replaces its `config.json`.
+    - A Hugging Face folder with a GPT-2, Llama, Mistral, Qwen 2 or 3, BERT or ViT, or a file in it. A given `model`
+      replaces its `config.json`.
+    - A Llama in a file of llama2.c. A given `model` must equal it.
     - A torchvision or timm state dict, which needs a `model`: load("resnet50.pth", resnet50()). The returned model
       has as many classes as the file. Not every other network can be told from it: see `load_state_dict`.
 
@@ -48,12 +50,18 @@ def load(path: str | Path, model: nn.Module | None = None, **changes: Any) -> tu
         raise UserError(f"{path} does not exist: give the folder of a run or a published model, or a file of weights")
     if artifact.is_artifact(path):
         return _from_run(path, model, changes)
-    kind = huggingface.published_model(path) if model is None else type(model)
-    if kind in HUGGINGFACE:
+    if path.is_file() and llama2c.is_llama2c(path):
+        found, variables = llama2c.load_llama2c(path, **changes)
+        _check_equal(path, describe(found), model)
+        return found, variables
+    loader = huggingface.loader_of(path) if model is None else LOADERS.get(type(model))
+    if isinstance(model, GPT) and model.config.positions == "rotary":
+        loader = huggingface.load_llama
+    if loader:
         config = getattr(model, "config", None)
         if isinstance(model, ViT):
             config = dataclasses.replace(model.config, classes=huggingface.vit_classes(path))
-        return HUGGINGFACE[kind](path, config, **changes)
+        return loader(path, config, **changes)
     path = _state_dict(path)
     if model is None:
         raise UserError(f"{path} does not say which model it is for: give one, for example load(path, resnet50())")
@@ -100,11 +108,9 @@ def begin(variables: Any, path: str | Path, model: nn.Module | None = None) -> A
 
 def _from_run(path: Path, model: nn.Module | None, changes: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     description = artifact.read_description(path)
+    _check_equal(path, description, model)
     if model is None:
         model = rebuild(description)
-    elif differs := difference(description, describe(model)):
-        field, theirs, given = differs
-        raise UserError(f"the model in {path} has {field} = {theirs}, but the given model has {field} = {given}")
     variables = artifact.read_variables(path)
     config = getattr(model, "config", None)
     if changes and dataclasses.is_dataclass(config):
@@ -115,6 +121,13 @@ def _from_run(path: Path, model: nn.Module | None, changes: dict[str, Any]) -> t
         dtype = jnp.dtype(changes["param_dtype"])
         variables["params"] = jax.tree.map(lambda leaf: leaf.astype(dtype), variables["params"])
     return model, variables
+
+
+def _check_equal(path: Path, description: Any, model: nn.Module | None) -> None:
+    """Raises UserError if a model is given that is not the one described."""
+    if model is not None and (differs := difference(description, describe(model))):
+        field, theirs, given = differs
+        raise UserError(f"the model in {path} has {field} = {theirs}, but the given model has {field} = {given}")
 
 
 def _state_dict(path: Path) -> Path:

@@ -15,18 +15,20 @@ here.
     python -m experiments.attention.gpt --layers 6 --heads 6 --width 384 --context 256 --batch 64 --steps 5000 \\
         --warmup 0.02 --dropout 0.2 --evaluate-every 250
     python -m experiments.attention.gpt --text FILE --encoding bpe
-    python -m experiments.attention.gpt --weights RUN --prompt "To be"        or a folder with GPT-2's weights
+    python -m experiments.attention.gpt --weights RUN --prompt "To be"
+    python -m experiments.attention.gpt --weights FOLDER --prompt "What is a cat?" --chat
+
+FOLDER has a GPT-2, Llama, Mistral or Qwen as Hugging Face publishes it. It may also be a file of llama2.c.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
 import optax
 
-from dlc import generate, losses, optim
+from dlc import losses, optim
 from dlc.batches import windows
 from dlc.models.gpt import GPT, GPTConfig, modern
 from dlc.run.flags import Bound, NotNegative, Positive, Share, Shown
@@ -46,6 +48,7 @@ class Config:
     encoding: Literal["characters", "bpe"] = "characters"  # what a token is
     vocab: Positive[int] = 4096  # size of the vocabulary; of bpe
     prompt: Shown[Prompt] = "\n"  # the beginning of what it writes
+    chat: Shown[bool] = False  # the prompt is what you say to a model that has learnt to answer
     length: Shown[NotNegative[int]] = 500  # tokens to write after the prompt
     temperature: Shown[NotNegative[float]] = 0.8  # 0 takes the most likely token each time
     top_k: Shown[NotNegative[int]] = 0  # choose among this many of the most likely tokens; 0: among all
@@ -89,7 +92,7 @@ def optimizer(config: Config, rate: optax.Schedule) -> optax.GradientTransformat
 def train(config: Config, run: Run) -> dict:
     rate = schedule(config)
     tokenizer, learn, held = text.read(run, config.dataset, config.text, config.encoding, config.vocab)
-    tokenizer.encode(config.prompt)  # raises before training if a letter is unknown
+    text.prompt(run.weights, tokenizer, config.prompt, config.chat)  # raises before training if a letter is unknown
     model = network(config, tokenizer.size)
     held = {"tokens": windows(held, config.context)}
     plan = text.Windows(config.context, config.batch, config.steps, config.evaluate_every, config.seed, rate)
@@ -107,18 +110,12 @@ def show(config: Config, run: Run, model: GPT, variables: dict) -> dict:
 
 def write(config: Config, run: Run, model: GPT, variables: dict, tokenizer: text.Tokenizer) -> None:
     """Continues the prompt on the terminal, and draws what the last layer's heads attend to in the result."""
-    prompt, context = tokenizer.encode(config.prompt)[None], model.config.context
-    if prompt.size > context:
-        run.say(f"the prompt has {prompt.size} tokens and the context {context}: the model reads the last ones")
-    choose = {"temperature": config.temperature, "top_k": config.top_k or None}
-    choose |= {"top_p": config.top_p if config.top_p < 1 else None, "length": config.length}
-    sample = partial(generate.sample, model, variables["params"], prompt, jax.random.key(config.seed), **choose)
-    print(config.prompt, end="")
-    written = run.clock.timed("generate", partial(sample, emit=text.stream(tokenizer)))
-    jax.effects_barrier()
-    print("\n")
+    prompt = text.prompt(run.weights, tokenizer, config.prompt, config.chat)
+    options = {"temperature": config.temperature, "top_k": config.top_k or None, "length": config.length}
+    options |= {"top_p": config.top_p if config.top_p < 1 else None, "key": jax.random.key(config.seed)}
+    written = text.write(run, model, variables, tokenizer, prompt, options)
     run.text("written", tokenizer.decode(written[0]))
-    text.draw_attention(run, model, variables, tokenizer, written[:, : min(context, 24)])
+    text.draw_attention(run, model, variables, tokenizer, written[:, : min(model.config.context, 24)])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One call that loads weights from any source: runs, Hugging Face folders, torchvision and timm files."""
+"""One call that loads weights from any source: runs, Hugging Face folders, files of torchvision, timm and authors."""
 
 import dataclasses
 from pathlib import Path
@@ -12,7 +12,7 @@ from dlc.errors import UserError
 from dlc.models.bert import Bert, BertMaskedLM
 from dlc.models.gpt import GPT
 from dlc.models.vit import ViT
-from dlc.weights import artifact, files, huggingface, images
+from dlc.weights import artifact, deep_compression, files, huggingface, images
 from dlc.weights.description import describe, difference, rebuild
 
 HUGGINGFACE: dict[type[nn.Module], Any] = {
@@ -29,6 +29,7 @@ def load(path: str | Path, model: nn.Module | None = None, **changes: Any) -> tu
     What the files hold decides how they are read:
     - The folder of a run, or its `weights.safetensors`: the model that was trained. A given `model` must equal it.
     - A Hugging Face folder with a GPT-2, BERT or ViT, or a file in it. A given `model` replaces its `config.json`.
+    - SqueezeNet 1.0 as its authors compressed it. A given `model` must equal it: see `load_squeezenet_dc`.
     - A torchvision or timm state dict, which needs a `model`: load("resnet50.pth", resnet50()). The returned model
       has as many classes as the file. Not every other network can be told from it: see `load_state_dict`.
 
@@ -46,6 +47,9 @@ def load(path: str | Path, model: nn.Module | None = None, **changes: Any) -> tu
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist: give the folder of a run or a published model, or a file of weights")
+    if deep_compression.is_squeezenet_dc(path):
+        _check_same(path, describe(deep_compression.NETWORK), model)
+        return deep_compression.load_squeezenet_dc(path, **changes)
     if artifact.is_artifact(path):
         return _from_run(path, model, changes)
     kind = huggingface.published_model(path) if model is None else type(model)
@@ -98,13 +102,15 @@ def begin(variables: Any, path: str | Path, model: nn.Module | None = None) -> A
     return jax.tree.unflatten(jax.tree.structure(variables), leaves)
 
 
+def names_its_model(path: Path) -> bool:
+    """Whether `load` knows the model of this file or folder without being given one, and takes no other."""
+    return deep_compression.is_squeezenet_dc(path) or artifact.is_artifact(path)
+
+
 def _from_run(path: Path, model: nn.Module | None, changes: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     description = artifact.read_description(path)
-    if model is None:
-        model = rebuild(description)
-    elif differs := difference(description, describe(model)):
-        field, theirs, given = differs
-        raise UserError(f"the model in {path} has {field} = {theirs}, but the given model has {field} = {given}")
+    _check_same(path, description, model)
+    model = rebuild(description) if model is None else model
     variables = artifact.read_variables(path)
     config = getattr(model, "config", None)
     if changes and dataclasses.is_dataclass(config):
@@ -115,6 +121,13 @@ def _from_run(path: Path, model: nn.Module | None, changes: dict[str, Any]) -> t
         dtype = jnp.dtype(changes["param_dtype"])
         variables["params"] = jax.tree.map(lambda leaf: leaf.astype(dtype), variables["params"])
     return model, variables
+
+
+def _check_same(path: Path, description: dict[str, Any], model: nn.Module | None) -> None:
+    """Raises UserError if a model is given, and another than that of the description."""
+    if model is not None and (differs := difference(description, describe(model))):
+        field, theirs, given = differs
+        raise UserError(f"the model in {path} has {field} = {theirs}, but the given model has {field} = {given}")
 
 
 def _state_dict(path: Path) -> Path:

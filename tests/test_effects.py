@@ -196,6 +196,18 @@ def test_a_result_without_a_claim_has_an_empty_cell(tmp_path):
     assert "3 4` |  | **test error 1.00 %** on cifar10 |" in pages.tables(tmp_path / "results")[0]
 
 
+def test_a_result_names_files_without_their_place(tmp_path):
+    config = {
+        "images": str(tmp_path / "photos"),
+        "files": [str(tmp_path / "a.png"), "b.png"],
+        "lr": 0.1,
+        "mesh": "data=1",
+    }
+    added = pages.add(tmp_path, finished_run(tmp_path / "run", config=config))
+    expected = {"images": "photos", "files": ["a.png", "b.png"], "lr": 0.1, "mesh": "data=1"}
+    assert json.loads(added.read_text())["config"] == expected
+
+
 def test_results_are_written_from_records(tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "FIRST", ("python -m experiments.mnist.convnet --seeds 2 --hidden 3 4",))
     (tmp_path / "README.md").write_text(f"# Title\n{pages.BEGIN}\nold\n{pages.END}\nrest\n")

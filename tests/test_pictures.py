@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from dlc import files
+from dlc import data, files
 from dlc.data import DataUnavailable, _fetch, _folder, imagenette, images, pictures, stream
 from dlc.data.__main__ import main
 from dlc.data._published import File
@@ -131,6 +131,47 @@ def test_the_digits_as_pictures():
     assert images.decode(file).shape == (32, 32, 3)
     assert file.parent.name == str(label)
     assert pictures.load("digits32") == found
+
+
+@pytest.mark.parametrize("name", ["digits", "digits32"])  # with one colour, and with three
+def test_a_set_of_arrays_written_as_pictures(name, tmp_path, capsys):
+    assert main([name, "--pictures", str(tmp_path / "new")]) == 0
+    assert "1,437 train and 360 val pictures" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    found, arrays = pictures.folder(tmp_path / "new"), data.load(name)
+    assert found.classes == arrays.classes
+    assert (len(found.train), len(found.validation)) == (1437, 360)
+    for file, label in found.train[::200]:
+        assert label == arrays.train["label"][int(file.stem)]
+        difference = images.decode(file).astype(int) - arrays.train["image"][int(file.stem)]
+        assert np.abs(difference).mean() < 3
+
+
+def test_names_of_classes_become_names_of_folders(tmp_path):
+    split = {"image": np.zeros((2, 8, 8, 3), np.uint8), "label": np.arange(2, dtype=np.int32)}
+    pictures.write(data.Dataset("odd", split, split, ("../up", "a b"), ""), tmp_path / "new")
+    assert pictures.folder(tmp_path / "new").classes == ("___up", "a_b")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "--pictures writes one set of images: name it, for example cifar10 --pictures FOLDER"),
+        (["digits", "mnist"], "--pictures writes one set of images: name it"),
+        (["tiny_shakespeare"], "--pictures writes one set of images: name it"),
+        (["imagenette"], "there is no data set 'imagenette': choose from mnist"),
+        (["digits"], "here is there already: give a new folder"),
+        (["digits", "--pictures", "none/new"], "cannot write none/new: No such file or directory"),
+        (["digits", "--pictures", "here/file/new"], "cannot write here/file/new: Not a directory"),
+    ],
+)
+def test_what_cannot_be_written_as_pictures(words, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "file").touch()
+    assert main(["--pictures", "here", *words]) == 2
+    assert sentence in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "here"]
 
 
 # What is no picture, and what cannot be read

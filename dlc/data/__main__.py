@@ -1,8 +1,12 @@
-"""`python -m dlc.data` lists what is there; `python -m dlc.data mnist cifar10` prepares sets ahead of time."""
+"""`python -m dlc.data` lists what is there; `python -m dlc.data mnist cifar10` prepares sets ahead of time.
+
+`python -m dlc.data cifar10 --pictures FOLDER` writes a set as JPEG files, in a folder for each class.
+"""
 
 import argparse
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -41,9 +45,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--first-of", nargs="+", metavar="NAME", help="prepare and print only the first of these that is available"
     )
+    parser.add_argument(
+        "--pictures", type=Path, metavar="FOLDER", help="write the one set NAME as JPEG files, in a folder a class"
+    )
     options = parser.parse_args(arguments)
     try:
-        if options.first_of:
+        if options.pictures:
+            write(options.names, options.pictures)
+        elif options.first_of:
             print(first_of(options.first_of))
         elif options.names:
             for name in options.names:
@@ -80,6 +89,22 @@ def prepare(name: str) -> None:
         source = dataset.source
         where = "" if name in OFFLINE else f", in {_cache.folder(data_dir(), _key(name))}"
     print(f"{name}: {counts}; from {source}{where}; {time.perf_counter() - start:.2g} s")
+
+
+def write(names: list[str], folder: Path) -> None:
+    """Writes one set of arrays as pictures, completely or not at all, and prints a line about it."""
+    if len(names) != 1 or names[0] in (*text.CORPORA, *text.PARALLEL):
+        raise UserError("--pictures writes one set of images: name it, for example cifar10 --pictures FOLDER")
+    found = load(names[0])
+    try:
+        if folder.exists():
+            raise UserError(f"{folder} is there already: give a new folder")
+        with tempfile.TemporaryDirectory(prefix=".pictures-", dir=folder.parent) as temporary:
+            pictures.write(found, whole := Path(temporary, "whole"))
+            whole.rename(folder)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
+    print(f"{names[0]}: {len(found.train['label']):,} train and {len(found.test['label']):,} val pictures in {folder}")
 
 
 def first_of(names: list[str]) -> str:

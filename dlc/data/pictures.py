@@ -8,19 +8,20 @@
 archive; the archive in `<data dir>/sources/<name>/`; the network. DLC_DATA moves the data directory.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from dlc.data import _archive, _tfds, digits, imagenet, imagenette
+from dlc.data import _archive, _arrays, _tfds, digits, imagenet, imagenette
 from dlc.data._array_record import Labelled, Records, not_prepared
-from dlc.data._dataset import Pictures
+from dlc.data._dataset import Dataset, Pictures
 from dlc.data._directory import data_dir, lock, usable
 from dlc.data._folder import folder
 from dlc.data._published import Published, unavailable
 from dlc.errors import UserError
 
-__all__ = ["NAMES", "OFFLINE", "Pictures", "folder", "load", "records", "state"]
+__all__ = ["NAMES", "OFFLINE", "Pictures", "folder", "load", "records", "state", "write"]
 
 
 class Photographs(NamedTuple):
@@ -75,24 +76,31 @@ def _by_hand(root: Path) -> Pictures:
     raise unavailable(root, imagenet.PUBLISHED, imagenet.PUBLISHED.closed)
 
 
-def _digits(root: Path) -> Pictures:
-    """The digits as JPEG files, written once."""
+def write(dataset: Dataset, place: Path) -> None:
+    """Writes a set of arrays as JPEG files: `place`/train/<class>/<number>.jpg, and the test set in `place`/val.
+
+    `folder(place)` reads them. In the names of folders, everything but letters and digits becomes an underscore.
+    """
     from PIL import Image
 
+    names = [re.sub(r"\W", "_", name) for name in dataset.classes]
+    for half, split in (("train", dataset.train), ("val", dataset.test)):
+        width = len(str(len(split["label"])))
+        for name in names:
+            (place / half / name).mkdir(parents=True, exist_ok=True)
+        for i, (image, label) in enumerate(zip(split["image"], split["label"], strict=True)):
+            image = image[..., 0] if image.shape[-1] == 1 else image
+            Image.fromarray(image).save(place / half / names[label] / f"{i:0{width}d}.jpg", quality=95)
+
+
+def _digits(root: Path) -> Pictures:
+    """The digits as JPEG files, written once."""
     place = root / "pictures" / "digits32"
-
-    def write(temporary: Path) -> None:
-        train, test = digits.DIGITS32.parse(())
-        for half, split in (("train", train), ("val", test)):
-            for i, (image, label) in enumerate(zip(split["image"], split["label"], strict=True)):
-                file = temporary / "digits32" / half / digits.DIGITS32.classes[label] / f"{i:04d}.jpg"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(image).save(file, quality=95)
-
     if not place.is_dir():
         with lock(root, "digits32"):
             if not place.is_dir():
-                _archive.written(root, "digits32", place, write)
+                found = _arrays.load(digits.DIGITS32)
+                _archive.written(root, "digits32", place, lambda temporary: write(found, temporary / "digits32"))
     return folder(place)._replace(source="scikit-learn digits, written as JPEG")
 
 

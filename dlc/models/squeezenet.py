@@ -30,13 +30,14 @@ class SqueezeNet(nn.Module):
 
     Takes images [B, 224, 224, 3] or of another size, returns logits [B, K], which the last ReLU keeps from being
     negative. (The sizes in table 1 are for 227x227.) In training, dropout uses the random stream "dropout". Pooling
-    rounds up, as in the paper's program. That program also pads the 1x1 kernel of the last layer; this one and
-    PyTorch's do not.
+    rounds up, as in the paper's program. With `padded` the last layer has a border of zeros, as in that program's
+    version 1.0, so that its maps have a border that only depends on the bias; PyTorch's has none.
     """
 
     version: Literal["1.0", "1.1"] = "1.0"
     num_classes: int = 1000
     dropout: float = 0.5
+    padded: bool = False
     dtype: Any = None
     param_dtype: Any = "float32"
 
@@ -52,7 +53,8 @@ class SqueezeNet(nn.Module):
                 x = max_pool(x, (3, 3), (2, 2), ceil=True)
         x = layers.Dropout(self.dropout)(x, train=train)
         last = nn.initializers.normal(0.01)
-        x = nn.relu(_conv(self.num_classes, 1, kernel_init=last, **kinds, name="conv10")(x))
+        border = ((1, 1), (1, 1)) if self.padded else ((0, 0), (0, 0))
+        x = nn.relu(_conv(self.num_classes, 1, padding=border, kernel_init=last, **kinds, name="conv10")(x))
         return x.mean((1, 2))
 
 

@@ -25,7 +25,7 @@ from dlc.run import flags, log, record
 from dlc.run.clock import gerund
 from dlc.run.run import Run
 from dlc.run.signals import Interrupted, obeyed
-from dlc.weights import artifact
+from dlc.weights.sources import names_its_model
 
 MISSED = 5
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
@@ -116,7 +116,7 @@ def launch(
 
 def _shown(source: Path, config: Any, run: Run, show: Any, published: Any) -> Figures:
     """The figures of the weights in `source`. Raises UserError if they are those of another kind of model."""
-    described = published is None or artifact.is_artifact(source)
+    described = published is None or names_its_model(source)
     model, variables = weights.load(source, None if described else published(config))
     expected = typing.get_type_hints(show).get("model", Any)
     if expected is not Any and not isinstance(model, expected):

@@ -70,6 +70,8 @@ def add(root: Path, run: Path) -> Path:
     kept = [word for flag in _flags(result["command"]) for word in flag]
     words = shlex.split(result["command"])
     result["command"] = shlex.join([*words[: _start(words)], *kept])
+    if "config" in result:
+        result["config"] = {name: _without_place(value) for name, value in result["config"].items()}
     files.write_whole(target, json.dumps(result, indent=2) + "\n")
     for figure in FIGURES:
         if (run / "figures" / f"{figure}.png").exists():
@@ -136,6 +138,13 @@ def _another_jaxlib(root: Path, result: dict[str, Any]) -> list[str]:
     (pinned,) = re.findall(r"^jaxlib==(\d+\.\d+)", (root / "constraints.txt").read_text("utf-8"), re.MULTILINE)
     found = ".".join(result["versions"]["jaxlib"].split(".")[:2])
     return [] if found == pinned else [f"jaxlib-{found}"]
+
+
+def _without_place(value: Any) -> Any:
+    """The value of a flag, but of files and folders only their names."""
+    if isinstance(value, list):
+        return [_without_place(one) for one in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _flags(command: str) -> list[list[str]]:

@@ -4,6 +4,7 @@
     model, variables = weights.load("gpt2/")                         # a Hugging Face folder: `huggingface.py`
     model, variables = weights.load("stories260K.bin")               # a file of llama2.c: `llama2c.py`
     model, variables = weights.load("resnet50.pth", resnet50())      # a torchvision or timm file: `images.py`
+    model, variables = weights.load("compressed_SqueezeNet.net")     # its authors' file: `deep_compression.py`
     variables = weights.begin(variables, "runs/mine")                # training begins from them
 
     weights.save("mine.safetensors", model, variables)               # `save_*` write for other libraries
@@ -14,6 +15,7 @@ foreign file raises a UserError of one sentence.
 
 from dlc.weights.artifact import save, write_model
 from dlc.weights.chat import chat_prompt, end_tokens
+from dlc.weights.deep_compression import load_squeezenet_dc
 from dlc.weights.description import describe, rebuild
 from dlc.weights.huggingface import (
     load_bert,
@@ -40,6 +42,7 @@ __all__ = [
     "load_gpt2",
     "load_llama",
     "load_llama2c",
+    "load_squeezenet_dc",
     "load_state_dict",
     "load_vit",
     "published_classes",

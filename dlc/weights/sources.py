@@ -1,4 +1,4 @@
-"""One call that loads weights from any source: runs, Hugging Face folders, llama2.c, torchvision and timm files."""
+"""One call that loads weights from any source: runs, Hugging Face folders, and files of other programs and authors."""
 
 import dataclasses
 from pathlib import Path
@@ -12,7 +12,7 @@ from dlc.errors import UserError
 from dlc.models.bert import Bert, BertMaskedLM
 from dlc.models.gpt import GPT
 from dlc.models.vit import ViT
-from dlc.weights import artifact, files, huggingface, images, llama2c
+from dlc.weights import artifact, deep_compression, files, huggingface, images, llama2c
 from dlc.weights.description import describe, difference, rebuild
 
 LOADERS: dict[type[nn.Module], Any] = {
@@ -30,7 +30,8 @@ def load(path: str | Path, model: nn.Module | None = None, **changes: Any) -> tu
     - The folder of a run, or its `weights.safetensors`: the model that was trained. A given `model` must equal it.
     - A Hugging Face folder with a GPT-2, Llama, Mistral, Qwen 2 or 3, BERT or ViT, or a file in it. A given `model`
       replaces its `config.json`.
-    - A Llama in a file of llama2.c. A given `model` must equal it.
+    - A Llama in a file of llama2.c, or SqueezeNet 1.0 as its authors compressed it (`load_squeezenet_dc`). A given
+      `model` must equal it.
     - A torchvision or timm state dict, which needs a `model`: load("resnet50.pth", resnet50()). The returned model
       has as many classes as the file. Not every other network can be told from it: see `load_state_dict`.
 
@@ -48,6 +49,9 @@ def load(path: str | Path, model: nn.Module | None = None, **changes: Any) -> tu
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist: give the folder of a run or a published model, or a file of weights")
+    if deep_compression.is_squeezenet_dc(path):
+        _check_equal(path, describe(deep_compression.NETWORK), model)
+        return deep_compression.load_squeezenet_dc(path, **changes)
     if artifact.is_artifact(path):
         return _from_run(path, model, changes)
     if path.is_file() and llama2c.is_llama2c(path):
@@ -106,11 +110,15 @@ def begin(variables: Any, path: str | Path, model: nn.Module | None = None) -> A
     return jax.tree.unflatten(jax.tree.structure(variables), leaves)
 
 
+def names_its_model(path: Path) -> bool:
+    """Whether `load` knows the model of this file or folder without being given one, and takes no other."""
+    return deep_compression.is_squeezenet_dc(path) or artifact.is_artifact(path)
+
+
 def _from_run(path: Path, model: nn.Module | None, changes: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     description = artifact.read_description(path)
     _check_equal(path, description, model)
-    if model is None:
-        model = rebuild(description)
+    model = rebuild(description) if model is None else model
     variables = artifact.read_variables(path)
     config = getattr(model, "config", None)
     if changes and dataclasses.is_dataclass(config):

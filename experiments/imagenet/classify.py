@@ -3,16 +3,15 @@
 Claim: a network that has learnt 1,000 classes from photographs names what is on one that it has not seen.
 
 Source: Russakovsky et al. 2015, "ImageNet large scale visual recognition challenge". For 92.9 % of its validation
-images one of ResNet-50's five best answers is right (torchvision, for resnet50-0676ba61.pth). Photographs are resized
-and cropped as in the evaluation of each model's weights; torchvision's newer ones (IMAGENET1K_V2) expect
-`--resize 232`.
+images one of ResNet-50's five best answers is right (torchvision, resnet50-0676ba61.pth). Photographs are resized and
+cropped as those weights were evaluated; torchvision's newer ones (IMAGENET1K_V2) expect `--resize 232`.
 
 Expect: names and probabilities on the terminal and in answers.txt, and a figure of them, in a few seconds on a CPU.
-Download weights from https://pytorch.org/vision/stable/models.html or https://huggingface.co/timm. Reading a *.pth
-needs PyTorch; reading a *.safetensors does not.
+The smallest weights, 0.7 MB, are in https://github.com/songhan/SqueezeNet-Deep-Compression; others are in
+https://pytorch.org/vision/stable/models.html and https://huggingface.co/timm. Only a *.pth needs PyTorch.
 
+    python -m experiments.imagenet.classify --weights compressed_SqueezeNet.net dog.jpg cat.jpg
     python -m experiments.imagenet.classify --model resnet50 --weights resnet50-0676ba61.pth dog.jpg cat.jpg
-    python -m experiments.imagenet.classify --model vgg16 --weights mine.safetensors --classes names.txt dog.jpg
     python -m experiments.imagenet.classify --weights RUN --classes RUN/classes.txt dog.jpg
 """
 
@@ -42,7 +41,7 @@ DRAWN = 12  # photographs in the figure, at most
 @dataclass(frozen=True)
 class Config:
     photographs: Shown[Positional[tuple[Path, ...]]] = ()  # files
-    model: Shown[Literal[*NETWORKS]] = "resnet50"  # the network; of published weights (those of a run know theirs)
+    model: Shown[Literal[*NETWORKS]] = "resnet50"  # the network; of published weights that do not know theirs
     classes: Shown[Path | None] = None  # names of other classes than ImageNet's, one a line
     resize: Shown[Positive[int] | None] = None  # the shorter side before the crop; by default the model's own
     made_up: bool = False  # random weights and, unless photographs are given, a picture of coloured squares
@@ -69,6 +68,7 @@ def made_up(config: Config, run: Run) -> dict:
     if not config.made_up:
         where = f"https://{'huggingface.co/timm' if 'v4' in config.model else 'pytorch.org/vision/stable/models.html'}"
         raise UserError(f"{config.model} needs published weights: download some from {where} and give --weights FILE")
+    run.facts["claim"] = None  # random weights have not learnt anything
     squares = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     variables = jax.jit(published(config).init)(jax.random.key(0), np.zeros((1, *[rule_of(config).crop] * 2, 3)))
     with tempfile.TemporaryDirectory() as folder:

@@ -247,7 +247,8 @@ def _load_llama2c(vocabulary: Path) -> BPE:
     needs("text", "tokenizers")
     from tokenizers import Tokenizer, decoders, models, normalizers, processors
 
-    content, scores, at = vocabulary.read_bytes(), {}, 4
+    content, at = vocabulary.read_bytes(), 4
+    scores: dict[str, float] = {}
     while at < len(content):
         score, length = struct.unpack_from("<fi", content, at)
         piece = content[at + 8 : at + 8 + length].decode("utf-8").strip("\n" if len(scores) in (1, 2) else "")

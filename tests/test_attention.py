@@ -338,7 +338,7 @@ def test_a_window_reaches_so_far_back_and_no_further():
     np.testing.assert_array_equal(
         layer.apply(variables, short, causal=True), plain.apply(variables, short, causal=True)
     )
-    mask = np.tril(np.ones((1, 1, 12, 12), bool)) & ~np.tril(np.ones((1, 1, 12, 12), bool), -4)
+    mask = jnp.asarray(np.tril(np.ones((1, 1, 12, 12), bool)) & ~np.tril(np.ones((1, 1, 12, 12), bool), -4))
     expected = plain.apply(variables, x, mask=mask)
     np.testing.assert_allclose(layer.apply(variables, x, causal=True), expected, rtol=1e-5, atol=1e-6)
     length = jax.export.symbolic_shape("T")[0]

@@ -206,7 +206,8 @@ def stream(tokenizer: Tokenizer, before: Any = ()) -> Callable[[Any], None]:
 
     The text of a token may depend on the one `before` it: some vocabularies leave out the space that begins a text.
     """
-    shown, ids = list(before)[-1:], []  # the last tokens on the terminal, and those of a letter that is incomplete
+    shown = [int(token) for token in before[-1:]]  # the last on the terminal
+    ids: list[int] = []  # of a letter that is still incomplete
 
     def emit(token: Any) -> None:
         ids.append(int(token[0]))

@@ -279,7 +279,7 @@ def _read_config(form: Format, path: Path) -> Any:
                 value = value[0]  # height and width
             if not fits(value):
                 raise UserError(f"{path} has {key} = {files.short(value)}, but our {form.name} needs {what}")
-            sizes[ours] = value
+            sizes[ours] = float(value) if ours == "theta" else value
     if missing := sorted(form.sizes[ours] for ours in set(form.sizes) - set(sizes) - {"hidden", "dropout"}):
         raise UserError(f"{path} lacks {some(missing)}")
     return form.config(**form.parts, **sizes)

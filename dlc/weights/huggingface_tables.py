@@ -197,6 +197,7 @@ def number(value: Any) -> bool:
 
 # What a size in a configuration must be: in words, and as a test. `WHOLE` is for those that are not in the table.
 WHOLE = ("a whole number above 0", lambda value: type(value) is int and value > 0)
+SMALL = ("a number above 0 and below 1", lambda value: number(value) and 0 < value < 1)
 OR_NULL = ("a whole number above 0, or null", lambda value: value is None or WHOLE[1](value))
 SIZES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "image": ("one whole number above 0, or two equal ones", WHOLE[1]),
@@ -206,7 +207,8 @@ SIZES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "head_width": OR_NULL,
     "window": OR_NULL,
     "dropout": ("a number from 0 to less than 1", lambda value: type(value) in (int, float) and 0 <= value < 1),
-    "epsilon": ("a number above 0 and below 1", lambda value: number(value) and 0 < value < 1),
+    "epsilon": SMALL,
+    "qk_epsilon": SMALL,
     "theta": ("a number above 1", lambda value: number(value) and value > 1),
     "stretch": ("", lambda value: True),  # checked as a whole
     "tied": ("true or false", lambda value: type(value) is bool),

@@ -55,10 +55,9 @@ def load_llama2c(path: str | Path, **changes: Any) -> tuple[GPT, dict[str, Any]]
     if found != expected:
         raise UserError(f"{path} has {found:,} bytes, but its sizes need {expected:,}: fetch it again")
 
-    config = GPTConfig(
-        **sizes, tied=tied, positions="rotary", norm="rms", activation="swiglu", use_bias=False
-    )  # and with the default of `epsilon` and `theta`, which are those of llama2.c
-    model = GPT(dataclasses.replace(config, **changes))
+    # The defaults of `epsilon` and `theta` are what llama2.c has.
+    form: dict[str, Any] = {"positions": "rotary", "norm": "rms", "activation": "swiglu", "use_bias": False}
+    model = GPT(dataclasses.replace(GPTConfig(**form, **sizes, tied=tied), **changes))
     numbers = np.memmap(path, "<f4", "r", offset=28)
     w, at = {}, 0
     for name, shape in parts.items():
@@ -82,7 +81,7 @@ def load_llama2c(path: str | Path, **changes: Any) -> tuple[GPT, dict[str, Any]]
     return model, {"params": params}
 
 
-def _header(path: Path) -> dict[str, int]:
+def _header(path: Path) -> dict[str, Any]:
     """The seven integers of a file, by name."""
     try:
         with path.open("rb") as file:

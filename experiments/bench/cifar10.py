@@ -48,15 +48,16 @@ def compute_dtype() -> Literal["float32", "bfloat16"]:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def ours(part: Part) -> Callable[[], float]:
+def ours(part: Part, devices: int = 1) -> Callable[[], float]:
     """The experiment's network, loss and optimizer, scanned as `dlc.run.fit` scans them."""
     import optax
 
-    from dlc import losses, train
+    from dlc import losses, process, sharding, train
     from dlc.models.airbench import airbench94, whitening
     from dlc.models.resnet_cifar import cifar_resnet
     from experiments.cifar10 import airbench
 
+    process.offer_cpu_devices(devices)
     image, label = images()
     if part == "resnet":
         model, smoothing = cifar_resnet(20, dtype=compute_dtype()), 0.0
@@ -70,6 +71,9 @@ def ours(part: Part) -> Callable[[], float]:
     state = train.init(variables.pop("params"), tx, jax.random.key(0), aux=variables)
     loss_fn = losses.classify(model, criterion=functools.partial(losses.cross_entropy, smoothing=smoothing))
     step = train.on_device(train.make_step(loss_fn, tx), {"image": image, "label": label})
+    if devices > 1:
+        mesh = sharding.mesh(f"data={devices}")
+        step, state = sharding.on_mesh(step, mesh), sharding.kept(state, mesh)
     step, rows, chunk = train.compiled(train.scanned(step)), batches.minibatches(len(label), BATCH[part]), CHUNK[part]
     return timing.chunks(lambda state, at: jax.block_until_ready(step(state, rows(at, chunk))[0]), state, chunk, warm=2)
 
@@ -94,6 +98,7 @@ FORMS: Forms = {
     "PyTorch, compiled, channels_last": functools.partial(torch_form, channels_last=True, compiled=True),
     "Flax, as one would first write it": flax_form,
     "dlc": ours,
+    "dlc, --mesh data=2": functools.partial(ours, devices=2),  # a CPU's cores
 }
 
 
@@ -108,6 +113,8 @@ class Config:
 def steps(part: Part, config: Config) -> Bench:
     """The time per step of every form, beside PyTorch's best."""
     forms = [name for name in FORMS if part == "resnet" or not name.startswith("Flax")]
+    if jax.default_backend() != "cpu":
+        forms = [name for name in forms if "mesh" not in name]
     times = timing.side_by_side("experiments.bench.cifar10", forms, (part,), config.rounds)
     compiling = timing.compiling("experiments.bench.cifar10", forms, (part,))
     how = f"medians of {config.rounds} interleaved chunks of {CHUNK[part]}"

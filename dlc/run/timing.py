@@ -100,11 +100,7 @@ def chunks(run: Callable[[Any, int], Any], state: Any, chunk: int, warm: int = 3
 def count_programs() -> Callable[[], int]:
     """A function that returns how many programs JAX has compiled, or read from its cache, since."""
     events: list[str] = []
-
-    def listen(event: str, duration_secs: float, **_: str | int) -> None:
-        events.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
+    jax.monitoring.register_event_duration_secs_listener(lambda event, duration_secs, **_: events.append(event))
     return lambda: events.count("/jax/core/compile/backend_compile_duration")
 
 

@@ -259,7 +259,7 @@ def _xla_kernel_gradient(x: Array, dy: Array, size: Sequence[int], strides: Stri
 
     if max(x.shape[3], dy.shape[3]) <= _FEW and strides == (1, 1) and dy.shape[2] % 2 == 0:
         # As in `_value`: two neighbouring pixels of output are one, which is seen through a window of one column more.
-        pairs = dy.reshape(*dy.shape[:2], -1, 2 * dy.shape[3])
+        pairs = dy.reshape(*dy.shape[:2], dy.shape[2] // 2, 2 * dy.shape[3])
         both = _xla_kernel_gradient(x, pairs, (size[0], size[1] + 1), (1, 2), pads)
         left, right = jnp.split(both, 2, axis=3)
         return left[:, :-1] + right[:, 1:]

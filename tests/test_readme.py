@@ -27,7 +27,7 @@ def programs(page):
 
 
 MODEL, OWN = programs("README.md")
-(PUBLISHED,) = programs("docs/weights.md")
+PUBLISHED, ASKED = programs("docs/weights.md")
 (RATES,) = programs("docs/design.md")
 
 
@@ -38,12 +38,19 @@ def test_importing_a_model_takes_six_lines():
     assert names["logits"].shape == (8, 10)
 
 
-def test_published_weights_write_on(tmp_path, capsys):
+def test_published_weights_write_on_and_answer(tmp_path, capsys):
     model = GPT(GPTConfig(vocab=270, context=64, layers=1, heads=2, width=8))
     weights.save_gpt2(tmp_path, model, model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
     tokens.train_bpe(["Attention is all you need"], 270).save(tmp_path)
-    exec(PUBLISHED.replace("FOLDER", str(tmp_path)), {})
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": "{{ messages[0].content }} {{ 'It' }}"})
+    )
+    names = {}
+    exec(PUBLISHED.replace("FOLDER", str(tmp_path)), names)
     assert capsys.readouterr().out.startswith("Attention is")
+    exec(ASKED.replace("FOLDER", str(tmp_path)), names)
+    assert tokens.load(tmp_path).decode(names["prompt"][0]) == "What is a cat? It"
+    assert names["written"].shape == (1, names["prompt"].size + 200)
 
 
 def test_an_experiment_of_ones_own_takes_thirty_lines(capsys):

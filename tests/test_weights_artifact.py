@@ -362,8 +362,9 @@ def test_folders_of_hugging_face(model, save, tmp_path):
     assert_same_bits(weights.load(tmp_path, model)[1], variables)
     with pytest.raises(UserError, match=r"does not say which model it is for: give one"):
         weights.load(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(UserError, match=r"config\.json describes a llama: only gpt2, bert and vit can be read"):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt_neox"}')
+    known = "gpt2, llama, mistral, qwen2, qwen3, bert and vit"
+    with pytest.raises(UserError, match=rf"config\.json describes a gpt_neox: only {known} can be read"):
         weights.load(tmp_path)
 
 

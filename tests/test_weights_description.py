@@ -19,6 +19,7 @@ from flax.core import freeze
 
 from dlc import layers, models
 from dlc.errors import UserError
+from dlc.layers.attention import Stretch
 from dlc.models.gpt import GPT, GPTConfig, modern
 from dlc.weights import describe, rebuild
 from dlc.weights import description as descriptions
@@ -67,6 +68,8 @@ def variants(record):
             changes = [value + 1]
         elif isinstance(value, tuple):
             changes = [value[::-1] if value and isinstance(value[0], tuple) else ((value or (3,))[0] + 1, *value[1:])]
+        elif set(typing.get_args(hints[field.name])) & {bool, Stretch}:  # or None
+            changes = [True] if bool in typing.get_args(hints[field.name]) else [Stretch(8.0, 1.0, 4.0, 16)]
         else:
             changes = [3]
         for change in changes:

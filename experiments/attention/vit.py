@@ -8,8 +8,8 @@ figure 3. The paper trains on 1.3 to 300 million images; this model, with patche
 and its training on the 50,000 of CIFAR-10 are ours and untuned. What the class token looks at is drawn by rollout
 (Abnar and Zuidema 2020).
 
-Expect: 59.53 % test error after two epochs of larger patches (`--patch 8 --epochs 2`), in seven minutes on two CPU
-cores beside other work; the 100 epochs were not run here.
+Expect: the 100 epochs take about a day on two CPU cores. They were not run here, and a few epochs say nothing about the
+claim.
 
     python -m experiments.attention.vit
     python -m experiments.attention.vit --epochs 2 --patch 8

@@ -136,7 +136,9 @@ def test_a_cache_that_cannot_be_written_is_not_used(monkeypatch, tmp_path):
 
 def test_a_home_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setenv("DLC_DATA", "~no-such-user/data")
-    with pytest.raises(UserError, match=r"^DLC_DATA is ~no-such-user/data, but that home folder does not exist: set it to"):
+    with pytest.raises(
+        UserError, match=r"^DLC_DATA is ~no-such-user/data, but that home folder does not exist: set it to"
+    ):
         data.data_dir()
 
 

@@ -21,14 +21,15 @@ from dlc.run.flags import Bound
 from dlc.run.run import Run
 
 Tokenizer = tokens.Characters | tokens.BPE
+PRIOR = 30  # how often a word that was never counted is taken to have come, beside those that were
 Context = Annotated[int, Bound(lambda length: length > 1, "must be greater than 1, not {}")]
 
 
-def read(run: Run, dataset: str, file: Path | None, encoding: Literal["characters", "bpe"], vocab: int) -> Any:
+def read(run: Run, dataset: str, file: Path | None, encoding: Literal["characters", "bpe", "words"], vocab: int) -> Any:
     """The text as tokens: the user's `file` or else the data set. Saves the vocabulary with the run.
 
-    Returns (tokenizer, tokens to train on, tokens to validate with), int32 [N] both. `vocab` is the size of "bpe". If
-    training begins from weights, the vocabulary is theirs.
+    Returns (tokenizer, tokens to train on, tokens to validate with), int32 [N] both. `vocab` is the size of "bpe" and
+    "words". If training begins from weights, the vocabulary is theirs.
     """
     corpus = text.read(file) if file else text.corpus(dataset)
     run.facts |= {"dataset": corpus.name, "source": corpus.source}
@@ -36,6 +37,8 @@ def read(run: Run, dataset: str, file: Path | None, encoding: Literal["character
     def new() -> Tokenizer:
         if encoding == "characters":
             return tokens.Characters.of(corpus.train + corpus.validation)
+        if encoding == "words":
+            return tokens.train_words([corpus.train], vocab)
         return tokens.train_bpe([corpus.train], vocab)
 
     tokenizer = inherited_vocabulary(run) or new()
@@ -80,7 +83,7 @@ def fit(
     """Trains `model` on windows of the tokens `learn` [N], drawn at random.
 
     The validation loss is that of `loss_fn` over all rows of `held`, {"tokens": [W, context + 1]} and whatever else the
-    loss reads. Returns the variables and {"validation_loss": nats}. Saves the weights and the figure "curves".
+    loss reads. Returns the variables and {"validation_loss": nats, ...}. Saves the weights and the figure "curves".
     """
     run.keep(model)
 
@@ -107,7 +110,7 @@ def fit(
     draw_curves(run)
     variables = {"params": state.params}
     run.keep(model, variables)
-    return variables, {"validation_loss": (last or evaluate(state))["validation_loss"]}
+    return variables, last or evaluate(state)
 
 
 def draw_curves(run: Run) -> None:
@@ -125,6 +128,50 @@ def tokenizer_of(weights: Path, model: Any) -> Tokenizer:
             "they do not belong together"
         )
     return tokenizer
+
+
+def hidden(windows: np.ndarray, tokenizer: tokens.BPE, share: int | float) -> dict[str, np.ndarray]:
+    """Windows [W, T] for an evaluation in which every word is hidden behind a mask once, with that `share` at a time.
+
+    Returns {"tokens", "masked", "chosen"}, [K W, T] with K the number of masks of a window. UNKNOWN is never hidden.
+    """
+    masks = max(1, round(1 / share))
+    turn = np.random.default_rng(0).random(windows.shape).argsort(1) % masks
+    chosen = np.concatenate([(turn == i) & (windows != tokens.UNKNOWN) for i in range(masks)])
+    text = np.tile(windows, (masks, 1))
+    return {"tokens": text, "masked": np.where(chosen, tokenizer.mask, text), "chosen": chosen}
+
+
+def counted(learn: np.ndarray, held: dict[str, np.ndarray], tokenizer: tokens.BPE) -> dict[str, float]:
+    """How well counts of the words `learn` [N] guess the hidden words of `held`, see `hidden`: accuracy and perplexity.
+
+    "frequent" knows only how frequent each word w is; "bigram" also the word l before it; "neighbours" also the word r
+    after it. A neighbour that is hidden, too, tells nothing. With c for counts,
+
+        p(w | l) = (c(l w) + PRIOR p(w)) / (c(l) + PRIOR),    p(w | l, r) ~ p(w | l) p(r | w)
+    """
+    V, mask = tokenizer.size, tokenizer.mask
+    pairs = np.zeros((V, V), np.float32)
+    np.add.at(pairs, (learn[:-1], learn[1:]), 1)
+    count = np.bincount(learn, minlength=V).astype(np.float32)
+    share = (count + 1) / (count + 1).sum()
+    possible = np.arange(V) != tokens.UNKNOWN
+    rows = np.pad(held["masked"], ((0, 0), (1, 1)), constant_values=mask)
+    places = np.nonzero(held["chosen"])
+    hits: dict[str, list[np.ndarray]] = {name: [] for name in ("frequent", "bigram", "neighbours")}
+    nats: dict[str, list[np.ndarray]] = {name: [] for name in hits}
+    for i, j in zip(*(np.array_split(place, 1 + len(place) // 1000) for place in places), strict=True):
+        word, before, after = held["tokens"][i, j], rows[i, j], rows[i, j + 2]
+        left = (pairs[before] + PRIOR * share) / (count[before] + PRIOR)[:, None]
+        left = np.where((before == mask)[:, None], share, left)
+        right = (pairs[:, after].T + PRIOR * share[after][:, None]) / (count + PRIOR)
+        right = np.where((after == mask)[:, None], 1, right)
+        for name, p in (("frequent", np.tile(share, (len(i), 1))), ("bigram", left), ("neighbours", left * right)):
+            p = p * possible / (p * possible).sum(1, keepdims=True)
+            hits[name].append(p.argmax(1) == word)
+            nats[name].append(-np.log(p[np.arange(len(i)), word]))
+    accuracy = {f"{name}_accuracy": float(np.concatenate(each).mean()) for name, each in hits.items()}
+    return accuracy | {f"{name}_perplexity": float(np.exp(np.concatenate(each).mean())) for name, each in nats.items()}
 
 
 def masked_sentence(sentence: str, tokenizer: tokens.BPE, context: int) -> tuple[Any, int]:

@@ -49,19 +49,20 @@ class Config:
     dataset: Literal["multi30k", "tiny_shakespeare", "python"] = "multi30k"  # the data set
     text: Path | None = None  # a text file of your own; instead of the data set
     masked_sentences: Shown[tuple[Sentence, ...]] = SENTENCES  # the word at the [MASK] of each is guessed at the end
-    vocab: Positive[int] = 4000  # size of the vocabulary
+    vocab: Positive[int] = 3000  # size of the vocabulary
     layers: Positive[int] = 4  # number of blocks
     heads: Positive[int] = 4  # attention heads in each block
     width: Positive[int] = 128  # size of the vectors between layers
     context: Context = 64  # tokens that the model sees at once
     dropout: Share = 0.1  # share of the activations that are zero in training
-    mask_share: Share = 0.15  # of the tokens
-    steps: Positive[int] = 2000  # training steps
+    mask_share: Share = 0.3  # of the tokens, in training; the paper's is 0.15
+    steps: Positive[int] = 1500  # training steps
     batch: Positive[int] = 32  # examples in a batch; windows of the text
-    lr: Positive[float] = 2e-3  # the highest learning rate
+    optimizer: Literal["adamw", "muon"] = "muon"  # the optimizer; Muon is for matrices, with Adam for the rest
+    lr: Positive[float] = 0.02  # the highest learning rate; of Adam beside Muon 0.15 of it
     warmup: Share = 0.1  # share of the steps before the rate is highest; then it falls to zero
     weight_decay: NotNegative[float] = 0.01  # share of each weight lost in a step, divided by lr; of matrices only
-    evaluate_every: Positive[int] = 500  # steps between evaluations
+    evaluate_every: Positive[int] = 250  # steps between evaluations
     seed: NotNegative[int] = 0  # of all random numbers
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights are float32
 
@@ -75,6 +76,8 @@ def network(config: Config, vocab: int) -> BertMaskedLM:
 
 
 def optimizer(config: Config, rate: optax.Schedule) -> optax.GradientTransformation:
+    if config.optimizer == "muon":
+        return optim.muon_for_kernels(rate, 0.15, weight_decay=config.weight_decay)
     adam = optax.adamw(rate, eps=1e-6, weight_decay=config.weight_decay, mask=optim.matrices)
     return optax.chain(optax.clip_by_global_norm(1.0), adam)
 

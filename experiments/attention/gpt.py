@@ -80,7 +80,7 @@ def network(config: Config, vocab: int) -> GPT:
 def optimizer(config: Config) -> tuple[optax.Schedule, optax.GradientTransformation]:
     if config.optimizer == "muon":
         rate = optim.triangle(config.lr, config.steps, config.warmup)
-        return rate, optim.muon_for_kernels(rate, config.beta2, config.weight_decay)
+        return rate, optim.muon_for_kernels(rate, 1, config.beta2, config.weight_decay)
     rise = int(config.warmup * config.steps)
     rate = optax.warmup_cosine_decay_schedule(0, config.lr, rise, config.steps, config.lr / 10)
     adam = optax.adamw(rate, b2=config.beta2, weight_decay=config.weight_decay, mask=optim.matrices)

@@ -25,7 +25,6 @@ import numpy as np
 import optax
 
 from dlc import losses, optim, tokens
-from dlc.batches import windows
 from dlc.models.bert import BertConfig, BertMaskedLM
 from dlc.run.flags import Bound, NotNegative, Positive, Share, Shown
 from dlc.run.launch import launch
@@ -53,11 +52,11 @@ class Config:
     layers: Positive[int] = 4  # number of blocks
     heads: Positive[int] = 4  # attention heads in each block
     width: Positive[int] = 128  # size of the vectors between layers
-    context: Context = 64  # tokens that the model sees at once
+    context: Context = 24  # tokens that the model sees at once
     dropout: Share = 0.1  # share of the activations that are zero in training
     mask_share: Share = 0.3  # of the tokens, in training; the paper's is 0.15
     steps: Positive[int] = 1500  # training steps
-    batch: Positive[int] = 32  # examples in a batch; windows of the text
+    batch: Positive[int] = 64  # examples in a batch; lines of the text
     optimizer: Literal["adamw", "muon"] = "muon"  # the optimizer; Muon is for matrices, with Adam for the rest
     lr: Positive[float] = 0.02  # the highest learning rate; of Adam beside Muon 0.15 of it
     warmup: Share = 0.1  # share of the steps before the rate is highest; then it falls to zero
@@ -83,14 +82,14 @@ def optimizer(config: Config, rate: optax.Schedule) -> optax.GradientTransformat
 
 
 def train(config: Config, run: Run) -> dict:
-    tokenizer, learn, held = text.read(run, config.dataset, config.text, "words", config.vocab)
+    tokenizer, learn, held = text.read_lines(run, config.dataset, config.text, config.vocab, config.context)
     for sentence in config.masked_sentences:  # raises before training if one does not fit
         text.masked_sentence(sentence, tokenizer, config.context)
     model = network(config, tokenizer.size)
-    held = text.hidden(windows(held, config.context - 1), tokenizer, 0.15)
+    held = text.hidden(held, tokenizer, 0.15)
     loss_fn = losses.masked_token(model, tokenizer.mask, tokenizer.size, config.mask_share, (tokens.UNKNOWN,))
     rate = optim.triangle(config.lr, config.steps, config.warmup)
-    plan = text.Windows(config.context - 1, config.batch, config.steps, config.evaluate_every, config.seed, rate)
+    plan = text.Windows(None, config.batch, config.steps, config.evaluate_every, config.seed, rate)
     variables, measured = text.fit(run, model, optimizer(config, rate), loss_fn, learn, held, plan)
     guess(config, run, model, variables, tokenizer)
     figures = {

@@ -328,36 +328,54 @@ def test_published_bert_guesses_a_word(tmp_path):
 def test_every_word_of_a_text_is_hidden_once():
     words = tokens.train_words(["a b c d e f g"], 12)
     row = np.resize(words.encode("a b c d e f g z"), 40)
+    row[35:] = tokens.PAD
     held = tasks_text.hidden(np.stack([row, row[::-1]]), words, 0.15)
     assert held["tokens"].shape == (14, 40)
-    known = (held["tokens"] != tokens.UNKNOWN)[:2]
+    known = ~np.isin(held["tokens"], (tokens.PAD, tokens.UNKNOWN))[:2]
     np.testing.assert_array_equal(held["chosen"].reshape(7, 2, 40).sum(0), known)
     assert (held["masked"] == np.where(held["chosen"], words.mask, held["tokens"])).all()
     assert held["chosen"].sum(1).max() <= 6  # a seventh of 40
+    with pytest.raises(UserError, match=r"^no word of the text to validate with is in the vocabulary: take a longer"):
+        tasks_text.hidden(np.full((2, 5), tokens.UNKNOWN), words, 0.15)
 
 
 def test_neighbours_guess_by_counts_as_by_hand(monkeypatch):
-    """After an a there is b twice and c once; before d only c."""
+    """After an a there is b twice and c once; before d and at an end there are others."""
     monkeypatch.setattr(tasks_text, "PRIOR", 0.1)
     words = tokens.train_words(["a b a b a c d"], 9)
     a, b, c, d = words.encode("a b c d")
-    learn, hide = words.encode("a b a b a c d"), words.mask
-    held = {"tokens": np.array([[a, b, a], [a, c, d], [d, c, d]])}
-    held["chosen"] = np.zeros((3, 3), bool)
-    held["chosen"][:, 1] = True
-    held["masked"] = np.array([[a, hide, hide], [a, hide, d], [hide, hide, d]])
-    found = tasks_text.counted(learn, held, words)
+    learn, hide = np.array([[a, b, a, b], [a, c, d, tokens.PAD]]), words.mask
+    text = np.array([[a, b, a], [a, c, d], [d, c, d], [d, a, a]])
+    chosen = np.zeros((4, 3), bool)
+    chosen[[0, 1, 2, 3], [1, 1, 1, 0]] = True
+    masked = np.array([[a, hide, hide], [a, hide, d], [hide, hide, d], [hide, a, a]])
+    found = tasks_text.counted(learn, {"tokens": text, "masked": masked, "chosen": chosen}, words)
     assert found["frequent_accuracy"] == 0  # which says a
-    assert found["bigram_accuracy"] == pytest.approx(1 / 3)  # b after a
-    assert found["neighbours_accuracy"] == 1
-    count = np.bincount(learn, minlength=9)
+    assert found["bigram_accuracy"] == 0.25  # b after a, and a at the beginning where d is
+    assert found["neighbours_accuracy"] == 0.75
+    count = np.zeros(9)
+    count[[tokens.PAD, a, b, c, d]] = 2, 3, 2, 1, 1  # of those on the left of another
     share = (count + 1) / (count + 1).sum()
-    left = {w: (n + tasks_text.PRIOR * share[w]) / (3 + tasks_text.PRIOR) for w, n in ((a, 0), (b, 2), (c, 1), (d, 0))}
-    possible = share.sum() - share[tokens.UNKNOWN]
-    rest = (1 - sum(left.values())) - tasks_text.PRIOR / (3 + tasks_text.PRIOR) * share[tokens.UNKNOWN]
-    nats = [-np.log(left[w] / (sum(left.values()) + rest)) for w in (b, c)] + [-np.log(share[c] / possible)]
+    possible = ~np.isin(np.arange(9), (tokens.PAD, tokens.UNKNOWN))
+    after = {a: (3, {b: 2, c: 1}), tokens.PAD: (2, {a: 2})}
+    nats = []
+    for left, word in ((a, b), (a, c), (None, c), (tokens.PAD, d)):
+        p = share.copy()
+        if left is not None:
+            total, pairs = after[left]
+            p = np.array([(pairs.get(w, 0) + 0.1 * share[w]) / (total + 0.1) for w in range(9)])
+        nats.append(-np.log(p[word] / p[possible].sum()))
     assert found["bigram_perplexity"] == pytest.approx(np.exp(np.mean(nats)), rel=1e-5)
-    assert found["neighbours_perplexity"] < found["bigram_perplexity"] < found["frequent_perplexity"]
+    assert found["neighbours_perplexity"] < found["bigram_perplexity"]
+
+
+def test_lines_are_rows_of_words(tmp_path):
+    (tmp_path / "text").write_text("a b c\n\n" * 200 + "d e f g h\n" * 20)
+    tokenizer, learn, held = tasks_text.read_lines(Run(), "", tmp_path / "text", 20, 4)
+    assert learn.shape == (208, 4)
+    assert tokenizer.decode(learn[0]) == "a b c"
+    assert learn[0, 3] == tokens.PAD
+    assert [tokenizer.decode(row) for row in held[-2:]] == ["d e f g", "h"]  # a longer line has several rows
 
 
 def test_a_run_that_has_not_trained_has_nothing_to_say(tmp_path):

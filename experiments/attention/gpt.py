@@ -8,8 +8,8 @@ those of nanoGPT, https://github.com/karpathy/nanoGPT, README and config/train_s
 estimated from some windows of the last tenth of the text; here it is the mean over all of it. `--variant modern` has
 rotary positions, RMSNorm, norms of queries and keys, SwiGLU and grouped queries.
 
-Expect: 1.919 nats in six minutes on two busy CPU cores. With today's parts, Muon for matrices and a longer context
-1.500 nats in five minutes, by the second command. The GPU setting was not run here.
+Expect: 1.919 nats in six minutes on two busy CPU cores. The second command, with today's parts and Muon for matrices,
+reaches 1.512 nats in eight minutes on one of two busy cores. The GPU setting was not run here.
 
     python -m experiments.attention.gpt
     python -m experiments.attention.gpt --variant modern --optimizer muon --lr 0.02 --context 128 --batch 32 --steps 960

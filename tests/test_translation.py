@@ -376,6 +376,9 @@ def test_lines_are_rows_of_words(tmp_path):
     assert tokenizer.decode(learn[0]) == "a b c"
     assert learn[0, 3] == tokens.PAD
     assert [tokenizer.decode(row) for row in held[-2:]] == ["d e f g", "h"]  # a longer line has several rows
+    tokens.Characters.of("abc").save(tmp_path)
+    with pytest.raises(UserError, match=r"knows characters and not words: begin with the weights of an attention.bert"):
+        tasks_text.read_lines(Run(init_from=tmp_path), "", tmp_path / "text", 20, 4)
 
 
 def test_a_run_that_has_not_trained_has_nothing_to_say(tmp_path):

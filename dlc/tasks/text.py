@@ -44,7 +44,8 @@ def read(run: Run, dataset: str, file: Path | None, encoding: Literal["character
 def read_lines(run: Run, dataset: str, file: Path | None, vocab: int, length: int) -> Any:
     """The lines of the text as rows of words, int32 [N, length], padded with PAD; a longer line has several rows.
 
-    Returns (tokenizer, rows to train on, rows to validate with), and is otherwise like `read`.
+    Returns (tokenizer, rows to train on, rows to validate with), and is otherwise like `read`. Raises UserError if the
+    weights to begin from know characters only.
     """
 
     def rows(part: str) -> np.ndarray:
@@ -52,6 +53,8 @@ def read_lines(run: Run, dataset: str, file: Path | None, vocab: int, length: in
         return padded([line[at : at + length] for line in lines for at in range(0, len(line), length)], length)
 
     corpus, tokenizer = _opened(run, dataset, file, lambda corpus: tokens.train_words([corpus.train], vocab))
+    if isinstance(tokenizer, tokens.Characters):
+        raise UserError(f"{run.init_from} knows characters and not words: begin with the weights of an attention.bert")
     return tokenizer, rows(corpus.train), rows(corpus.validation)
 
 

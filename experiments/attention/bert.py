@@ -53,15 +53,15 @@ class Config:
     heads: Positive[int] = 4  # attention heads in each block
     width: Positive[int] = 128  # size of the vectors between layers
     context: Context = 24  # tokens that the model sees at once
-    dropout: Share = 0.1  # share of the activations that are zero in training
+    dropout: Share = 0.0  # share of the activations that are zero in training
     mask_share: Share = 0.3  # of the tokens, in training; the paper's is 0.15
-    steps: Positive[int] = 1500  # training steps
+    steps: Positive[int] = 2200  # training steps
     batch: Positive[int] = 64  # examples in a batch; lines of the text
     optimizer: Literal["adamw", "muon"] = "muon"  # the optimizer; Muon is for matrices, with Adam for the rest
     lr: Positive[float] = 0.02  # the highest learning rate; of Adam beside Muon 0.15 of it
     warmup: Share = 0.1  # share of the steps before the rate is highest; then it falls to zero
     weight_decay: NotNegative[float] = 0.01  # share of each weight lost in a step, divided by lr; of matrices only
-    evaluate_every: Positive[int] = 250  # steps between evaluations
+    evaluate_every: Positive[int] = 200  # steps between evaluations
     seed: NotNegative[int] = 0  # of all random numbers
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights are float32
 

@@ -4,6 +4,7 @@ Glossary: N examples, C classes. Leading axes (`*runs`) are kept, so that eight 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,5 +47,22 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, s
     needs("text", "sacrebleu")
     from sacrebleu.metrics import BLEU
 
-    score = BLEU()
-    return score.corpus_score(list(hypotheses), [list(references)]).score, str(score.get_signature())
+    return _score(BLEU(), hypotheses, references)
+
+
+def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
+    """chrF in percent, 0 to 100: an F-score of the sequences of up to six characters, and sacrebleu's signature.
+
+    A word with a wrong ending counts in part, which BLEU counts as wrong. The arguments are those of `bleu`.
+
+    References: Popovic 2015, "chrF: character n-gram F-score for automatic MT evaluation".
+    """
+    needs("text", "sacrebleu")
+    from sacrebleu.metrics import CHRF
+
+    return _score(CHRF(), hypotheses, references)
+
+
+def _score(metric: Any, hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
+    score = metric.corpus_score(list(hypotheses), [list(references)]).score
+    return score, str(metric.get_signature())

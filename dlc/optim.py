@@ -96,3 +96,26 @@ def muon(
         optax.scale_by_learning_rate(lr),
         optax.stateless(unit_filters),
     )
+
+
+def muon_for_kernels(
+    rate: optax.Schedule, adam: float = 1.0, beta2: float = 0.999, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """Muon for the kernels of dense layers, [I, O]; for embeddings, norms and biases Adam, at `adam` times the rate.
+
+    Muon orthogonalises the momentum of a matrix and multiplies it by sqrt(max(1, O / I)). Only kernels decay: in a step
+    each loses a share of its rate times `weight_decay`.
+
+    References: Jordan 2024, "Muon: an optimizer for hidden layers in neural networks".
+    """
+
+    def kernels(params: Any) -> Any:
+        def dimensions(path: Any, leaf: Any) -> Any:
+            return optax.contrib.MuonDimensionNumbers() if path[-1].key == "kernel" and leaf.ndim == 2 else None
+
+        return jax.tree_util.tree_map_with_path(dimensions, params)
+
+    return optax.contrib.muon(
+        rate, weight_decay=weight_decay, adam_b2=beta2, adam_learning_rate=lambda step: adam * rate(step),
+        muon_weight_dimension_numbers=kernels,
+    )  # fmt: skip

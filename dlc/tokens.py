@@ -1,4 +1,4 @@
-"""Text <-> token ids: single characters, byte-pair encoding, and the vocabularies published with GPT-2 and BERT.
+"""Text <-> token ids: characters, words, byte-pair encoding, and the vocabularies published with GPT-2 and BERT.
 
     tokenizer = Characters.of(corpus.train)
     ids = tokenizer.encode("To be")  # int32 [5]
@@ -21,7 +21,7 @@ from jax import Array
 from dlc.errors import UserError, needs
 from dlc.files import write_whole
 
-PAD, START, END, UNKNOWN, MASK = range(5)  # the special ids of the vocabularies that `train_bpe` makes
+PAD, START, END, UNKNOWN, MASK = range(5)  # the special ids of the vocabularies that are trained here
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<mask>")
 FILE = "tokenizer.json"
 
@@ -83,7 +83,7 @@ class Characters:
 
 
 class BPE:
-    """Byte-pair encoding and other vocabularies of word pieces: a `tokenizers.Tokenizer` that returns arrays.
+    """Byte-pair encoding and other vocabularies of words or their pieces: a `tokenizers.Tokenizer` that returns arrays.
 
     Encoding does not add START and END, nor their equivalents in a published model; whoever makes the batch adds them.
     With vocabularies of `train_bpe` no text is unknown: `decode(encode(text)) == text` for every text that can be
@@ -103,7 +103,7 @@ class BPE:
 
     @property
     def mask(self) -> int:
-        """The id of the token that hides another: [MASK] in BERT's vocabulary, <mask> in those of `train_bpe`."""
+        """The id of the token that hides another: [MASK] in BERT's vocabulary, <mask> in those trained here."""
         published = self.tokenizer.token_to_id("[MASK]")
         return MASK if published is None else published
 
@@ -174,6 +174,28 @@ def train_bpe(texts: Iterable[str], size: int) -> BPE:
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
     )
+    tokenizer.train_from_iterator(texts, trainer)
+    return BPE(tokenizer)
+
+
+def train_words(texts: Iterable[str], size: int) -> BPE:
+    """A vocabulary of whole words and signs, in small letters: the most frequent ones of `texts`.
+
+    The same texts give the same vocabulary. It has `size` tokens, or fewer if the texts have fewer words: the special
+    tokens and words. All other words are UNKNOWN, and the text of ids has a space between any two of them.
+
+    Raises:
+        UserError: `size` leaves no room for a word.
+    """
+    if size <= len(SPECIAL):
+        raise UserError(f"a vocabulary of {size} has no room for a word: {len(SPECIAL)} are special tokens")
+    needs("text", "tokenizers")
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.WordLevel(unk_token=SPECIAL[UNKNOWN]))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.WordLevelTrainer(vocab_size=size, special_tokens=list(SPECIAL), show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     return BPE(tokenizer)
 

@@ -77,6 +77,18 @@ def minutes(name: str) -> str:
     return f"{time:.1f}".replace("0.0", "under 0.1") + (f" ({flags})" if flags and "--seeds" not in flags else "")
 
 
+def examples(name: str) -> Iterator[str]:
+    """The examples of the first record that has any, as the lines of a Markdown table."""
+    records = (json.loads(path.read_text("utf-8")) for path in sorted((ROOT / "results").glob(f"{name}.*json")))
+    rows: list[dict[str, str]] = next((one["examples"] for one in records if one.get("examples")), [])
+    if rows:
+        yield f"| {' | '.join(rows[0])} |"
+        yield "|---" * len(rows[0]) + "|"
+        for row in rows:
+            yield "| " + " | ".join(" ".join(text.split()).replace("|", "\\|") for text in row.values()) + " |"
+        yield ""
+
+
 def _on_two_cores(device: dict[str, Any]) -> bool:
     return (device["platform"], device["cores"]) == ("cpu", 2)
 
@@ -117,6 +129,7 @@ def page() -> Iterator[str]:
         facts = {"Claim": one.claim, "Expect": one.expect, "Minutes of training on two cores": minutes(one.name)}
         yield "".join(f"- {name}: {value}\n" for name, value in facts.items() if value)
         yield f"```\n{one.commands}\n```\n"
+        yield from examples(one.name)
         if picture := picture_of(one.name):
             yield f"![{one.name}: {picture.stem.rpartition('.')[2]}](figures/{picture.name})\n"
 

@@ -715,7 +715,9 @@ def test_command_prepares_ahead(nowhere: Path, monkeypatch: pytest.MonkeyPatch, 
 def test_command_lists_what_is_there(nowhere: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     assert main([]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[:-1]] == [*NAMES, *PICTURES, *text.CORPORA, *text.PARALLEL]
+    assert [line.split()[0] for line in lines[:-1]] == list(
+        dict.fromkeys([*NAMES, *PICTURES, *text.CORPORA, *text.PARALLEL])
+    )
     assert lines[0].split() == ["mnist", "not", "here", "-", "11.6", "MB", "to", "download"]
     assert lines[-1] == f"data directory {nowhere} (DLC_DATA moves it)"
     make("mnist", nowhere / "sources" / "mnist", monkeypatch)

@@ -51,6 +51,27 @@ def test_muon_under_vmap_is_muon_for_each():
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-6)
 
 
+def test_muon_is_for_kernels_and_adam_for_the_rest():
+    shapes = {"token": {"embedding": (6, 4)}, "up": {"kernel": (4, 8), "bias": (8,)}, "down": {"kernel": (8, 4)}}
+    params = jax.tree.map(lambda shape: drawn.normal(*shape), shapes, is_leaf=lambda x: isinstance(x, tuple))
+    grads = jax.tree.map(jnp.square, params)
+    constant = optax.constant_schedule(0.1)
+    tx = optim.muon_for_kernels(constant, 0.3)
+    update, _ = jax.jit(lambda g, p: tx.update(g, tx.init(p), p))(grads, params)
+    for name, longest in (("up", 2**0.5), ("down", 1.0)):  # sqrt(max(1, O / I))
+        singular = np.linalg.svd(np.asarray(update[name]["kernel"]), compute_uv=False)
+        assert (singular / (0.1 * longest) > 0.6).all()
+        assert (singular / (0.1 * longest) < 1.3).all()
+    adam = optax.adam(0.03, nesterov=True)
+    plain, _ = adam.update(grads, adam.init(params), params)
+    np.testing.assert_allclose(update["token"]["embedding"], plain["token"]["embedding"], rtol=1e-5)
+    np.testing.assert_allclose(update["up"]["bias"], plain["up"]["bias"], rtol=1e-5)
+    kept = jax.tree.map(jnp.zeros_like, grads)
+    decayed, _ = optim.muon_for_kernels(constant, weight_decay=0.5).update(kept, tx.init(params), params)
+    np.testing.assert_allclose(decayed["up"]["kernel"], -0.05 * params["up"]["kernel"], rtol=1e-5)
+    assert not np.any(decayed["token"]["embedding"])
+
+
 def test_the_rate_rises_once_and_is_divided_at_equal_distances():
     rate = optim.drops(0.4, 90, 2, rise=5, start=0.1)
     np.testing.assert_allclose(

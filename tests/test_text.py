@@ -79,8 +79,9 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def describe(monkeypatch: pytest.MonkeyPatch, name: str, files: tuple[File, ...]) -> None:
-    sets = text.TEXTS if name in text.TEXTS else text.TRANSLATIONS
-    monkeypatch.setitem(sets, name, sets[name]._replace(published=sets[name].published._replace(files=files)))
+    for sets in (text.TEXTS, text.TRANSLATIONS):
+        if name in sets:
+            monkeypatch.setitem(sets, name, sets[name]._replace(published=sets[name].published._replace(files=files)))
 
 
 def files(name: str) -> tuple[File, ...]:
@@ -188,6 +189,9 @@ def test_original_translations(packed: bool, nowhere: Path, monkeypatch: pytest.
     found = text.parallel("multi30k")
     assert [len(split) for split in found[1:4]] == [40, 5, 4]
     assert found.train[7] == ("en\u2028 7", "fr\u2028 7")  # stripped, and cut at line feeds alone
+    captions = text.corpus("multi30k")
+    assert captions.train.split("\n")[7] == "en\u2028 7"
+    assert [split.count("\n") for split in captions[1:3]] == [40, 5]
     name = "val.fr.gz" if packed else "val.fr"
     (folder / name).write_bytes((folder / name).read_bytes()[:-1] + b"?")  # of the same size
     with pytest.raises(DataDamaged, match=f"{name} is not the published file"):
@@ -393,4 +397,7 @@ def test_real_texts(nowhere: Path) -> None:
         "Two young, White males are outside near many bushes.",
         "Deux jeunes hommes blancs sont dehors près de buissons.",
     )
+    captions = text.corpus("multi30k")
+    assert captions.train.startswith("Two young, White males are outside near many bushes.\n")
+    assert captions.validation == "".join(f"{english}\n" for english, _ in multi30k.validation)
     assert all(source and target for split in multi30k[1:4] for source, target in split)

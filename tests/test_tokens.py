@@ -12,7 +12,7 @@ import pytest
 
 from dlc.data import text
 from dlc.errors import UserError
-from dlc.tokens import BPE, END, MASK, PAD, SPECIAL, START, UNKNOWN, Characters, load, train_bpe
+from dlc.tokens import BPE, END, MASK, PAD, SPECIAL, START, UNKNOWN, Characters, load, train_bpe, train_words
 
 TEXTS = [french for _, french in text.parallel("numbers").train[:500]]
 ODD = [
@@ -152,6 +152,25 @@ def test_vocabulary_has_a_least_and_a_greatest_size() -> None:
     ):
         train_bpe(TEXTS, 261)
     assert train_bpe(["aaaa"], 1000).size == 263  # aa, aaaa: no more to merge
+
+
+# Words ---------------------------------------------------------------------------------------------------------------
+
+
+def test_words_are_the_most_frequent_ones_in_small_letters(tmp_path: Path) -> None:
+    words = train_words(["A man, a dog.", "a man in A HAT."], len(SPECIAL) + 4)
+    assert words.size == len(SPECIAL) + 4
+    ids = words.encode("A MAN eats a hat, <mask> .")
+    assert ids.dtype == np.int32
+    assert words.decode(ids) == "a man a , ."
+    assert (ids == UNKNOWN).tolist() == [False, False, True, False, True, False, True, True, True, False]
+    assert words.pieces(ids[:3]) == ["a", "man", "<unk>"]
+    assert words.mask == MASK
+    words.save(tmp_path)
+    np.testing.assert_array_equal(load(tmp_path).encode("a man, a hat"), words.encode("a man, a hat"))
+    assert train_words(["a b"], 100).size == len(SPECIAL) + 2  # there are no more
+    with pytest.raises(UserError, match=r"^a vocabulary of 5 has no room for a word: 5 are special tokens$"):
+        train_words(["a"], 5)
 
 
 # On the disk ---------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Sequences as batches of a few shapes, and translation from pairs of sentences to BLEU."""
 
+import contextlib
 import dataclasses
 import functools
 from pathlib import Path
@@ -186,6 +187,33 @@ def test_bleu_is_a_percentage_with_a_signature():
     assert metrics.bleu(["rien de tout cela ici .", "non non non non ."], references)[0] < 20
 
 
+def test_chrf_counts_sequences_of_characters():
+    references = ["un chien court dans la neige .", "deux hommes sont assis ."]
+    score, signature = metrics.chrf(references, references)
+    assert score == pytest.approx(100)
+    assert "nc:6" in signature
+    ending, other = (
+        metrics.chrf([references[0], f"deux {word} ."], references)[0] for word in ("homme assise", "gens")
+    )
+    assert 20 < other < ending < 100
+    # By hand: sequences of one and of two letters have a precision of 2/2 and 1/1 and a recall of 2/3 and 1/2; longer
+    # ones do not occur. P = 1, R = 7/12, F = 5 P R / (4 P + R).
+    assert metrics.chrf(["ab"], ["abc"])[0] == pytest.approx(100 * 5 * (7 / 12) / (4 + 7 / 12))
+
+
+def test_a_tested_translator_leaves_ten_examples_and_two_signatures(tmp_path):
+    sentences = text.Parallel("", [], [], [(f"{n} dogs", f"{n} chiens") for n in range(23)], "")
+    run = Run(tmp_path)
+    with contextlib.closing(run):
+        figures = pairs.tested(run, sentences, lambda source: [line.replace("dogs", "chiens") for line in source])
+    assert figures["chrf"] == pytest.approx(100)
+    assert figures["bleu"] >= 0
+    assert "nc:6" in run.facts["chrf_signature"]
+    assert len(run.facts["examples"]) == 8
+    assert run.facts["examples"][1] == {"source": "3 dogs", "translation": "3 chiens", "reference": "3 chiens"}
+    assert (tmp_path / "translations.txt").read_text().splitlines()[22] == "22 chiens"
+
+
 def test_pictures_of_attention():
     heads = {f"head {i}": np.full((3, 4), 0.25) for i in range(3)}
     figure = plot.attention(heads, ["a", "b", "c"], ["w", "x", "y", "z"])
@@ -201,7 +229,7 @@ def test_pictures_of_attention():
         (gpt.Config(prompt=""), "--prompt is empty: begin with a letter"),
         (gpt.Config(dropout=1.0), "--dropout must be at least 0 and less than 1, not 1.0"),
         (bert.Config(mask_share=1.5), "--mask-share must be at least 0 and less than 1, not 1.5"),
-        (bert.Config(masked_sentence="no mask"), r"--masked-sentence must have exactly one \[MASK\]: no mask"),
+        (bert.Config(masked_sentences=("no mask",)), r"--masked-sentences must have exactly one \[MASK\]: no mask"),
         (gpt.Config(warmup=50), "--warmup must be at least 0 and less than 1, not 50"),
     ],
 )
@@ -286,13 +314,71 @@ def test_published_bert_guesses_a_word(tmp_path):
     model = BertMaskedLM(BertConfig(len(words), 12, layers=1, heads=1, width=8, hidden=8))
     weights.save_bert(tmp_path, model, drawn.variables(model, jnp.ones((1, 1), jnp.int32))["params"])
     said = []
-    assert shown(bert, tmp_path, said) == {}
-    sentence, *guesses = said
+    assert shown(bert, tmp_path, said, masked_sentences=("How are you [MASK] today?", "[MASK] you")) == {}
+    assert len(said) == 2
+    sentence, guesses = said[0].split("\n")
     assert sentence == "How are you [MASK] today?"
-    assert len(guesses) == 5
-    assert all(guess.split()[1] in words for guess in guesses)
+    assert len(guesses.split(", ")) == 5
+    assert all(guess.split()[0] in words for guess in guesses.split(", "))
     with pytest.raises(UserError, match="do not fit into a context of 12"):
-        shown(bert, tmp_path, masked_sentence="how are you " * 4 + "[MASK]")
+        shown(bert, tmp_path, masked_sentences=("how are you " * 4 + "[MASK]",))
+    assert shown(bert, tmp_path, masked_sentences=()) == {}
+
+
+def test_every_word_of_a_text_is_hidden_once():
+    words = tokens.train_words(["a b c d e f g"], 12)
+    row = np.resize(words.encode("a b c d e f g z"), 40)
+    row[35:] = tokens.PAD
+    held = tasks_text.hidden(np.stack([row, row[::-1]]), words, 0.15)
+    assert held["tokens"].shape == (14, 40)
+    known = ~np.isin(held["tokens"], (tokens.PAD, tokens.UNKNOWN))[:2]
+    np.testing.assert_array_equal(held["chosen"].reshape(7, 2, 40).sum(0), known)
+    assert (held["masked"] == np.where(held["chosen"], words.mask, held["tokens"])).all()
+    assert held["chosen"].sum(1).max() <= 6  # a seventh of 40
+    with pytest.raises(UserError, match=r"^no word of the text to validate with is in the vocabulary: take a longer"):
+        tasks_text.hidden(np.full((2, 5), tokens.UNKNOWN), words, 0.15)
+
+
+def test_neighbours_guess_by_counts_as_by_hand(monkeypatch):
+    """After an a there is b twice and c once; before d and at an end there are others."""
+    monkeypatch.setattr(tasks_text, "PRIOR", 0.1)
+    words = tokens.train_words(["a b a b a c d"], 9)
+    a, b, c, d = words.encode("a b c d")
+    learn, hide = np.array([[a, b, a, b], [a, c, d, tokens.PAD]]), words.mask
+    text = np.array([[a, b, a], [a, c, d], [d, c, d], [d, a, a]])
+    chosen = np.zeros((4, 3), bool)
+    chosen[[0, 1, 2, 3], [1, 1, 1, 0]] = True
+    masked = np.array([[a, hide, hide], [a, hide, d], [hide, hide, d], [hide, a, a]])
+    found = tasks_text.counted(learn, {"tokens": text, "masked": masked, "chosen": chosen}, words)
+    assert found["frequent_accuracy"] == 0  # which says a
+    assert found["bigram_accuracy"] == 0.25  # b after a, and a at the beginning where d is
+    assert found["neighbours_accuracy"] == 0.75
+    count = np.zeros(9)
+    count[[tokens.PAD, a, b, c, d]] = 2, 3, 2, 1, 1  # of those on the left of another
+    share = (count + 1) / (count + 1).sum()
+    possible = ~np.isin(np.arange(9), (tokens.PAD, tokens.UNKNOWN))
+    after = {a: (3, {b: 2, c: 1}), tokens.PAD: (2, {a: 2})}
+    nats = []
+    for left, word in ((a, b), (a, c), (None, c), (tokens.PAD, d)):
+        p = share.copy()
+        if left is not None:
+            total, pairs = after[left]
+            p = np.array([(pairs.get(w, 0) + 0.1 * share[w]) / (total + 0.1) for w in range(9)])
+        nats.append(-np.log(p[word] / p[possible].sum()))
+    assert found["bigram_perplexity"] == pytest.approx(np.exp(np.mean(nats)), rel=1e-5)
+    assert found["neighbours_perplexity"] < found["bigram_perplexity"]
+
+
+def test_lines_are_rows_of_words(tmp_path):
+    (tmp_path / "text").write_text("a b c\n\n" * 200 + "d e f g h\n" * 20)
+    tokenizer, learn, held = tasks_text.read_lines(Run(), "", tmp_path / "text", 20, 4)
+    assert learn.shape == (208, 4)
+    assert tokenizer.decode(learn[0]) == "a b c"
+    assert learn[0, 3] == tokens.PAD
+    assert [tokenizer.decode(row) for row in held[-2:]] == ["d e f g", "h"]  # a longer line has several rows
+    tokens.Characters.of("abc").save(tmp_path)
+    with pytest.raises(UserError, match=r"knows characters and not words: begin with the weights of an attention.bert"):
+        tasks_text.read_lines(Run(init_from=tmp_path), "", tmp_path / "text", 20, 4)
 
 
 def test_a_run_that_has_not_trained_has_nothing_to_say(tmp_path):

@@ -29,7 +29,7 @@ from dlc.data._directory import readable, say
 from dlc.errors import UserError
 
 PICTURES = tuple(name for name in pictures.NAMES if name not in NAMES)
-EVERY = (*NAMES, *PICTURES, *text.CORPORA, *text.PARALLEL)
+EVERY = tuple(dict.fromkeys((*NAMES, *PICTURES, *text.CORPORA, *text.PARALLEL)))  # some are texts and translations
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,13 +72,13 @@ def prepare(name: str) -> None:
     """Prepares one set and prints a line about it."""
     start = time.perf_counter()
     where = ""
-    if name in text.CORPORA:
+    if name in text.PARALLEL:
+        pairs = text.parallel(name)
+        counts, source = f"{len(pairs.train):,} train, {len(pairs.validation):,} validation pairs", pairs.source
+    elif name in text.CORPORA:
         corpus = text.corpus(name)
         counts = f"{len(corpus.train):,} train, {len(corpus.validation):,} validation characters"
         source = corpus.source
-    elif name in text.PARALLEL:
-        pairs = text.parallel(name)
-        counts, source = f"{len(pairs.train):,} train, {len(pairs.validation):,} validation pairs", pairs.source
     elif name in PICTURES:
         found = pictures.load(name)
         counts, source = f"{len(found.train):,} train, {len(found.validation):,} validation pictures", found.source

@@ -47,7 +47,7 @@ class Pictures(NamedTuple):
 
 
 class Corpus(NamedTuple):
-    """A text. The first 90 % of its characters are for training, the rest for validation, as in nanoGPT."""
+    """A text. Unless it is published in parts, the first 90 % of its characters are for training, as in nanoGPT."""
 
     name: str
     train: str

@@ -8,7 +8,7 @@ References:
 from collections.abc import Sequence
 from pathlib import Path
 
-from dlc.data._dataset import Pairs, Parallel
+from dlc.data._dataset import Corpus, Pairs, Parallel
 from dlc.data._errors import DataDamaged
 from dlc.data._published import File, Published, content
 
@@ -24,6 +24,13 @@ def parse(paths: Sequence[Path]) -> Parallel:
         splits.append(list(zip(source, target, strict=True)))
     train, validation, test = splits
     return Parallel("multi30k", train, validation, test, "original files in sources/multi30k")
+
+
+def captions(paths: Sequence[Path]) -> Corpus:
+    """The English descriptions as a text, one a line, in the published parts to train and to validate."""
+    found = parse(paths)
+    train, validation = ("".join(f"{english}\n" for english, _ in split) for split in (found.train, found.validation))
+    return Corpus(found.name, train, validation, found.source)
 
 
 def lines(text: str) -> list[str]:

@@ -2,6 +2,7 @@
 
     from dlc.data import text
     train = text.corpus("tiny_shakespeare").train  # 1,003,854 characters
+    train = text.corpus("multi30k").train          # its English side, 29,000 lines
     pairs = text.parallel("multi30k").train        # 29,000 of ("Two young, White males ...", "Deux jeunes hommes ...")
 
 Published files are kept in `<data dir>/sources/<name>/`. A user's own files are read by `read` and `read_pairs`.
@@ -44,6 +45,7 @@ class Text(NamedTuple):
 
 TEXTS = {
     "tiny_shakespeare": Text(tiny_shakespeare.PUBLISHED, tiny_shakespeare.parse, prepared=tiny_shakespeare.prepared),
+    "multi30k": Text(multi30k.PUBLISHED, multi30k.captions),
     "python": Text(python_source.PUBLISHED, python_source.parse, python_source.SOURCE),
 }
 TRANSLATIONS = {

@@ -183,7 +183,7 @@ def summary(values: Any) -> Any:
 def show(name: str, value: Any) -> str:
     """A number for people: errors and accuracies in percent, several seeds as mean ± standard deviation."""
     scale, digits, unit = (100, ".2f", " %") if name.endswith(("error", "accuracy")) else (1, ".4g", "")
-    digits = ".2f" if name.endswith("bleu") else digits
+    digits = ".2f" if name.endswith(("bleu", "chrf")) else digits
     if isinstance(value, dict):
         return f"{scale * value['mean']:{digits}} ± {scale * value['std']:{digits}}{unit}"
     return f"{scale * value:{digits}}{unit}"

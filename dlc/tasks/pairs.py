@@ -1,4 +1,4 @@
-"""What experiments on translation share: a vocabulary, batches of a few shapes, training, beam search, BLEU, figures.
+"""What experiments on translation share: a vocabulary, batches of a few shapes, training, beam search, scores, figures.
 
 A model can translate if it has, like `dlc.models.transformer.Transformer` and `dlc.models.seq2seq.Seq2Seq`,
 
@@ -36,6 +36,7 @@ from dlc.tasks.text import inherited_vocabulary
 
 LENGTHS = (14, 18, 24, 36, 64)  # of the buckets, in tokens; each is a program for training and one for translating
 GROUP = 5  # steps in one program
+EXAMPLES = 10  # test sentences in the record
 
 Sentence = Annotated[str, Bound(str.strip, "is empty: write a sentence to translate")]
 Draw = Callable[[Run, Any, Any, tokens.BPE, str, str], None]  # run, model, variables, tokenizer, sentence, translation
@@ -131,7 +132,7 @@ class Search:
 def show(
     run: Run, pairs: Parallel | None, model: Any, variables: Any, tokenizer: tokens.BPE, search: Search, draw: Draw
 ) -> dict[str, float]:
-    """BLEU on the test pairs, if there are any, and the translations of a few sentences.
+    """BLEU and chrF on the test pairs, if there are any, and the translations of a few sentences.
 
     `draw` shows the first of them, a test sentence unless there are others; if the model answers with nothing, it shows
     the test sentence's own translation. Saves the figure "curves" from the log of
@@ -209,12 +210,17 @@ def translator(
 
 
 def tested(run: Run, pairs: Parallel, translate: Callable[[Sequence[str]], list[str]]) -> dict[str, float]:
-    """BLEU (percent) on the test pairs, computed by sacrebleu, whose signature goes into the record.
+    """BLEU and chrF (percent) on the test pairs, computed by sacrebleu, whose signatures go into the record.
 
-    Saves the translations as translations.txt, one a line.
+    So do up to ten test sentences, at equal distances, with both translations. Saves ours as translations.txt, one a
+    line.
     """
     source, reference = zip(*pairs.test, strict=True)
     hypotheses = translate(source)
     bleu, run.facts["signature"] = metrics.bleu(hypotheses, reference)
+    chrf, run.facts["chrf_signature"] = metrics.chrf(hypotheses, reference)
     run.text("translations", "".join(line.replace("\n", " ") + "\n" for line in hypotheses))
-    return {"bleu": bleu}
+    rows = zip(source, hypotheses, reference, strict=True)
+    named = [{"source": s, "translation": t, "reference": r} for s, t, r in rows]
+    run.facts["examples"] = named[:: -(-len(named) // EXAMPLES)]
+    return {"bleu": bleu, "chrf": chrf}

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from dlc import generate, tokens, train
-from dlc.batches import random_starts
+from dlc.batches import minibatches, padded, random_starts
 from dlc.data import text
 from dlc.errors import UserError
 from dlc.run import plot
@@ -23,6 +23,7 @@ from dlc.run.run import Run
 from dlc.weights import chat_prompt, end_tokens
 
 Tokenizer = tokens.Characters | tokens.BPE
+PRIOR = 30  # how often a word that was never counted is taken to have come, beside those that were
 Context = Annotated[int, Bound(lambda length: length > 1, "must be greater than 1, not {}")]
 
 
@@ -32,18 +33,41 @@ def read(run: Run, dataset: str, file: Path | None, encoding: Literal["character
     Returns (tokenizer, tokens to train on, tokens to validate with), int32 [N] both. `vocab` is the size of "bpe". If
     training begins from weights, the vocabulary is theirs.
     """
-    corpus = text.read(file) if file else text.corpus(dataset)
-    run.facts |= {"dataset": corpus.name, "source": corpus.source}
 
-    def new() -> Tokenizer:
+    def new(corpus: text.Corpus) -> Tokenizer:
         if encoding == "characters":
             return tokens.Characters.of(corpus.train + corpus.validation)
         return tokens.train_bpe([corpus.train], vocab)
 
-    tokenizer = inherited_vocabulary(run) or new()
+    corpus, tokenizer = _opened(run, dataset, file, new)
+    return tokenizer, tokenizer.encode(corpus.train), tokenizer.encode(corpus.validation)
+
+
+def read_lines(run: Run, dataset: str, file: Path | None, vocab: int, length: int) -> Any:
+    """The lines of the text as rows of words, int32 [N, length], padded with PAD; a longer line has several rows.
+
+    Returns (tokenizer, rows to train on, rows to validate with), and is otherwise like `read`. Raises UserError if the
+    weights to begin from know characters only.
+    """
+
+    def rows(part: str) -> np.ndarray:
+        lines = tokenizer.encode_batch(part.split("\n"))
+        return padded([line[at : at + length] for line in lines for at in range(0, len(line), length)], length)
+
+    corpus, tokenizer = _opened(run, dataset, file, lambda corpus: tokens.train_words([corpus.train], vocab))
+    if isinstance(tokenizer, tokens.Characters):
+        raise UserError(f"{run.init_from} knows characters and not words: begin with the weights of an attention.bert")
+    return tokenizer, rows(corpus.train), rows(corpus.validation)
+
+
+def _opened(run: Run, dataset: str, file: Path | None, new: Callable[[text.Corpus], Tokenizer]) -> Any:
+    """The text, and its vocabulary, which is saved with the run."""
+    corpus = text.read(file) if file else text.corpus(dataset)
+    run.facts |= {"dataset": corpus.name, "source": corpus.source}
+    tokenizer = inherited_vocabulary(run) or new(corpus)
     if run.folder:
         tokenizer.save(run.folder)
-    return tokenizer, tokenizer.encode(corpus.train), tokenizer.encode(corpus.validation)
+    return corpus, tokenizer
 
 
 def inherited_vocabulary(run: Run) -> Any:
@@ -60,9 +84,12 @@ def inherited_vocabulary(run: Run) -> Any:
 
 @dataclass(frozen=True)
 class Windows:
-    """How long to train: `steps` batches of `batch` windows of `context` tokens, and the token after each window."""
+    """How long to train: `steps` batches of `batch` windows of `context` tokens, and the token after each window.
 
-    context: int
+    Without a context, the rows of an array are the windows.
+    """
+
+    context: int | None
     batch: int
     steps: int
     evaluate_every: int
@@ -79,10 +106,10 @@ def fit(
     held: dict[str, Any],
     windows: Windows,
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """Trains `model` on windows of the tokens `learn` [N], drawn at random.
+    """Trains `model` on windows of the tokens `learn` [N], drawn at random, or on its rows [N, T] in random order.
 
     The validation loss is that of `loss_fn` over all rows of `held`, {"tokens": [W, context + 1]} and whatever else the
-    loss reads. Returns the variables and {"validation_loss": nats}. Saves the weights and the figure "curves".
+    loss reads. Returns the variables and {"validation_loss": nats, ...}. Saves the weights and the figure "curves".
     """
     run.keep(model)
 
@@ -98,18 +125,19 @@ def fit(
         last.update({f"validation_{name}": float(value) for name, value in measure(state).items()})
         return last
 
-    state = fit_plan(
-        run,
-        state,
-        train.windows(train.make_step(loss_fn, tx), learn, windows.context),
-        random_starts(len(learn), windows.context, windows.batch, seeds=(windows.seed,)),
-        Plan(windows.steps, windows.evaluate_every, rate=windows.rate),
-        evaluate,
-    )
+    step, seeds = train.make_step(loss_fn, tx), (windows.seed,)
+    if windows.context:
+        step = train.windows(step, learn, windows.context)
+        batches = random_starts(len(learn), windows.context, windows.batch, seeds)
+    else:
+        step = train.on_device(step, {"tokens": learn})
+        batches = minibatches(len(learn), windows.batch, shuffle=True, seeds=seeds)
+    plan = Plan(windows.steps, windows.evaluate_every, rate=windows.rate)
+    state = fit_plan(run, state, step, batches, plan, evaluate)
     draw_curves(run)
     variables = {"params": state.params}
     run.keep(model, variables)
-    return variables, {"validation_loss": (last or evaluate(state))["validation_loss"]}
+    return variables, last or evaluate(state)
 
 
 def draw_curves(run: Run) -> None:
@@ -127,6 +155,57 @@ def tokenizer_of(weights: Path, model: Any) -> Tokenizer:
             "they do not belong together"
         )
     return tokenizer
+
+
+def hidden(rows: np.ndarray, tokenizer: tokens.BPE, share: int | float) -> dict[str, np.ndarray]:
+    """Rows [N, T] for an evaluation in which every word is hidden behind a mask once, with that `share` at a time.
+
+    Returns {"tokens", "masked", "chosen"}, [K N, T] with K the number of masks of a row. UNKNOWN is never hidden.
+    Raises UserError if there is nothing to hide.
+    """
+    masks = max(1, round(1 / share))
+    turn = np.random.default_rng(0).random(rows.shape).argsort(1) % masks
+    known = ~np.isin(rows, (tokens.PAD, tokens.UNKNOWN))
+    if not known.any():
+        raise UserError("no word of the text to validate with is in the vocabulary: take a longer text")
+    chosen = np.concatenate([(turn == i) & known for i in range(masks)])
+    text = np.tile(rows, (masks, 1))
+    return {"tokens": text, "masked": np.where(chosen, tokenizer.mask, text), "chosen": chosen}
+
+
+def counted(learn: np.ndarray, held: dict[str, np.ndarray], tokenizer: tokens.BPE) -> dict[str, float]:
+    """How well counts of the words in rows `learn` [N, T] guess the hidden words of `held`: accuracy and perplexity.
+
+    "frequent" knows only how frequent each word w is; "bigram" also the word l before it; "neighbours" also the word r
+    after it. The beginning and the end of a row count as words. A neighbour that is hidden, too, tells nothing. With c
+    for counts,
+
+        p(w | l) = (c(l w) + PRIOR p(w)) / (c(l) + PRIOR),    p(w | l, r) ~ p(w | l) p(r | w)
+    """
+    V, mask = tokenizer.size, tokenizer.mask
+    line = np.pad(learn, ((0, 0), (1, 1)), constant_values=tokens.PAD)
+    pairs = np.zeros((V, V), np.float32)
+    np.add.at(pairs, (line[:, :-1], line[:, 1:]), 1)
+    pairs[tokens.PAD, tokens.PAD] = 0
+    count = pairs.sum(1)
+    share = (count + 1) / (count + 1).sum()
+    possible = ~np.isin(np.arange(V), (tokens.PAD, tokens.UNKNOWN))
+    rows = np.pad(held["masked"], ((0, 0), (1, 1)), constant_values=tokens.PAD)
+    places = np.nonzero(held["chosen"])
+    hits: dict[str, list[np.ndarray]] = {name: [] for name in ("frequent", "bigram", "neighbours")}
+    nats: dict[str, list[np.ndarray]] = {name: [] for name in hits}
+    for i, j in zip(*(np.array_split(place, 1 + len(place) // 1000) for place in places), strict=True):
+        word, before, after = held["tokens"][i, j], rows[i, j], rows[i, j + 2]
+        left = (pairs[before] + PRIOR * share) / (count[before] + PRIOR)[:, None]
+        left = np.where((before == mask)[:, None], share, left)
+        right = (pairs[:, after].T + PRIOR * share[after][:, None]) / (count + PRIOR)
+        right = np.where((after == mask)[:, None], 1, right)
+        for name, p in (("frequent", np.tile(share, (len(i), 1))), ("bigram", left), ("neighbours", left * right)):
+            p = p * possible / (p * possible).sum(1, keepdims=True)
+            hits[name].append(p.argmax(1) == word)
+            nats[name].append(-np.log(p[np.arange(len(i)), word]))
+    accuracy = {f"{name}_accuracy": float(np.concatenate(each).mean()) for name, each in hits.items()}
+    return accuracy | {f"{name}_perplexity": float(np.exp(np.concatenate(each).mean())) for name, each in nats.items()}
 
 
 def masked_sentence(sentence: str, tokenizer: tokens.BPE, context: int) -> tuple[Any, int]:

@@ -6,9 +6,9 @@ Claim: a recurrent translator that may look back at the source learns on its own
 Source: Bahdanau, Cho, Bengio 2014, "Neural machine translation by jointly learning to align and translate",
 https://arxiv.org/abs/1409.0473. The captions are Multi30k's (Elliott et al. 2016 and 2017), test_2016_flickr. The
 paper's data set is 400 times larger, so this model is smaller than its RNNsearch, and Adam with a rate that falls to
-zero replaces Adadelta. BLEU is sacrebleu's, on untokenised text.
+zero replaces Adadelta. BLEU and chrF are sacrebleu's, on untokenised text.
 
-Expect: 48.82 BLEU on two CPU cores, in 40 minutes beside other work.
+Expect: 48.82 BLEU and 66.17 chrF on two CPU cores, in 40 minutes beside other work.
 
     python -m experiments.attention.seq2seq
     python -m experiments.attention.seq2seq --source FILE --target FILE     lines that translate each other

@@ -79,14 +79,11 @@ def minutes(name: str) -> str:
 
 def examples(name: str) -> Iterator[str]:
     """The examples of the first record that has any, as the lines of a Markdown table."""
+    from dlc.run import pages  # which imports JAX; the list of experiments should appear at once
+
     records = (json.loads(path.read_text("utf-8")) for path in sorted((ROOT / "results").glob(f"{name}.*json")))
-    rows: list[dict[str, str]] = next((one["examples"] for one in records if one.get("examples")), [])
-    if rows:
-        yield f"| {' | '.join(rows[0])} |"
-        yield "|---" * len(rows[0]) + "|"
-        for row in rows:
-            yield "| " + " | ".join(" ".join(text.split()).replace("|", "\\|") for text in row.values()) + " |"
-        yield ""
+    if lines := pages.examples_table(next((one["examples"] for one in records if one.get("examples")), [])):
+        yield from (*lines, "")
 
 
 def _on_two_cores(device: dict[str, Any]) -> bool:

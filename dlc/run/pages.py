@@ -40,6 +40,7 @@ FIRST = (
     "--steps 960",
     "python -m experiments.attention.seq2seq",
 )  # the rows of README.md's table; docs/results.md has all
+EXAMPLES = "python -m experiments.attention.bert"  # the record whose examples README.md shows
 BEGIN, END = "<!-- results: written by `make results` -->", "<!-- end of results -->"
 
 
@@ -94,6 +95,9 @@ def tables(results: Path) -> tuple[str, str]:
     benches = [r for r in records if "bench" in r]
     first = [run for run in runs if run["command"] in FIRST]
     short = _experiments(sorted(first, key=lambda run: FIRST.index(run["command"])))
+    shown = [line for run in runs if run["command"] == EXAMPLES for line in examples_table(run.get("examples", []))]
+    if shown:
+        short = "\n".join([short, "", "What BERT guesses after it has read the captions of pictures:", "", *shown])
     page = [
         "# Results",
         "",
@@ -189,6 +193,14 @@ def bench_table(bench: dict[str, Any]) -> str:
     versions = bench["versions"]
     about = [f"{name} {versions[name]}" for name in ("python", "jaxlib", "torch") if name in versions]
     return "\n".join(rows) + f"\n\n{', '.join([_device(bench), bench['date'][:10], *about])}."
+
+
+def examples_table(examples: list[dict[str, str]]) -> list[str]:
+    """The examples of a record as the lines of a Markdown table; none if there are none."""
+    if not examples:
+        return []
+    rows = [" | ".join(" ".join(text.split()).replace("|", "\\|") for text in row.values()) for row in examples]
+    return [f"| {' | '.join(examples[0])} |", "|---" * len(examples[0]) + "|", *(f"| {row} |" for row in rows)]
 
 
 def _origins(records: list[dict[str, Any]]) -> str:

@@ -25,8 +25,6 @@ _MALLOPT = {-1: -1, -2: 2**28, -4: 0, -8: 1}  # M_TRIM_THRESHOLD, M_TOP_PAD, M_M
 WRONG_SUMS = ("0.10.2",)
 RIGHT_SUMS = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
 
-MOST_DEVICES = 256  # of one CPU: more are a mistake
-
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of computing in a period, and the period
 
 
@@ -69,14 +67,9 @@ def cores() -> int:
 
 
 def offer_cpu_devices(count: int) -> None:
-    """Makes JAX offer the CPU as that many devices, unless the user has set their number or JAX has begun.
-
-    More than `MOST_DEVICES` are not offered: each takes memory.
-    """
+    """Makes JAX offer the CPU as that many devices, unless the user has set their number or JAX has begun."""
     import jax  # not before `prepare`
 
-    if count > MOST_DEVICES:
-        return
     with contextlib.suppress(RuntimeError):
         unset = jax.config.jax_num_cpu_devices < 0  # type: ignore[attr-defined] # it is made when JAX is imported
         if unset and "device_count" not in os.environ.get("XLA_FLAGS", ""):

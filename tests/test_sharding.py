@@ -141,11 +141,10 @@ def test_an_experiment_on_two_devices_ends_as_on_one():
 
 
 def test_a_cpu_is_offered_as_several_devices():
-    program = "import jax, sys; from dlc import process; process.offer_cpu_devices(int(sys.argv[1]))"
-    program += "; print(jax.device_count())"
-    for environment, wanted, count in (({}, 3, 3), ({"JAX_NUM_CPU_DEVICES": "2"}, 3, 2), ({}, 100_000, 1)):
+    program = "import jax; from dlc import process; process.offer_cpu_devices(3); print(jax.device_count())"
+    for environment, count in (({}, 3), ({"JAX_NUM_CPU_DEVICES": "2"}, 2)):
         found = subprocess.run(
-            [sys.executable, "-c", program, str(wanted)],
+            [sys.executable, "-c", program],
             env={**os.environ, **environment},
             capture_output=True,
             text=True,

@@ -137,7 +137,7 @@ def test_several_kernels_at_once_have_the_gradients_of_one_device(groups):
         def total(kernel, image):
             return jnp.sin(layers.conv(image, kernel, padding="SAME", groups=groups)).sum()
 
-        return jax.vmap(jax.grad(total, (0, 1)), (0, None))(kernels, image)
+        return jax.vmap(jax.grad(total, (0, 1)))(kernels, jnp.stack([image, image + 1]))
 
     one = jax.jit(slopes)(kernels, image)
     two = jax.jit(sharding.shared(slopes, devices))(kernels, image)

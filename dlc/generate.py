@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from dlc.errors import UserError
 
-# Of a long text, so many tokens are read at once: attention weights and logits for all of them would fill the memory.
+# Tokens of a long prompt that are read at once: attention weights and logits for all of them would fill the memory.
 READ = 512
 
 Emit = Callable[[Any], Any]

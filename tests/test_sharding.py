@@ -11,7 +11,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from dlc import data, losses, sharding, train
+from dlc import data, layers, losses, sharding, train
 from dlc.errors import UserError
 from dlc.models import resnet_cifar, vit
 from dlc.models.mlp import MLP
@@ -126,6 +126,32 @@ def test_each_device_convolves_its_own_images():
     program = jax.jit(lambda step, *rest: step(*rest)).lower(step, state, batch).compile().as_text()
     assert "all-reduce" in program
     assert not any(other in program for other in ("all-gather", "all-to-all", "collective-permute"))
+
+
+@pytest.mark.parametrize("groups", [1, 16])
+def test_several_kernels_at_once_have_the_gradients_of_one_device(groups):
+    devices, draw = sharding.mesh("data=2"), np.random.default_rng(0)
+    image, kernels = draw.normal(size=(4, 5, 4, 16)), draw.normal(size=(2, 3, 3, 16 // groups, 16))
+
+    def slopes(kernels, image):
+        def total(kernel, image):
+            return jnp.sin(layers.conv(image, kernel, padding="SAME", groups=groups)).sum()
+
+        return jax.vmap(jax.grad(total, (0, 1)))(kernels, jnp.stack([image, image + 1]))
+
+    one = jax.jit(slopes)(kernels, image)
+    two = jax.jit(sharding.shared(slopes, devices))(kernels, image)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), two, one)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_a_gradient_is_summed_over_devices_once(platform):
+    step = sharding.shared(
+        lambda kernel, x: jax.grad(lambda k: layers.conv(x, k, padding="SAME").sum())(kernel), sharding.mesh("data=2")
+    )
+    x, kernel = jnp.zeros((4, 5, 4, 3)), jnp.zeros((3, 3, 3, 5))
+    text = jax.export.export(jax.jit(step), platforms=[platform])(kernel, x).mlir_module()
+    assert text.count("stablehlo.all_reduce") == 1
 
 
 def test_an_experiment_on_two_devices_ends_as_on_one():

@@ -92,7 +92,7 @@ SHAPES = {
     "conv, many channels out": conv_twins((2, 4, 4, 64), (3, 3, 64, 256), padding="SAME"),
     "conv, many images": conv_twins((27, 5, 5, 4), (3, 3, 4, 5), padding="SAME"),
     "conv, many images, strided": conv_twins((17, 6, 6, 3), (3, 3, 3, 5), strides=(2, 2), padding="SAME"),
-    "conv, depthwise": conv_twins((2, 5, 4, 12), (3, 3, 1, 12), groups=12, padding="SAME"),
+    "conv, depthwise": conv_twins((3, 5, 4, 12), (3, 3, 1, 12), groups=12, padding="SAME"),
     "conv, dilated": conv_twins((2, 7, 6, 4), (3, 2, 4, 5), dilation=(2, 3)),
     "conv and pool, few windows": conv_pool_twins((2, 7, 6, 2), (3, 3, 2, 3), (2, 3)),
     "conv and pool, apart": conv_pool_twins((1, 64, 64, 24), (3, 3, 24, 2), (2, 2)),

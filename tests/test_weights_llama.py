@@ -313,6 +313,11 @@ def test_the_real_weights_write_the_story_that_they_must(tmp_path, capsys):
         gpt.show(dataclasses.replace(config, chat=True), run, model, variables)
 
 
+def test_what_is_being_trained_does_not_chat():
+    with pytest.raises(UserError, match=r"^--chat asks a model that has learnt to answer: .* --weights FOLDER$"):
+        gpt.train(gpt.Config(chat=True), Run())
+
+
 def merged(text, pieces):
     """`encode` of run.c: letters, and then always the neighbours that make the piece with the highest score."""
     ids = {piece: i for i, (piece, _) in enumerate(pieces)}

@@ -107,6 +107,12 @@ def test_fields_of_the_model_may_differ(file):
             weights.load(file, **change)
 
 
+def test_training_begins_from_a_file(file):
+    model, variables = weights.load(file)
+    begun = weights.begin(jax.tree.map(jnp.zeros_like, variables), file, model)
+    jax.tree.map(np.testing.assert_array_equal, begun, variables)
+
+
 def test_a_given_model_must_be_that_of_the_file(file):
     assert weights.load(file, squeezenet1_0(padded=True))[0] == squeezenet1_0(padded=True)
     for other, sentence in {

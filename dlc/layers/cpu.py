@@ -135,7 +135,10 @@ def _plain(a: Array, b: Array, *, wanted: str, shape: Shape, strides: Strides, p
     if wanted == "y":
         return convolve(a, b)
     linear = (lambda x: convolve(x, a)) if wanted == "x" else (lambda kernel: convolve(a, kernel))
-    return jax.linear_transpose(linear, jax.ShapeDtypeStruct(shape, a.dtype))(b)[0]
+    # Inside `shard_map` the result varies over the devices as `a` does; JAX would sum one that does not over them.
+    kind = jax.typeof(a)
+    primal = jax.ShapeDtypeStruct(shape, a.dtype, sharding=kind.sharding, manual_axis_type=kind.mat)
+    return jax.linear_transpose(linear, primal)(b)[0]
 
 
 def _varying(*arrays: Array) -> list[Array]:

@@ -64,7 +64,7 @@ def launch(
         kind = flags.ModelOptions if show else flags.Options
         config, options = flags.parse(name, start, help_of(module), default, smoke, kind, argv)
         if mesh := getattr(config, "mesh", None):
-            process.offer_cpu_devices(sharding.size(mesh))
+            process.offer_cpu_devices(min(sharding.size(mesh), process.cores()))
         require(options.require)
         command = " ".join([start, shlex.join(argv)]).rstrip()
         folder, resume = options.resume or new_folder(options.out, name), bool(options.resume)

@@ -84,7 +84,7 @@ def begin(variables: Any, path: str | Path, model: nn.Module | None = None) -> A
     Raises UserError that names the first array that is missing, unknown or wrongly shaped, and whatever `load` raises.
     """
     path = Path(path)
-    if artifact.is_artifact(path):
+    if not deep_compression.is_squeezenet_dc(path) and artifact.is_artifact(path):
         loaded, found = model, files.flat(artifact.read_variables(path))
     else:
         loaded, found = load(path, model)

@@ -31,6 +31,7 @@ import optax
 
 from dlc import losses, optim
 from dlc.batches import windows
+from dlc.errors import UserError
 from dlc.models.gpt import GPT, GPTConfig, modern
 from dlc.run.flags import Bound, NotNegative, Positive, Share, Shown
 from dlc.run.launch import launch
@@ -91,9 +92,11 @@ def optimizer(config: Config) -> tuple[optax.Schedule, optax.GradientTransformat
 
 
 def train(config: Config, run: Run) -> dict:
+    if config.chat:
+        raise UserError("--chat asks a model that has learnt to answer: give its folder with --weights FOLDER")
     rate, tx = optimizer(config)
     tokenizer, learn, held = text.read(run, config.dataset, config.text, config.encoding, config.vocab)
-    text.prompt(run.weights, tokenizer, config.prompt, config.chat)  # raises before training if a letter is unknown
+    text.prompt(run.weights, tokenizer, config.prompt)  # raises before training if a letter is unknown
     model = network(config, tokenizer.size)
     plan = text.Windows(config.context, config.batch, config.steps, config.evaluate_every, config.seed, rate)
     held = {"tokens": windows(held, config.context)}

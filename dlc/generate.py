@@ -4,7 +4,7 @@ Glossary: B batch, P tokens of a prompt, V vocabulary, C capacity of a cache, K 
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +32,7 @@ def sample(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    stop: tuple[int, ...] = (),
+    stop: Sequence[int] = (),
     emit: Emit | None = None,
 ) -> Int[Array, "B L"]:
     """The prompt followed by `length` new tokens, [B, P + length], each drawn given all tokens before it.
@@ -68,7 +68,7 @@ def sample(
             raise UserError(sentence)
     heat = None if temperature == 0 else float(temperature)
     share = None if top_p is None or heat is None else float(top_p)
-    return _sample(model, params, prompt, key, heat, share, length=length, top_k=top_k, stop=stop, emit=emit)
+    return _sample(model, params, prompt, key, heat, share, length=length, top_k=top_k, stop=tuple(stop), emit=emit)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "length", "top_k", "stop", "emit"))

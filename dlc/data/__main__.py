@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--first-of", nargs="+", metavar="NAME", help="prepare and print only the first of these that is available"
     )
     parser.add_argument(
-        "--pictures", type=Path, metavar="FOLDER", help="write the one set NAME as JPEG files, in a folder a class"
+        "--pictures", type=Path, metavar="FOLDER", help="write NAME as JPEG files, in a folder for each class"
     )
     options = parser.parse_args(arguments)
     try:

@@ -179,10 +179,10 @@ def train_bpe(texts: Iterable[str], size: int) -> BPE:
 
 
 def train_words(texts: Iterable[str], size: int) -> BPE:
-    """A vocabulary of whole words and signs, in small letters: the most frequent ones of `texts`.
+    """A vocabulary of whole words and punctuation marks, in lowercase: the most frequent ones of `texts`.
 
     The same texts give the same vocabulary. It has `size` tokens, or fewer if the texts have fewer words: the special
-    tokens and words. All other words are UNKNOWN, and the text of ids has a space between any two of them.
+    tokens and words. All other words are UNKNOWN, and decoding puts a space between tokens.
 
     Raises:
         UserError: `size` leaves no room for a word.

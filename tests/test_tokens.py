@@ -168,7 +168,7 @@ def test_words_are_the_most_frequent_ones_in_small_letters(tmp_path: Path) -> No
     assert words.mask == MASK
     words.save(tmp_path)
     np.testing.assert_array_equal(load(tmp_path).encode("a man, a hat"), words.encode("a man, a hat"))
-    assert train_words(["a b"], 100).size == len(SPECIAL) + 2  # there are no more
+    assert train_words(["a b"], 100).size == len(SPECIAL) + 2  # the text has two words
     with pytest.raises(UserError, match=r"^a vocabulary of 5 has no room for a word: 5 are special tokens$"):
         train_words(["a"], 5)
 

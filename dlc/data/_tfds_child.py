@@ -147,7 +147,7 @@ def main() -> None:
 
 
 def _end_with_parent() -> None:
-    """Ends this process once stdin closes: then its parent has ended and nobody needs the result."""
+    """Ends this process when stdin closes, which means that its parent has ended."""
     sys.stdin.buffer.read()
     os._exit(1)
 

@@ -48,8 +48,8 @@ def add(root: Path, run: Path) -> Path:
     """Copies the record of a finished run to results/, and the figures that pages show to docs/figures/.
 
     The record is named after its experiment, flags and platform; that of a benchmark also after its jaxlib, unless
-    constraints.txt has that version: it is kept beside the record of that one. Raises UserError if the run has none, or
-    one that is no result: of the small version, of a run that is being trained longer, or of one that showed another.
+    constraints.txt has that version: both records are kept. Raises UserError if the run has no record, or one that is
+    not a result: of `--smoke`, of a run that is still being trained longer, or of a run that only showed weights.
     """
     try:
         result = json.loads((run / "result.json").read_text("utf-8"))

@@ -23,7 +23,7 @@ from dlc.run.run import Run
 from dlc.weights import chat_prompt, end_tokens
 
 Tokenizer = tokens.Characters | tokens.BPE
-PRIOR = 30  # how often a word that was never counted is taken to have come, beside those that were
+PRIOR = 30  # pseudo-counts that are added to the words after each word, in proportion to how frequent they are
 Context = Annotated[int, Bound(lambda length: length > 1, "must be greater than 1, not {}")]
 
 

@@ -9,7 +9,7 @@ and its training on the 50,000 of CIFAR-10 are ours and untuned. What the class 
 (Abnar and Zuidema 2020).
 
 Expect: 10.56 % on small digits (`--dataset digits32 --patch 8 --epochs 30 --batch 100`), in six minutes on two busy CPU
-cores; about what 20 residual layers reach there. The 100 epochs on CIFAR-10, about a day, were not run here.
+cores; about what 20 residual layers reach there. The 100 epochs on CIFAR-10 were not run here.
 
     python -m experiments.attention.vit
     python -m experiments.attention.vit --epochs 2 --patch 8

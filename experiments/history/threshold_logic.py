@@ -6,8 +6,8 @@ inputs, all but XOR and its negation, and 104 of the 256 of three.
 Source: McCulloch, Pitts 1943, "A logical calculus of the ideas immanent in nervous activity". Here a unit fires if
 w x + b >= 0, as in lectures; in the paper one active inhibitory input silences a unit.
 
-A grid of weights is searched for one unit. For each function that the grid lacks, no weights exist: two rows where it
-is true have the same sum as two rows where it is false. For XOR, 01 + 10 = 00 + 11.
+One unit is searched for on a grid. A function that the grid lacks has no weights at all, if two rows where it is true
+have the same sum as two where it is false: for XOR, 01 + 10 = 00 + 11.
 
 Expect: 4, 14, 104 and 1,882 functions of one to four inputs by one unit, and no mistake of two layers, in seconds.
 
@@ -72,8 +72,8 @@ def built(truth: np.ndarray) -> tuple:
 
 def by_one_unit(inputs: int) -> dict:
     """The functions that one unit of the grid computes: number -> its smallest weights, and its bias."""
-    weights = np.array(list(itertools.product(range(-LARGEST, LARGEST + 1), repeat=inputs)))
-    weights = weights[np.argsort(abs(weights).sum(1), kind="stable")]
+    grid = itertools.product(range(-LARGEST, LARGEST + 1), repeat=inputs)
+    weights = np.array(sorted(grid, key=lambda some: sum(map(abs, some))))
     biases = np.arange(-LARGEST * inputs, LARGEST * inputs + 2) - 0.5
     fires = (rows(inputs) @ weights.T)[..., None] + biases >= 0
     first = zip(*np.unique(np.tensordot(1 << np.arange(2**inputs), fires, 1), return_index=True), strict=True)
@@ -84,9 +84,9 @@ def impossible(inputs: int) -> np.ndarray:
     """Whether two rows where a function is true sum to two where it is false: for each function, [2 ** 2 ** inputs]."""
     pairs = np.array(list(itertools.combinations_with_replacement(range(2**inputs), 2)))
     sums = rows(inputs)[pairs].sum(1) @ 3 ** np.arange(inputs)
-    groups = sums[:, None] == np.unique(sums)
+    groups = (sums[:, None] == np.unique(sums)).astype("f4")
     sides = (truth_tables(inputs), ~truth_tables(inputs))
-    return np.logical_and(*(side[:, pairs].all(2) @ groups > 0 for side in sides)).any(1)
+    return np.logical_and(*(side[:, pairs].all(2).astype("f4") @ groups > 0 for side in sides)).any(1)
 
 
 def train(config: Config, run: Run) -> dict:
@@ -103,9 +103,8 @@ def train(config: Config, run: Run) -> dict:
 
 def slide(found: dict) -> Figure:
     """Every function of two inputs, and how many functions one unit computes."""
-    figure = plot.canvas(9.4, 5.4)
+    figure, side = plot.canvas(9.4, 5.4), np.linspace(-0.5, 1.5, 200)
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.5, 1))[0]
-    side = np.linspace(-0.5, 1.5, 200)
     plane = np.stack(np.meshgrid(side, side), axis=-1)
     for (number, name), axis in zip(NAMES.items(), left.subplots(4, 4).flat, strict=True):
         one, truth = found[2].get(number), truth_tables(2)[number]
@@ -115,9 +114,8 @@ def slide(found: dict) -> Figure:
         axis.set(xlim=(-0.5, 1.5), ylim=(-0.5, 1.5), xticks=(), yticks=(), aspect="equal")
         axis.set_title(name, fontsize=9, color=plot.INK if one else plot.ACCENT)
     left.supxlabel("Functions of x (right) and y (up). Blue: one unit fires. Red: only two layers can.", fontsize=9)
-    bars = (axis := right.subplots()).bar(
-        list(found), [100 * len(some) / 2**2**n for n, some in found.items()], color=plot.COLORS[4]
-    )
+    axis = right.subplots()
+    bars = axis.bar(list(found), [100 * len(some) / 2**2**n for n, some in found.items()], color=plot.COLORS[4])
     axis.bar_label(bars, [f"{len(some):,} of\n{2**2**n:,}" for n, some in found.items()], fontsize=9)
     axis.set(xlabel="inputs", ylabel="functions that one unit computes (%)", ylim=(0, 115), xticks=list(found))
     return figure

@@ -5,6 +5,7 @@
 # make smoke    every experiment, small
 # make bench    timings beside PyTorch, and what training took
 # make gpu      on a GPU: the benchmarks and the records that need one, some hours; their records go to results/
+# make gallery  runs the experiments on history and insight, about an hour; their pictures go to docs/gallery.md
 # make results  README.md's table, docs/results.md and docs/course.md, from the records under results/
 # make clean    removes what make has made; runs/ stays, because what runs have learnt is yours
 # make help     these lines; python -m experiments lists the course
@@ -17,7 +18,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # finish early take over tests of others. One file in one process: .venv/bin/python -m pytest tests/test_losses.py
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations 10
 
-.PHONY: help run test peers check smoke bench gpu results clean
+.PHONY: help run test peers check smoke bench gpu gallery results clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -70,6 +71,12 @@ gpu: .venv/.peers
 	$(BIN)/python -m dlc.run.pages $$(find $$out -name result.json -exec dirname {} +); \
 	$(BIN)/python -m experiments.bench.compute --out $$out/compute; \
 	$(BIN)/python -m dlc.run.pages $$out/compute/*/*
+
+gallery: .venv/.run
+	@set -e; out=$$(mktemp -d); for file in experiments/history/[!_]*.py experiments/insight/[!_]*.py; do \
+	module=$$(echo $${file%.py} | tr / .); echo "== $$module"; $(BIN)/python -m $$module --out $$out || test $$? = 5; done; \
+	$(BIN)/python -m dlc.run.pages $$(find $$out -name result.json -exec dirname {} +)
+	$(BIN)/python -m experiments --write
 
 results: .venv/.run
 	$(BIN)/python -m dlc.run.pages

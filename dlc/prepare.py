@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num, UInt8
 
 Images = Array | np.ndarray
 
@@ -42,7 +42,7 @@ def mean_image(images: UInt8[np.ndarray, "N H W C"]) -> Float[np.ndarray, "H W C
 
 
 def standardise(mean: float | np.ndarray, std: float | np.ndarray = 1.0) -> Callable[[Any], Any]:
-    """A function from uint8 images [B, H, W, C] to float32 images of mean 0 and standard deviation 1.
+    """A function from pixels [B, H, W, C], 0 to 255, to float32 images of mean 0 and standard deviation 1.
 
     `mean` and `std` are on the scale 0 to 1. Each is one number, one for each channel [C], or one for each pixel
     [H, W, C].
@@ -54,7 +54,7 @@ def standardise(mean: float | np.ndarray, std: float | np.ndarray = 1.0) -> Call
     # Numbers are not turned into arrays, so that the compiled program stays the same.
     shift, scale = (spread(value) if np.ndim(value) else value for value in (mean, std))
 
-    def prepare(images: UInt8[Images, "B H W C"]) -> Float[Array, "B H W C"]:
+    def prepare(images: Num[Images, "B H W C"]) -> Float[Array, "B H W C"]:
         return (jnp.asarray(images, jnp.float32) / 255 - shift) / scale
 
     return prepare

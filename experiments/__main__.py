@@ -1,7 +1,7 @@
 """The course as a table: every experiment with its claim, its time and what to expect, in the order of the lectures.
 
     python -m experiments              on the terminal
-    python -m experiments --write      to docs/course.md, with pictures; `make results` does it
+    python -m experiments --write      to docs/course.md and docs/gallery.md, with pictures; `make results` does it
 
 Claims and expectations are those of the docstrings, times those of the records under results/.
 """
@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dlc import process
+from experiments import gallery
 from experiments.course import LECTURES
 
 ROOT = Path(__file__).parents[1]
@@ -140,7 +141,9 @@ def linked(name: str, every: dict[str, Experiment]) -> str:
 
 def picture_of(name: str) -> Path | None:
     found = sorted((ROOT / "docs" / "figures").glob(f"{name}.*png"), key=lambda path: (len(path.name), path.name))
-    best: list[Any] = [path for kind in PICTURES for path in found if path.stem.endswith(f".{kind}")]
+    best: list[Any] = [
+        path for kind in (name.partition(".")[2], *PICTURES) for path in found if path.stem.endswith(f".{kind}")
+    ]
     return best[0] if best else None
 
 
@@ -150,10 +153,12 @@ def main(words: list[str]) -> None:
         description="Lists the course. To start an experiment, or to read more about it with --help: "
         "python -m experiments.mnist.convnet",
     )
-    parser.add_argument("--write", action="store_true", help="write docs/course.md, which has pictures, instead")
+    parser.add_argument("--write", action="store_true", help="write docs/course.md and docs/gallery.md instead")
     if parser.parse_args(words).write:
         (ROOT / "docs" / "course.md").write_text("\n".join(page()), "utf-8")
-        print("wrote docs/course.md")
+        summaries = {one.name: one.summary for one in experiments().values()}
+        (ROOT / "docs" / "gallery.md").write_text("\n".join(gallery.page(ROOT, summaries)), "utf-8")
+        print("wrote docs/course.md and docs/gallery.md")
     else:
         process.keep_printing()  # to terminals that only know ASCII, and to `| head`
         width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120

@@ -262,10 +262,10 @@ def test_peek_names_an_image_that_is_not_there():
 EFFECTS = {"run", "data", "weights", "process", "files", "export", "tokens"}
 PURE = {
     "train", "losses", "metrics", "optim", "batches", "augment", "prepare", "views", "generate", "sharding", "costs",
-    "layers", "models", "errors",
+    "layers", "models", "analysis", "errors",
 }  # fmt: skip
 TOP = {"tasks", "__main__", "__init__"}
-FLAX = {"layers", "models"}  # the pure rooms that need it
+FLAX = {"layers", "models", "analysis"}  # the pure rooms that need it
 
 
 def rooms():

@@ -31,7 +31,8 @@ FIGURES = (
     "compute",
     "batches",
     "bubbles",
-)  # shown in pages
+)  # shown in pages, beside the one that is named after its experiment
+LARGEST = 200_000  # bytes of a picture that the repository holds
 FIRST = (
     "python -m experiments.mnist.convnet --seeds 8",
     "python -m experiments.mnist.lenet5 --variant dense --seeds 3",
@@ -75,11 +76,25 @@ def add(root: Path, run: Path) -> Path:
     if "config" in result:
         result["config"] = {name: _without_place(value) for name, value in result["config"].items()}
     files.write_whole(target, json.dumps(result, indent=2) + "\n")
-    for figure in FIGURES:
-        if (run / "figures" / f"{figure}.png").exists():
+    noun = what.rpartition(".")[2]
+    for path in sorted((run / "figures").glob("*")):
+        if path.stem in (*FIGURES, noun) or path.suffix == ".gif":
             (root / "docs" / "figures").mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(run / "figures" / f"{figure}.png", root / "docs" / "figures" / f"{name}.{figure}.png")
+            _copy_small(path, root / "docs" / "figures" / f"{name}.{path.name}")
     return target
+
+
+def _copy_small(path: Path, target: Path) -> None:
+    """Copies a picture; one of more than `LARGEST` bytes with 256 colours, and smaller if it is still too large."""
+    shutil.copyfile(path, target)
+    if path.suffix == ".png" and path.stat().st_size > LARGEST:
+        from PIL import Image
+
+        with Image.open(path) as picture:
+            small = picture.convert("RGB")
+        while target.stat().st_size > LARGEST:
+            small.quantize(256).save(target, optimize=True)
+            small = small.resize((small.width * 7 // 8, small.height * 7 // 8))
 
 
 def tables(results: Path) -> tuple[str, str]:

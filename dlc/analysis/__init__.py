@@ -1,0 +1,1 @@
+"""Looking inside networks: pure functions of apply(variables, pixels)."""

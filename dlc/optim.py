@@ -1,5 +1,6 @@
 """What Optax does not have: schedules (step -> learning rate) and optimizers of several papers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -119,3 +120,33 @@ def muon_for_kernels(
         rate, weight_decay=weight_decay, adam_b2=beta2, adam_learning_rate=lambda step: adam * rate(step),
         muon_weight_dimension_numbers=kernels,
     )  # fmt: skip
+
+
+def descent(surface: Callable[[Any], Any], tx: optax.GradientTransformation, start: Any, steps: int) -> Any:
+    """The points that `tx` visits on its way down `surface(point) -> scalar`; leaves gain an axis [steps + 1]."""
+
+    def step(state: Any, _: None) -> Any:
+        point, memory = state
+        updates, memory = tx.update(jax.grad(surface)(point), memory, point)
+        return (optax.apply_updates(point, updates), memory), point
+
+    (last, _), path = jax.lax.scan(step, (start, tx.init(start)), length=steps)
+    return jax.tree.map(lambda before, end: jnp.concatenate([before, end[None]]), path, last)
+
+
+def lowest_descents(surface: Callable[[Any], Any], make: Any, rates: Any, starts: Any, steps: int) -> tuple[Any, Any]:
+    """`descent` from each of `starts` [S, ...] with `make(schedule)`, whose rate falls from one of `rates` [R] to 0.
+
+    Returns the paths [S, steps + 1, ...] for the rate whose ends are lowest, and how high they are on the way,
+    [steps + 1]: the geometric mean over the starts. The surface must not be negative.
+    """
+
+    def ways(rate: Any) -> tuple[Any, Any]:
+        tx = make(lambda step: rate * (1 - step / steps))
+        paths = jax.vmap(lambda start: descent(surface, tx, start, steps))(starts)
+        height = jnp.log(jax.vmap(jax.vmap(surface))(paths) + 1e-12)
+        return paths, jnp.exp(jnp.where(jnp.isfinite(height), height, jnp.inf).mean(0))
+
+    paths, height = jax.jit(jax.vmap(ways))(jnp.asarray(rates, jnp.float32))
+    best = height[:, -1].argmin()
+    return paths[best], height[best]

@@ -1,0 +1,126 @@
+"""What Hubel and Wiesel did to a cat, done to networks: bars of every orientation, and which units respond to which.
+
+Claim: learning makes the units of a first layer selective for orientation, as cells of the visual cortex are: more than
+they were before, and more than the same filters are with their pixels shuffled.
+
+Source: Hubel, Wiesel 1959, "Receptive fields of single neurones in the cat's striate cortex". Here gratings drift, and
+selectivity is the vector sum of the responses (`dlc/analysis/tuning.py`): 0 if all orientations are alike. Units that
+respond less than a tenth as strongly as the strongest one are left out.
+
+Expect: TODO
+
+    python -m experiments.history.orientation
+    python -m experiments.history.orientation --weights compressed_SqueezeNet.net
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from flax.errors import FlaxError
+from matplotlib.figure import Figure
+
+from dlc.analysis import features, tuning
+from dlc.errors import UserError
+from dlc.run import plot
+from dlc.run.flags import NotNegative, Positive, Shown, Some
+from dlc.run.launch import launch
+from dlc.run.run import Run
+from dlc.tasks import subjects
+from dlc.train import seed_keys
+
+SIDE, PHASES, EXAMPLES = 28, 8, 8  # of images, of gratings, units in the figure
+FREQUENCIES = np.geomspace(0.05, 0.4, 6)  # periods a pixel
+KINDS = {"trained": plot.COLORS[1], "shuffled": plot.COLORS[0], "untrained": plot.COLORS[6]}
+
+
+@dataclass(frozen=True)
+class Config:
+    networks: Some[tuple[subjects.Name, ...]] = ("mnist", "cifar10")  # data sets that networks have learnt
+    orientations: Shown[Positive[int]] = 24  # of the gratings
+    controls: Shown[Positive[int]] = 10  # shufflings of the filters, and draws of untrained weights
+    seed: Shown[NotNegative[int]] = 0  # of all random numbers
+
+
+SMOKE = Config(networks=("digits",), orientations=8, controls=3)
+
+
+def gratings_for(config: Config, model: Any, variables: dict) -> tuple:
+    """The name of the first layer of a convolutional network, and gratings for its channels."""
+    channels = min((leaf.shape[2] for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim == 4), default=0)
+    images = tuning.gratings(SIDE, FREQUENCIES, config.orientations, PHASES).repeat(channels, -1)
+    try:
+        return next(iter(features.shapes(model.apply, variables, images[0, 0]))), images
+    except (TypeError, ValueError, FlaxError):
+        raise UserError(f"{type(model).__name__} has no convolutions of images of {SIDE} x {SIDE} pixels") from None
+
+
+def examined(config: Config, model: Any, variables: dict) -> dict:
+    """The first layer's filters [h, w, C, U], and by kind the tuning curves [U, O] of the network and its controls."""
+    name, images = gratings_for(config, model, variables)
+    kernel = variables["params"][name]["kernel"]
+
+    @jax.jit
+    def curves(variables):
+        return tuning.curves(lambda x: features.activations(model.apply, variables, x, [name])[name], images)
+
+    def shuffled(key):
+        layer = variables["params"][name] | {"kernel": tuning.shuffled(key, kernel)}
+        return variables | {"params": variables["params"] | {name: layer}}
+
+    keys = seed_keys(config.seed, config.controls)
+    networks = [variables], map(shuffled, keys), (model.init(key, images[0, 0]) for key in keys)
+    found = {
+        k: [tuning.at_best_frequency(curves(one)) for one in some] for k, some in zip(KINDS, networks, strict=True)
+    }
+    awake = {kind: [each[tuning.responsive(each)] for each in some] for kind, some in found.items()}
+    scaled = (kernel - kernel.min((0, 1, 2))) / (kernel.max((0, 1, 2)) - kernel.min((0, 1, 2)))
+    return {"filters": np.asarray(scaled)[..., tuning.responsive(found["trained"][0])], **awake}
+
+
+def report(run: Run, every: dict) -> dict:
+    run.figure("orientation", slide(every))
+    kinds = [(name, kind) for name in every for kind in KINDS]
+    means = {kind: np.array([tuning.selectivity(each)[1].mean() for each in every[kind[0]][kind[1]]]) for kind in kinds}
+    for name in every:
+        if means[name, "trained"] < max(np.quantile(means[name, kind], 0.95) for kind in ("shuffled", "untrained")):
+            run.miss(f"the trained units of {name} are not more selective than the others")
+    return {"_".join(kind): mean for kind, mean in means.items()}
+
+
+def train(config: Config, run: Run) -> dict:
+    networks = {name: subjects.trained(run, name) for name in config.networks}
+    return report(run, {name: examined(config, one.model, one.variables) for name, one in networks.items()})
+
+
+def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
+    return report(run, {type(model).__name__.lower(): examined(config, model, variables)})
+
+
+def slide(every: dict) -> Figure:
+    """For each network, filters and their responses to each orientation, and how selective its units are."""
+    figure = plot.canvas(10.2, 2.7 * len(every))
+    grid = figure.add_gridspec(2 * len(every), EXAMPLES + 3)
+    for row, (name, found) in enumerate(every.items()):
+        curves = found["trained"][0]
+        preferred, index = tuning.selectivity(curves)
+        best = index.argsort()[::-1][: 2 * EXAMPLES]
+        angles = np.arange(2 * curves.shape[1] + 1) * np.pi / curves.shape[1]
+        for column, unit in enumerate(best[preferred[best].argsort()][::2]):
+            above = figure.add_subplot(grid[2 * row, column])
+            above.imshow(found["filters"][..., unit], cmap="gray")
+            above.set_axis_off()
+            below = figure.add_subplot(grid[2 * row + 1, column], projection="polar")
+            below.fill(angles, np.resize(curves[unit], len(angles)), color=KINDS["trained"], alpha=0.6)
+            below.set(xticks=np.arange(4) * np.pi / 2, xticklabels=(), yticks=())
+        axis = figure.add_subplot(grid[2 * row : 2 * row + 2, EXAMPLES:])
+        for kind, color in KINDS.items():
+            axis.ecdf(np.concatenate([tuning.selectivity(each)[1] for each in found[kind]]), color=color, label=kind)
+        axis.set(xlabel="selectivity", ylabel=f"share of the units of {name}", xlim=(0, 1))
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+if __name__ == "__main__":
+    launch(train, Config(), SMOKE, show)

@@ -69,3 +69,17 @@ def test_turning_a_filter_by_a_quarter_turns_its_curve():
 def test_a_silent_unit_has_selectivity_zero():
     _, index = tuning.selectivity(np.zeros((1, 12)))
     assert index[0] == 0
+
+
+def test_shuffling_keeps_each_filters_values_and_moves_all_channels_alike():
+    kernel = jnp.asarray(np.random.default_rng(0).normal(size=(5, 5, 3, 4)), jnp.float32)
+    moved = tuning.shuffled(jax.random.key(0), kernel)
+    rows, places = (np.asarray(array).reshape(25, 3, 4) for array in (kernel, moved))
+    for unit in range(4):
+        assert set(map(tuple, rows[..., unit])) == set(map(tuple, places[..., unit]))  # pixels stay whole
+    orders = [[np.abs(rows[..., u] - pixel).sum(1).argmin() for pixel in places[..., u]] for u in range(4)]
+    assert len(set(map(tuple, orders))) == 4  # each filter has an order of its own
+
+
+def test_units_that_hardly_respond_are_left_out():
+    np.testing.assert_array_equal(tuning.responsive(np.array([[0, 10.0], [0.9, 0.2], [1.0, 0.0]])), [0, 2])

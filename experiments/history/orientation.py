@@ -100,8 +100,7 @@ def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
 
 def slide(every: dict) -> Figure:
     """For each network, filters and their responses to each orientation, and how selective its units are."""
-    figure = plot.canvas(10.2, 2.7 * len(every))
-    grid = figure.add_gridspec(2 * len(every), EXAMPLES + 3)
+    grid = (figure := plot.canvas(10.2, 2.7 * len(every))).add_gridspec(2 * len(every), EXAMPLES + 3)
     for row, (name, found) in enumerate(every.items()):
         curves = found["trained"][0]
         preferred, index = tuning.selectivity(curves)

@@ -1,0 +1,37 @@
+"""Orientation tuning of given weights, and what is said of those that have no filters."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from dlc.errors import UserError
+from dlc.models.convnet import Convnet
+from dlc.models.mlp import MLP
+from dlc.run.run import Run
+from experiments.history import orientation
+
+SMALL = replace(orientation.SMOKE, orientations=6, controls=2)
+
+
+def given(model):
+    return model, model.init(jax.random.key(0), np.zeros((1, 28, 28, 1), np.float32))
+
+
+def test_given_weights_are_examined():
+    model, variables = given(Convnet())
+    kernel = variables["params"]["conv1"]["kernel"]
+    stripes = np.sin(2 * np.arange(5))[:, None, None, None]  # all filters see horizontal bars
+    variables["params"]["conv1"]["kernel"] = np.broadcast_to(stripes, kernel.shape).astype(np.float32)
+    run = Run()
+    figures = orientation.show(SMALL, run, model, variables)
+    assert set(figures) == {f"convnet_{kind}" for kind in orientation.KINDS}
+    assert figures["convnet_trained"][0] > figures["convnet_untrained"].max()
+    assert list(run.figures) == ["orientation"]
+    assert not run.missed
+
+
+def test_weights_without_filters_are_one_sentence():
+    with pytest.raises(UserError, match=r"^MLP has no convolutions of images of 28 x 28 pixels$"):
+        orientation.show(SMALL, Run(), *given(MLP()))

@@ -39,7 +39,7 @@ class Search(NamedTuple):
     """How `minimal` searches: `rounds` weights of the loss, beginning with `first`, each with `steps` of L-BFGS."""
 
     rounds: int = 10
-    steps: int = 30
+    steps: int = 20
     first: float = 1.0
     memory: int = 8
 

@@ -45,25 +45,19 @@ def changes(figure: Any, before: Any, after: Any, answers: Sequence[tuple[str, s
     inches = figure.get_figure(root=True).get_figwidth() / len(before) - 0.3
     words = [[plot.written(one, inches) for one in said] for said in zip(*answers, strict=True)]
     top, middle, bottom = figure.subplots(3, 1)
-    row(top, before, words[0], "image")
-    row(middle, after, words[1], "changed")
+    row(top, before, words[0], "image,\nread as")
+    row(middle, after, words[1], "changed,\nread as")
     colors = "RdBu_r" if before.shape[-1] == 1 else "gray"
-    row(
-        bottom,
-        np.clip(127.5 + times * (after - before), 0, 255),
-        (),
-        f"{times} x change" if times > 1 else "change",
-        colors,
-    )
+    name = "change" if times == 1 else f"{times} times\nthe change"
+    row(bottom, np.clip(127.5 + times * (after - before), 0, 255), (), name, colors)
 
 
 def shares(axis: Any, values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
-    """A table of shares [R, C], 0 to 1, written in percent; the larger, the darker. What is NaN stays empty."""
+    """A table of shares [R, C], 0 to 1, written in percent; the larger, the darker."""
     axis.imshow(values, cmap="Reds", vmin=0, vmax=1, aspect="auto")
     for (i, j), value in np.ndenumerate(values):
-        if not np.isnan(value):
-            shade = "white" if value > 0.6 else plot.INK
-            axis.text(j, i, f"{100 * value:.0f} %", ha="center", va="center", fontsize=plot.SMALL, color=shade)
+        shade = "white" if value > 0.6 else plot.INK
+        axis.text(j, i, f"{100 * value:.0f} %", ha="center", va="center", fontsize=plot.SMALL, color=shade)
     axis.set_xticks(range(len(columns)), columns, fontsize=plot.SMALL)
     axis.set_yticks(range(len(rows)), rows, fontsize=plot.SMALL)
     axis.tick_params(length=0)
@@ -82,6 +76,7 @@ def transfer(
     axes = below.subplots(1, len(tables), sharey=True)
     for axis, (title, values) in zip(axes, tables.items(), strict=True):
         shares(axis, values, [*names, "noise"], [name.replace(", ", ",\n") for name in names])
+        axis.set(xlabel="read by")
         axis.set_title(title, fontsize=plot.SMALL + 1)
     axes[0].set_ylabel("made for")
     return figure
@@ -117,7 +112,7 @@ def under_attack(
     published: dict[str, tuple[float, float]],
 ) -> Figure:
     """Left, rows of images [N, H, W, C] by the network that they attack, each above its words; right, errors [E]."""
-    figure = plot.canvas(plot.WIDEST, 4.8)
+    figure = plot.canvas(plot.WIDEST, 4.2)
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.2))
     axes = left.subplots(len(pictures), 1, squeeze=False)[:, 0]
     for axis, (name, (images, words)) in zip(axes, pictures.items(), strict=True):
@@ -135,14 +130,17 @@ def against_size(
     """The error of networks, by name and kind of attack, against the size of the attack [E]; circles are published."""
     axis = figure.subplots()
     for (name, kinds), color in zip(errors.items(), plot.COLORS, strict=False):
-        for (kind, values), line in zip(kinds.items(), ("-", "--", ":"), strict=False):
-            axis.plot(sizes, 100 * np.asarray(values), line, color=color, linewidth=1.6, label=f"{name}, {kind}")
+        for values, line in zip(kinds.values(), ("-", "--"), strict=True):
+            label = {"label": name} if line == "-" else {}
+            axis.plot(sizes, 100 * np.asarray(values), line, color=color, linewidth=1.6, **label)
         if name in published:
             size, error = published[name]
             axis.plot(size, 100 * error, "o", color=color, markersize=8, fillstyle="none", label=f"{name}, published")
+    for kind, line in zip(kinds, ("-", "--"), strict=True):
+        axis.plot([], [], line, color=plot.INK, label=kind)
     axis.set(xlabel="largest change of a pixel, ε (share of its range)", ylabel="error (%)", ylim=(-3, 103))
     axis.grid(alpha=0.25)
-    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=plot.SMALL)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=plot.SMALL)
 
 
 def fooled(images: dict[str, Any], words: dict[str, Sequence[str]], history: dict[str, Any], sure: float) -> Figure:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from optax import adam
+import optax
 from tyro.conf import Positional
 
 from dlc import data
@@ -104,7 +104,7 @@ def network(config: Config, subject: Subject, hidden: tuple[int, ...], half: int
     dataset = data.load(config.dataset)
     seen = {name: np.array_split(values, 2)[half] for name, values in dataset.train.items()}
     task = images.Task(dataset._replace(train=seen), MLP(hidden, len(dataset.classes)), subject.prepare)
-    variables = images.learn(task, adam(1e-3), images.Epochs(config.epochs, 50, True, config.seed + half))
+    variables = images.learn(task, optax.adam(1e-3), images.Epochs(config.epochs, 50, True, config.seed + half))
     return lambda variables, pixels: task.model.apply(variables, task.prepare(pixels)), variables
 
 

@@ -77,7 +77,7 @@ def fool(config: Config, run: Run, subject: Subject, judge: Subject) -> dict:
     noise = np.asarray(score(jax.random.uniform(keys[0], (1000, *shape), maxval=255.0))).max(-1)
     words = {
         name: [
-            f"{label}: {'> 99.99 %' if p > SURE else f'{p:.2%}'}"
+            f"{label}: {'> 99.99 %' if p > SURE else f'{100 * p:.2f} %'}"
             for label, p in zip(subject.classes, runs[0], strict=True)
         ]
         for name, runs in own.items()

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import numpy as np
-from optax import adam
+import optax
 
 from dlc import data, layers, losses
 from dlc.analysis import adversarial
@@ -64,11 +64,11 @@ def train(config: Config, run: Run) -> dict:
     networks = {}
     for name, model in (("softmax", MLP((), classes)), ("maxout", Maxout(classes))):
         run.say(f"training {name} ...")
-        networks[name] = model, images.learn(images.Task(dataset, model, subject.prepare), adam(1e-3), epochs)
+        networks[name] = model, images.learn(images.Task(dataset, model, subject.prepare), optax.adam(1e-3), epochs)
     networks["convnet"] = subject.model, subject.variables
     run.say("training the convnet on attacks ...")
     task = images.Task(dataset, subject.model, subject.prepare)
-    on_attacks = images.learn(task, adam(1e-3), epochs, attacked(subject, config.epsilon), subject.variables)
+    on_attacks = images.learn(task, optax.adam(1e-3), epochs, attacked(subject, config.epsilon), subject.variables)
     networks["convnet, on attacks"] = subject.model, on_attacks
 
     found = measured(config, run, subject, networks)

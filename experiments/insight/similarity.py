@@ -23,7 +23,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import numpy as np
-from optax import adam
+import optax
 
 from dlc import data, layers
 from dlc.data import recordings
@@ -81,7 +81,7 @@ def train(config: Config, run: Run) -> dict:
     groups = {}
     for name, count in (("trained", config.epochs), ("untrained", 0)):
         run.say(f"{config.seeds} networks, {name} ...")
-        variables = images.learn(task, adam(2e-3), replace(epochs, epochs=count))
+        variables = images.learn(task, optax.adam(2e-3), replace(epochs, epochs=count))
         each = [jax.tree.map(lambda leaf, k=k: leaf[k], variables) for k in range(config.seeds)]
         groups[name] = [likeness.answers(apply, one, shown, NAMES) for one in each]
 

@@ -11,7 +11,7 @@ random wrong class. Our networks have ReLUs where the paper's have sigmoids; the
 Expect: about a minute and a half on two CPU cores.
 
     python -m experiments.insight.adversarial
-    python -m experiments.insight.adversarial --examples 50
+    python -m experiments.insight.adversarial --test-images 50
     python -m experiments.insight.adversarial --weights compressed_SqueezeNet.net astronaut.png coffee.png
 """
 
@@ -40,11 +40,11 @@ class Config:
     photographs: Shown[Positional[tuple[Path, ...]]] = ()  # files
     dataset: Shown[Literal["mnist", "digits"]] = "mnist"  # the data set
     epochs: Positive[int] = 10  # passes over the training set
-    examples: Positive[int] = 200  # test images that are looked at
+    test_images: Positive[int] = 200  # test images that are looked at
     seed: NotNegative[int] = 0  # of all random numbers
 
 
-SMOKE = Config(dataset="digits", epochs=5, examples=20)
+SMOKE = Config(dataset="digits", epochs=5, test_images=20)
 OURS, SIZE, OTHER = "100-100-10", "123-456-10", "100-100-10, other half"  # of the training set
 NETWORKS = {"softmax": ((), 0), OURS: ((100, 100), 0), SIZE: ((123, 456), 0), OTHER: ((100, 100), 1)}  # layers, half
 LARGER = 0.1  # the distortion of table 4
@@ -64,7 +64,7 @@ def train(config: Config, run: Run) -> dict:
         """How often each network misreads the images of each kind, [kinds, networks]."""
         return np.array([(read(np.clip(changed, 0, 255)) != label).mean(1) for changed in kinds])
 
-    rows = np.flatnonzero((read(subject.image) == subject.label).all(0))[: config.examples]
+    rows = np.flatnonzero((read(subject.image) == subject.label).all(0))[: config.test_images]
     pixels, label = subject.image[rows].astype(np.float32), subject.label[rows]
     rng = np.random.default_rng(config.seed)
     target = (label + rng.integers(1, len(subject.classes), len(label))) % len(subject.classes)
@@ -90,7 +90,7 @@ def train(config: Config, run: Run) -> dict:
         run.miss(f"the mean distortion is {distance[OURS]:.3f}, above {LARGER}")
     if enlarged[ours, other] < 3 * enlarged[-1, other]:
         run.miss("examples fool a network that has seen other images hardly more often than noise does")
-    run.facts |= {"dataset": subject.name, "examples": len(rows)}
+    run.facts |= {"dataset": subject.name, "test_images": len(rows)}
     return {
         **{f"distortion_{name}".replace(", ", "_").replace(" ", "_"): value for name, value in distance.items()},
         "other_size_error": enlarged[ours, size],

@@ -36,11 +36,11 @@ class Config:
     dataset: Shown[Literal["mnist", "digits"]] = "mnist"  # the data set
     epochs: Positive[int] = 3  # passes over the training set
     epsilon: Shown[NotNegative[float]] = 0.25  # the largest change of a pixel, as a share of its range
-    examples: Shown[Positive[int]] = 500  # test images that are looked at
+    test_images: Shown[Positive[int]] = 500  # test images that are looked at
     seed: NotNegative[int] = 0  # of all random numbers
 
 
-SMOKE = Config(dataset="digits", epochs=1, examples=50)
+SMOKE = Config(dataset="digits", epochs=1, test_images=50)
 PUBLISHED = {"softmax": (0.25, 0.999), "maxout": (0.25, 0.894)}  # epsilon and error
 SIZES, SHOWN = tuple(np.linspace(0, 0.4, 9).tolist()), (0.0, 0.1, 0.2, 0.3)
 
@@ -77,7 +77,7 @@ def train(config: Config, run: Run) -> dict:
             run.miss(f"{name} errs on {found[f'{name}_fgsm_error']:.1%} of the attacked images, on less than 80 %")
     if found["convnet_on_attacks_pgd_error"] > 0.179:
         run.miss("the convnet that has trained on attacks errs on more than 17.9 % of the attacked images")
-    run.facts |= {"dataset": subject.name, "examples": config.examples}
+    run.facts |= {"dataset": subject.name, "test_images": config.test_images}
     return found
 
 
@@ -101,7 +101,7 @@ def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
 
 def measured(config: Config, run: Run, subject: Subject, networks: dict[str, tuple[Any, Any]]) -> dict:
     """The error of networks under attacks of all sizes, and the figure of it."""
-    pixels, label = subject.image[: config.examples].astype(np.float32), subject.label[: config.examples]
+    pixels, label = subject.image[: config.test_images].astype(np.float32), subject.label[: config.test_images]
     run.say("attacking all of them ...")
     errors, pictures = {}, {}
     for name, (model, variables) in networks.items():

@@ -39,14 +39,14 @@ from dlc.tasks import images, likeness, subjects
 class Config:
     dataset: Literal["mnist", "digits"] = "mnist"  # the data set
     epochs: Positive[int] = 1  # passes over the training set
-    examples: Positive[int] = 500  # test images that are looked at
+    test_images: Positive[int] = 500  # test images that are looked at
     recordings: Shown[Path | None] = None  # answers of sites to images: an array of images x sites in a .npy file
     stimuli: Shown[Path | None] = None  # the folder of these images, in the order of their names
     seed: NotNegative[int] = 0  # of all random numbers
     seeds: Positive[int] = 3  # number of runs, the first with `seed`; trained at once
 
 
-SMOKE = Config(dataset="digits", epochs=4, examples=60, seeds=2)
+SMOKE = Config(dataset="digits", epochs=4, test_images=60, seeds=2)
 WIDTHS = (16, 16, 16, 32, 32, 32, 32, 32)
 NAMES = tuple(f"conv{i}" for i in range(1, len(WIDTHS) + 1))
 OTHER, UNTRAINED = "another seed", "an untrained network"
@@ -76,7 +76,7 @@ def train(config: Config, run: Run) -> dict:
     run.facts |= {"dataset": dataset.name, "source": dataset.source, "seeds": config.seeds}
     task = images.Task(dataset, Plain(len(dataset.classes)), standardise(*mean_and_std(dataset.train["image"])))
     apply = lambda variables, pixels, **how: task.model.apply(variables, task.prepare(pixels), **how)  # noqa: E731
-    shown = dataset.test["image"][np.argsort(dataset.test["label"][: config.examples], kind="stable")]
+    shown = dataset.test["image"][np.argsort(dataset.test["label"][: config.test_images], kind="stable")]
     epochs = images.Epochs(config.epochs, 100, True, config.seed, config.seeds)
     groups = {}
     for name, count in (("trained", config.epochs), ("untrained", 0)):

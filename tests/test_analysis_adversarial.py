@@ -101,3 +101,29 @@ def test_the_distortion_is_the_papers_and_a_magnified_change_has_the_size_asked_
 def test_a_negative_epsilon_is_one_sentence(attack):
     with pytest.raises(UserError, match=r"^epsilon must not be negative, as -0\.1 is$"):
         attack(apply, VARIABLES, PIXELS, LABEL, -0.1)
+
+
+def test_the_minimal_example_is_as_near_as_that_of_scipys_optimiser():
+    from scipy.optimize import minimize
+
+    from dlc.losses import cross_entropy
+
+    target = (LABEL + 1) % CLASSES
+    changed, _ = adversarial.minimal(apply, VARIABLES, PIXELS, target, Search(rounds=12))
+
+    def objective(x, origin, weight, target):
+        shown = 255 * x.reshape(1, 6, 6, 1)
+        return jnp.square(x - origin).sum() + weight * cross_entropy(apply(VARIABLES, shown), target[None])[0]
+
+    both = jax.jit(jax.value_and_grad(objective))
+    for image, ours, wanted in zip(PIXELS[:2], changed, target, strict=False):
+        origin, low, high, nearest = image.ravel() / 255, 0.0, 0.0, np.inf
+        for _ in range(12):
+            weight = np.sqrt(max(low, high / 100) * high) if high else 10 * low or 1.0
+            value = lambda x, w=weight, o=origin, t=wanted: [np.float64(part) for part in both(x, o, w, t)]  # noqa: E731
+            found = minimize(value, origin, jac=True, method="L-BFGS-B", bounds=[(0, 1)] * 36).x
+            if apply(VARIABLES, 255 * found.reshape(1, 6, 6, 1)).argmax() == wanted:
+                high, nearest = weight, min(nearest, np.sqrt(np.mean((found - origin) ** 2)))
+            else:
+                low = weight
+        assert float(adversarial.distortion(ours[None], image[None])[0]) < 1.05 * nearest

@@ -59,7 +59,7 @@ LECTURES = {
         ("performance on CIFAR-10", "cifar10.resnet, cifar10.airbench"),
         ("ImageNet's tables (He et al. 2015)", "imagenet.train, bench.forward"),
         ("what is really happening (Zeiler and Fergus 2014); DeepDream", "insight.deconvnet, insight.dream"),
-        ("Szegedy et al. 2014; Nguyen et al. 2015", "insight.adversarial, insight.fooling"),
+        ("Szegedy et al. 2014; Nguyen et al. 2015", "insight.adversarial, insight.robustness, insight.fooling"),
         ("relations with biology (Yamins and DiCarlo 2016)", "insight.similarity"),
         (
             "the plan: initialization, optimization, regularization",

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from dlc.run import plot
-from dlc.tasks import compare, race
+from dlc.tasks import attacks, compare, likeness, race
 from experiments.bench import _charts, redraw
 from experiments.imagenet.classify import beside_answers
 
@@ -105,6 +105,44 @@ def crowded(count):
     return _charts.accuracy_against_operations(points)
 
 
+def noise(count, shape=(28, 28, 1)):
+    return RNG.uniform(0, 255, (count, *shape)).astype(np.float32)
+
+
+def transfer(names, count=12, shape=(28, 28, 1), classes=("3", "8")):
+    tables = {f"table {i}": RNG.random((len(names) + 1, len(names))) for i in (1, 2)}
+    return attacks.transfer(noise(count, shape), noise(count, shape), [classes] * count, tables, names)
+
+
+def changed(count, shape, classes):
+    figure = plot.canvas(plot.WIDEST, 8.4)
+    attacks.changes(figure, noise(count, shape), noise(count, shape), [classes] * count, times=20)
+    return figure
+
+
+def under_attack(names, count=4):
+    sizes = np.linspace(0, 0.4, 9).tolist()
+    errors = {name: {kind: RNG.random(9) for kind in ("FGSM", "PGD")} for name in ("softmax", *names)}
+    pictures = {name: (noise(count), ["ε = 0.1\nread as 7"] * count) for name in names}
+    return attacks.under_attack(pictures, sizes, errors, {"softmax": (0.25, 0.999)})
+
+
+def fooled(words, generations):
+    names = ("direct", "CPPN", "gradient")
+    history = {name: RNG.random((3, generations, 10)) for name in names[:2]}
+    return attacks.fooled({name: noise(10) for name in names}, dict.fromkeys(names, words), history, 0.9999)
+
+
+def likenesses(layers, others=("another seed", "an untrained network")):
+    tables = {name: RNG.random((layers, layers)) for name in others}
+    shares = {name: RNG.random(layers) for name in others} | {"pixels": RNG.random(1)}
+    return likeness.tables_and_curves(tables, shares, [str(i) for i in range(1, layers + 1)])
+
+
+def dissimilarities(names):
+    return likeness.dissimilarities({name: RNG.normal(size=(20, 9)) for name in names}, names[0])
+
+
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 LONG = tuple(f"{k} black-footed ferret, Mustela nigripes $x^2$" for k in range(10))
 STRANGE = ("\n", " ", "\t", " the", "ing", "$", "$x$", "猫", "🙂", "\u200b", "Mustela-nigripes-and-more", "W" * 30, "")
@@ -163,6 +201,19 @@ BUILT = {
     ),
     "answers": lambda: answers(list(CIFAR[:5]), ["dog.jpg", "cat.jpg"]),
     "answers with long names": lambda: answers(list(LONG[:5]), ["x" * 200]),
+    "adversarial": lambda: transfer(
+        ("softmax", "100-100-10", "123-456-10", "100-100-10, other half", "convnet, all images")
+    ),
+    "adversarial with few images": lambda: transfer(("softmax", "other"), 3),
+    "adversarial photographs": lambda: changed(4, (64, 64, 3), LONG[:2]),
+    "one adversarial photograph": lambda: changed(1, (64, 64, 3), ("a", "b")),
+    "robustness": lambda: under_attack(("convnet", "convnet, on attacks")),
+    "robustness of one": lambda: under_attack(("convnet",)),
+    "fooling": lambda: fooled([f"{k}: > 99.99 %" for k in range(10)], 200),
+    "fooling in one generation": lambda: fooled([f"{k}: 12.34%" for k in range(10)], 1),
+    "similarity": lambda: likenesses(8),
+    "similarity of two layers": lambda: likenesses(2),
+    "dissimilarity": lambda: dissimilarities(("pixels", "conv4", "conv8", "conv8, another seed", "conv8, untrained")),
     "compute": lambda: from_record("bench.compute.count.cpu.json", "compute"),
     "compute of nothing here": lambda: _charts.compute({"AlexNet": (2012, 0.0054)}, {}),
     "batches": lambda: from_record("bench.forward.cpu.json", "batches"),

@@ -159,6 +159,34 @@ def fit(
     return variables, measure(logits)
 
 
+def learn(
+    task: Task, tx: optax.GradientTransformation, epochs: Epochs, loss_fn: train.LossFn | None = None, begun: Any = None
+) -> Any:
+    """The variables of small networks that an experiment needs besides its subject: trained at once, in one program.
+
+    Nothing is reported or saved. Leaves have a leading axis [S] if there are several seeds. The loss is that of the
+    task unless `loss_fn` is another one. Training begins with the variables `begun`, if there are any.
+    """
+    examples, seeds = len(task.dataset.train["label"]), epochs.seeds
+    loss_fn = loss_fn or losses.classify(task.model, task.prepare, task.criterion)
+
+    def init(key: Any) -> train.State:
+        variables = dict(begun or task.model.init(key, task.prepare(task.dataset.train["image"][:1])))
+        params = variables.pop("params")
+        return train.init(params, tx, key, aux=variables or None)
+
+    keys = train.seed_keys(epochs.seed, seeds)
+    state = jax.jit(jax.vmap(init) if seeds > 1 else init)(keys if seeds > 1 else keys[0])
+    step = train.on_device(train.make_step(loss_fn, tx), task.dataset.train)
+    step = train.over_seeds(step, 0 if epochs.shuffle else None) if seeds > 1 else step
+    numbers = range(epochs.seed, epochs.seed + seeds)
+    rows = batches.minibatches(examples, epochs.batch, epochs.shuffle, numbers)
+    steps = round(epochs.epochs * batches.steps_per_epoch(examples, epochs.batch))
+    if steps:
+        state, _ = train.compiled(train.scanned(step))(state, rows(0, steps))
+    return train.variables_of(state)
+
+
 def show(run: Run, task: Task, variables: Any) -> dict[str, Any]:
     """The test error of one model, and the figures "confusion" and "mistakes"; "curves" if its log is there.
 

@@ -35,12 +35,12 @@ from dlc.train import seed_keys
 @dataclass(frozen=True)
 class Config:
     dataset: Literal["mnist", "digits"] = "mnist"  # the data set
-    epochs: Positive[int] = 3  # passes over the training set
-    per_class: Positive[int] = 2000  # images of each of two classes
-    passes: Positive[int] = 100  # over the images of two classes, at most
+    epochs: Positive[int] = 2  # passes over the training set
+    per_class: Positive[int] = 1000  # images of each of two classes
+    passes: Positive[int] = 60  # over the images of two classes, at most
     association: Some[tuple[NotNegative[int], ...]] = (0, 128, 512, 2048)  # units; 0: only the retina
     seed: NotNegative[int] = 0  # of all random numbers
-    seeds: Positive[int] = 4  # number of runs, the first with `seed`; trained at once
+    seeds: Positive[int] = 3  # number of runs, the first with `seed`; trained at once
 
 
 SMOKE = Config("digits", epochs=2, per_class=100, passes=20, association=(0, 256), seeds=2)

@@ -110,7 +110,7 @@ def slide(pairs: dict, wrong: dict) -> Figure:
     passes.set(xscale="log", yscale="symlog", xlabel="pass", ylabel="mistakes", ylim=(0, None))
     made, limit = np.array([(wrong.sum(), bound) for wrong, bound in pairs.values() if bound]).T
     bounds.loglog(limit, made, "o", color=plot.COLORS[0], markersize=4)
-    bounds.axline((made.max(), made.max()), slope=1, color=plot.ACCENT)
+    bounds.plot((made.min(), limit.max()), (made.min(), limit.max()), color=plot.ACCENT, label="the bound")
     bounds.set(xlabel="Novikoff's bound, (R / margin)$^2$", ylabel="mistakes until it stops")
     for i, (name, color) in enumerate({"last weights": plot.COLORS[4], "their average": plot.COLORS[0]}.items()):
         some, places = 100 * np.array([each[i] for each in wrong.values()]), np.arange(len(wrong)) + 0.4 * i

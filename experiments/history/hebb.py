@@ -9,7 +9,7 @@ limits are those of many units: (1 - 2 r)^2 n / (2 ln n) from cues of which a sh
 "The capacity of the Hopfield associative memory") and 0.138 n (Amit, Gutfreund, Sompolinsky 1985, "Storing infinite
 numbers of patterns in a spin-glass model of neural networks").
 
-Expect: 40 units recall 5 patterns in 99 of 100 sets; the overlap falls below 0.9 at 0.18, 0.15 and 0.14 patterns a unit.
+Expect: 40 units recall 5 patterns in 99 % of sets; overlaps fall below 0.9 at 0.18, 0.15 and 0.14 patterns a unit.
 
     python -m experiments.history.hebb
     python -m experiments.history.hebb --units 100 --sets 100

@@ -30,17 +30,20 @@ def test_windows_are_those_of_a_convolution_whose_edges_meet():
     np.testing.assert_allclose(t_c.windows(image) @ field, expected.reshape(1, -1), rtol=1e-5, atol=1e-5)
 
 
-def test_the_answer_does_not_depend_on_the_place():
+@pytest.mark.parametrize("silent", [0, 1])
+def test_the_answer_does_not_depend_on_the_place(silent):
     net = jnp.asarray(RNG.normal(size=12), jnp.float32)
-    places = [t_c.answer(net, t_c.windows(t_c.retina(t_c.T, *place))) for place in np.ndindex(t_c.SIDE, t_c.SIDE)]
+    places = [
+        t_c.answer(net, t_c.windows(t_c.retina(t_c.T, *place)), silent) for place in np.ndindex(t_c.SIDE, t_c.SIDE)
+    ]
     np.testing.assert_allclose(places, np.broadcast_to(places[0], (25, 4)), rtol=1e-5)
 
 
 FIELDS = {
-    "on-centre/off-surround": "--- -+- ---",
+    "on_centre": "--- -+- ---",
     "bar": "-+- -+- -+-",
     "compactness": "+++ +++ +++",
-    "something else": "+-+ --- ---",
+    "something_else": "+-+ --- ---",
 }
 
 
@@ -59,16 +62,16 @@ def test_a_bar_is_a_straight_line_of_two_or_three_neighbours(bar):
 
 def test_few_of_all_signs_are_one_of_the_three_kinds():
     kinds = Counter(t_c.kind(np.array(signs)) for signs in itertools.product((1.0, -1.0), repeat=9))
-    assert kinds == {0: 2, 1: 56, 2: 2, 3: 452}  # of 512
+    assert kinds == {0: 2, 1: 56, 2: 18, 3: 436}  # of 512
 
 
-def test_a_net_learns_from_one_place_to_tell_the_letters_everywhere():
-    images = np.concatenate([t_c.retina(t_c.T), t_c.retina(t_c.C)])
-    learn = jax.vmap(lambda key: t_c.learnt(t_c.Config(steps=1500), key, t_c.windows(images), np.arange(8) < 4))
-    first, last = jax.jit(learn)(jax.vmap(jax.random.key)(jnp.arange(8)))
+@pytest.mark.parametrize("silent", [0, 1])
+def test_nets_learn_from_one_place_to_tell_the_letters_everywhere(silent):
+    is_t, config = np.arange(8) < 4, t_c.Config(steps=2000)
+    seen = t_c.windows(np.concatenate([t_c.retina(t_c.T), t_c.retina(t_c.C)]))
     elsewhere = t_c.windows(np.concatenate([t_c.retina(t_c.T, 3, 4), t_c.retina(t_c.C, 3, 4)]))
-    right = [
-        ((jax.vmap(t_c.answer, (0, None))(net, elsewhere) > 0.5) == (np.arange(8) < 4)).all(1) for net in (first, last)
-    ]
-    assert right[0].sum() <= 1
-    assert right[1].sum() >= 5
+    learn = jax.jit(jax.vmap(lambda key: t_c.learnt(config, key, seen, is_t, silent)))
+    tell = jax.vmap(lambda net: ((t_c.answer(net, elsewhere, silent) > 0.5) == is_t).all())
+    first, last = learn(jax.vmap(jax.random.key)(jnp.arange(10)))
+    assert tell(first).sum() <= 1
+    assert tell(last).sum() >= 7

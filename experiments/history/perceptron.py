@@ -35,12 +35,12 @@ from dlc.train import seed_keys
 @dataclass(frozen=True)
 class Config:
     dataset: Literal["mnist", "digits"] = "mnist"  # the data set
-    epochs: Positive[int] = 3  # passes over the training set
-    per_class: Positive[int] = 2000  # images of each of two classes
-    passes: Positive[int] = 100  # over the images of two classes, at most
+    epochs: Positive[int] = 2  # passes over the training set
+    per_class: Positive[int] = 1000  # images of each of two classes
+    passes: Positive[int] = 60  # over the images of two classes, at most
     association: Some[tuple[NotNegative[int], ...]] = (0, 128, 512, 2048)  # units; 0: only the retina
     seed: NotNegative[int] = 0  # of all random numbers
-    seeds: Positive[int] = 4  # number of runs, the first with `seed`; trained at once
+    seeds: Positive[int] = 3  # number of runs, the first with `seed`; trained at once
 
 
 SMOKE = Config("digits", epochs=2, per_class=100, passes=20, association=(0, 256), seeds=2)
@@ -110,7 +110,7 @@ def slide(pairs: dict, wrong: dict) -> Figure:
     passes.set(xscale="log", yscale="symlog", xlabel="pass", ylabel="mistakes", ylim=(0, None))
     made, limit = np.array([(wrong.sum(), bound) for wrong, bound in pairs.values() if bound]).T
     bounds.loglog(limit, made, "o", color=plot.COLORS[0], markersize=4)
-    bounds.axline((made.max(), made.max()), slope=1, color=plot.ACCENT)
+    bounds.plot((made.min(), limit.max()), (made.min(), limit.max()), color=plot.ACCENT, label="the bound")
     bounds.set(xlabel="Novikoff's bound, (R / margin)$^2$", ylabel="mistakes until it stops")
     for i, (name, color) in enumerate({"last weights": plot.COLORS[4], "their average": plot.COLORS[0]}.items()):
         some, places = 100 * np.array([each[i] for each in wrong.values()]), np.arange(len(wrong)) + 0.4 * i

@@ -76,14 +76,14 @@ def forward(
 
     def layer(x: Any, both: Any) -> tuple[Any, Any]:
         own, more = both
-        y = x @ own["weight"] + own["bias"] + more
+        y = x @ own["weight"] + own["bias"][None] + more
         return unit(y), y
 
     if added is None:
         added = jnp.zeros((len(params["hidden"]["bias"]) + 1, 1, 1))
     x, y = layer(x, (params["first"], added[0]))
     x, received = jax.lax.scan(layer, x, (params["hidden"], added[1:]))
-    return x @ params["last"]["weight"] + params["last"]["bias"], jnp.concatenate([y[None], received])
+    return x @ params["last"]["weight"] + params["last"]["bias"][None], jnp.concatenate([y[None], received])
 
 
 def classify(unit: Callable[[Any], Any], prepare: Callable[[Any], Any]) -> LossFn:
@@ -97,7 +97,7 @@ def classify(unit: Callable[[Any], Any], prepare: Callable[[Any], Any]) -> LossF
 
 
 def deviations(
-    params: Any, x: Float[Array, "B I"], label: Int[Array, " B"], unit: Callable[[Any], Any]
+    params: Any, x: Float[Array, "B I"], label: Int[Array | np.ndarray, " B"], unit: Callable[[Any], Any]
 ) -> tuple[Float[Array, " L-1"], Float[Array, " L-1"]]:
     """The root mean squares of what each layer's units receive, and of the loss's gradients for that.
 

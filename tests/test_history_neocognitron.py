@@ -18,24 +18,24 @@ def bars(*places, horizontal):
     u = np.zeros((len(places), 12, 12, 1), np.float32)
     for pattern, (y, x) in zip(u, places, strict=True):
         pattern[(y, slice(x, x + 5)) if horizontal else (slice(y, y + 5), x)] = 1
-    return u
+    return jnp.asarray(u)
 
 
 def test_a_cell_responds_to_its_feature_whatever_its_contrast_and_not_to_another():
     """As 1980's equations say: by cosine alone if the response is strong, from r / (1 + r) on."""
-    feature, other = (RNG.random((3, 3, 1)).astype(np.float32) for _ in range(2))
-    shares, v = neocognitron.decay(3)[..., None], neocognitron.activity(jnp.asarray(feature))
+    feature, other = (jnp.float32(RNG.random((3, 3, 1))) for _ in range(2))
+    shares, v = neocognitron.decay(3)[..., None], neocognitron.activity(feature)
     planes = Planes(1e6 * (shares * feature)[None], (1e6 / 2 * v)[None], jnp.ones((), jnp.int32))
     for contrast in (1.0, 0.3):
         assert neocognitron.respond(planes, contrast * feature, 4.0) == pytest.approx(1.0, rel=1e-3)
-    like = float((shares * feature * other).sum() / v / neocognitron.activity(jnp.asarray(other)))
+    like = float((shares * feature * other).sum() / v / neocognitron.activity(other))
     for r in (0.5, 4.0):
         assert neocognitron.respond(planes, other, r) == pytest.approx(max(0, (1 + r) * like - r), abs=1e-3)
     assert neocognitron.respond(planes, 0 * feature, 4.0) == 0
 
 
 def test_planes_grow_where_no_plane_responds_and_only_there():
-    u = np.concatenate([bars((3, 2), (8, 4), (5, 5), horizontal=True), bars((3, 2), (4, 8), horizontal=False)])
+    u = jnp.concatenate([bars((3, 2), (8, 4), (5, 5), horizontal=True), bars((3, 2), (4, 8), horizontal=False)])
     one = jax.jit(neocognitron.grow, static_argnums=1)(u[:1], STAGE)
     more = neocognitron.grow(u[:3], STAGE)
     both = neocognitron.grow(u, STAGE)
@@ -48,8 +48,7 @@ def test_planes_grow_where_no_plane_responds_and_only_there():
 
 
 def test_a_shift_of_the_input_shifts_every_layer():
-    u = RNG.random((1, 12, 12, 1)).astype(np.float32)
-    u = np.pad(u, ((0, 0), (6, 6), (6, 6), (0, 0)))
+    u = jnp.pad(jnp.float32(RNG.random((1, 12, 12, 1))), ((0, 0), (6, 6), (6, 6), (0, 0)))
     planes = neocognitron.grow(u, STAGE)
 
     def layers(u):
@@ -57,7 +56,7 @@ def test_a_shift_of_the_input_shifts_every_layer():
         whole = neocognitron.c_layer(s, STAGE._replace(pool=None))
         return s, neocognitron.c_layer(s, STAGE), neocognitron.c_layer(s, STAGE._replace(stride=2)), whole
 
-    for here, there, stride in zip(layers(u), layers(np.roll(u, (2, -4), (1, 2))), (1, 1, 2, 100), strict=True):
+    for here, there, stride in zip(layers(u), layers(jnp.roll(u, (2, -4), (1, 2))), (1, 1, 2, 100), strict=True):
         assert float(np.abs(here).max()) > 0
         np.testing.assert_allclose(np.roll(here, (2 // stride, -(4 // stride)), (1, 2)), there, atol=1e-5)
 

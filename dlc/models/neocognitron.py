@@ -68,14 +68,14 @@ def respond(planes: Planes, seen: Float[Array, "*n h h C"], selectivity: float) 
     """
     r = selectivity
     e = jnp.einsum("...ijc,kijc->...k", seen, planes.excitatory)
-    inhibition = 2 * r / (1 + r) * planes.inhibitory * activity(seen)[..., None]
+    inhibition = 2 * r / (1 + r) * jnp.einsum("...,k->...k", activity(seen), planes.inhibitory)
     return r * jax.nn.relu((1 + e) / (1 + inhibition) - 1)
 
 
 def activity(seen: Float[Array, "*n h h C"]) -> Float[Array, "*n"]:
     """The response of the inhibitory cell that sees the same."""
     side, planes = seen.shape[-2:]
-    return jnp.sqrt((decay(side, planes)[..., None] * jnp.square(seen)).sum((-3, -2, -1)))
+    return jnp.sqrt(jnp.einsum("...ijc,ij->...", jnp.square(seen), decay(side, planes)))
 
 
 def s_layer(planes: Planes, u: Float[Array, "B H W C"], stage: Stage) -> Float[Array, "B H W K"]:

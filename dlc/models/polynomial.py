@@ -7,6 +7,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 
@@ -23,13 +24,15 @@ def features(x: Float[Array, "N 2"], degree: int) -> Float[Array, "N P"]:
     return jnp.stack([one[i][:, 0] * one[j][:, 1] for i, j in pairs if i + j <= degree], axis=1)
 
 
-def fit(phi: Float[Array, "N P"], label: Int[Array, " N"], ridge: float = 1e-4, steps: int = 30) -> Float[Array, " P"]:
+def fit(
+    phi: Float[Array, "N P"], label: Int[Array | np.ndarray, " N"], ridge: float = 1e-4, steps: int = 30
+) -> Float[Array, " P"]:
     """The weights that minimise the mean log loss of labels 0 and 1 plus ridge |w|^2 / 2, by Newton's method."""
 
     def newton(w: Array, _: None) -> tuple[Array, None]:
         p = jax.nn.sigmoid(phi @ w)
         gradient = phi.T @ (p - label) / len(phi) + ridge * w
-        hessian = (phi.T * (p * (1 - p))) @ phi / len(phi) + ridge * jnp.eye(phi.shape[1])
+        hessian = (phi.T * (p * (1 - p))[None]) @ phi / len(phi) + ridge * jnp.eye(phi.shape[1])
         return w - jnp.linalg.solve(hessian, gradient), None
 
     return jax.lax.scan(newton, jnp.zeros(phi.shape[1]), length=steps)[0]

@@ -51,7 +51,7 @@ def perceptron(x: Any, label: Any, passes: int = 10) -> Any:
     def learn(carried: Any, i: Any) -> Any:
         w, total = carried
         change = jax.nn.one_hot(label[i], 10) - jax.nn.one_hot(jnp.argmax(w @ x[i]), 10)
-        w = w + change[:, None] * x[i]
+        w = w + change[:, None] * x[i][None]
         return (w, total + w), None
 
     zero = jnp.zeros((10, x.shape[1]))

@@ -99,7 +99,7 @@ def auto_encoder(x: Any, key: Any, count: int, steps: int = 3000, price: float =
     }
 
     def loss(params: Any, rows: Any) -> Any:
-        hidden = jax.nn.relu(x[rows] @ params["encode"] + params["bias"])
+        hidden = jax.nn.relu(x[rows] @ params["encode"] + params["bias"][None])
         left = x[rows] - hidden @ unit(params["decode"])
         return jnp.square(left).sum(-1).mean() + price * hidden.sum(-1).mean()
 

@@ -1,7 +1,6 @@
 """The neocognitron learns digits without a teacher, and knows them again when they are shifted and deformed.
 
-Claim: digits that are shifted by 4 pixels are recognised at least 0.8 times as often as in their place, while a
-perceptron guesses.
+Claim: digits shifted by 4 pixels are recognised at least 0.8 times as often as unshifted ones; a perceptron guesses.
 
 Source: Fukushima 1980, "Neocognitron: a self-organizing neural network model for a mechanism of pattern recognition
 unaffected by shift in position". dlc/models/neocognitron.py says what is his and what is simpler. His five digits of
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -101,8 +101,8 @@ def draw(layers: list, names: np.ndarray, x: np.ndarray, right: np.ndarray) -> F
     above, below = figure.subfigures(2, 1, height_ratios=(1.5, 1))
     axes = above.subplots(2, 6, width_ratios=(1, 1.5, 1.5, 1.5, 1.5, 1))
     for row, pixels in zip(axes, (0, 5), strict=True):
-        seen = np.roll(x[:1], (pixels, -pixels), (1, 2))
-        found = [seen[0], *(np.asarray(each[0]) for each in cascade(STAGES, layers, seen))]
+        seen = jnp.roll(x[:1], (pixels, -pixels), (1, 2))
+        found = [np.asarray(each[0]) for each in (seen, *cascade(STAGES, layers, seen))]
         for axis, planes, title in zip(row, found, ("input", "S1", "C1", "S2", "C2"), strict=False):
             tiles = plot.mosaic(np.moveaxis(planes[..., :24], -1, 0), 6, fill=np.nan)
             axis.imshow(tiles, cmap="Greys", vmin=0)

@@ -52,12 +52,12 @@ FRAMES = 40  # of the animation
 def train(config: Config, run: Run) -> dict:
     run.facts["seeds"] = config.seeds
     x, label = points.problems(range(config.seed, config.seed + config.seeds), config.points, config.noise)
-    half = config.points // 2
+    half, grid = config.points // 2, jnp.asarray(points.GRID)
 
     def chosen(degree: int) -> Any:  # logits of the points that are held out, and of the grid
         def one(x: Any, label: Any) -> Any:
             w = polynomial.fit(polynomial.features(x[:half] / points.SIDE, degree), label[:half])
-            return [polynomial.features(each / points.SIDE, degree) @ w for each in (x[half:], points.GRID)]
+            return [polynomial.features(each / points.SIDE, degree) @ w for each in (x[half:], grid)]
 
         return jax.jit(jax.vmap(one))(x, label)
 
@@ -72,7 +72,7 @@ def train(config: Config, run: Run) -> dict:
 
         def some(state: Any, count: Any) -> Any:
             state = jax.lax.fori_loop(0, count, lambda _, state: step(state, batch)[0], state)
-            return state, logit(state.params, points.GRID)
+            return state, logit(state.params, grid)
 
         counts = np.diff(np.rint(config.steps * np.linspace(0, 1, FRAMES + 1) ** 2).astype(int))  # first in small steps
         state, moving = jax.lax.scan(some, init(model.init(key, x[:1])["params"], tx, key), jnp.asarray(counts))
@@ -87,7 +87,7 @@ def train(config: Config, run: Run) -> dict:
     lost = {name: sigmoid_binary_cross_entropy(out, held).mean(-1).reshape(4, -1) for name, (out, _) in answers.items()}
     error = {name: ((out > 0) != held).mean(-1).reshape(4, -1) for name, (out, _) in answers.items()}  # [4, S]
     first = np.s_[:: config.seeds]
-    regions = {name: grid[first] for name, (_, grid) in answers.items()}
+    regions = {name: region[first] for name, (_, region) in answers.items()}
     run.figure("playground", draw(config, x[first, half:], label[first, half:], regions, lost, error))
     run.animation("playground_training", points.film(x[first, :half], label[first, :half], moving[first]), seconds=6)
     found = {}

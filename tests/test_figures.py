@@ -10,8 +10,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
+from dlc.analysis import signals
 from dlc.run import plot
-from dlc.tasks import attacks, compare, likeness, race
+from dlc.tasks import attacks, compare, likeness, points, race
 from experiments.bench import _charts, redraw
 from experiments.imagenet.classify import beside_answers
 
@@ -143,6 +144,43 @@ def dissimilarities(names):
     return likeness.dissimilarities({name: RNG.normal(size=(20, 9)) for name in names}, names[0])
 
 
+def initialisation():
+    module = import_module("experiments.history.initialisation")
+    config, fading = module.Config(), 0.3 ** np.arange(29.0)
+    found = {(kind, name): np.tile(fading, (2, 8, 1)) for kind in module.UNITS for name in signals.INITIALISATIONS}
+    lost = {(name, rate): RNG.uniform(1, 2, (8, 25)) for name in ("2/n", "1/n") for rate in config.lrs}
+    return module.draw(config, found, lost)
+
+
+def playground():
+    module = import_module("experiments.history.playground")
+    config = module.Config()
+    kinds = [*(f"degree {d}" for d in config.degrees), "MLP"]
+    answers = {kind: RNG.normal(size=(4, len(points.GRID))) for kind in kinds}
+    lost = {kind: RNG.uniform(0, 0.7, (4, 8)) for kind in kinds}
+    x, label = RNG.uniform(-6, 6, (4, 250, 2)), RNG.integers(2, size=(4, 250))
+    return module.draw(config, x, label, answers, lost, lost)
+
+
+def dictionary():
+    module = import_module("experiments.history.dictionary")
+    config = module.Config()
+    shown = {name: RNG.normal(size=(64, 64)) for name in module.LEARNT}
+    shown |= {name: RNG.normal(size=(module.SUBSPACE, 64)) for name in ("principal", "linear")}
+    left = {
+        name: np.sort(RNG.random((3, config.active)))[:, ::-1] for name in (*module.LEARNT, "random patches", "noise")
+    }
+    return module.draw(config, shown, left, 0.25)
+
+
+def recognition():
+    module = import_module("experiments.history.neocognitron")
+    x = np.zeros((2, 28, 28, 1), np.float32)
+    x[:, 8:20, 13:15] = 1
+    layers, names = module.learn(x, np.array([1, 7]))
+    return module.draw(layers, names, x, RNG.random((2, 3, len(module.SHIFTS) + len(module.DEFORMATIONS))))
+
+
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 LONG = tuple(f"{k} black-footed ferret, Mustela nigripes $x^2$" for k in range(10))
 STRANGE = ("\n", " ", "\t", " the", "ing", "$", "$x$", "猫", "🙂", "\u200b", "Mustela-nigripes-and-more", "W" * 30, "")
@@ -220,6 +258,10 @@ BUILT = {
     "batches of one network": lambda: _charts.time_per_image({"a": {1: 0.1}}),
     "bubbles": lambda: from_record("bench.forward.cpu.json", "bubbles"),
     "bubbles in a crowd": lambda: crowded(12),
+    "initialisation": initialisation,
+    "playground": playground,
+    "dictionary": dictionary,
+    "neocognitron": recognition,
     "one bubble": lambda: _charts.accuracy_against_operations({"a": (1.0, 70.0, 5_000_000)}),
 }
 

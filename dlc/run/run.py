@@ -7,7 +7,7 @@
     checkpoints/         the newest states; `--resume` continues from there
     model.json           the model, written before training
     weights.safetensors  the model and its weights; `dlc.weights.load` and `--weights` read them
-    figures/             PNG
+    figures/             PNG, and GIF of what moves
     result.json          claim, figures, seeds, seconds, examples/s, operations, device, versions, commit, command
 
 `.lock` is held by the process that writes the folder.
@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
 
 from dlc import files
@@ -109,6 +111,24 @@ class Run:
                 figure.savefig(file, bbox_inches="tight")
             if self.log:
                 self.log.figure(name, file.read_bytes(), self.history[-1]["step"] if self.history else 0)
+
+    def animation(self, name: str, frames: np.ndarray, seconds: int | float) -> None:
+        """Saves frames [T, H, W, 3] (uint8) as figures/<name>.gif, which plays for `seconds`, over and over.
+
+        All frames share 64 colours, without dithering, which keeps large areas of one colour small in the file.
+        Browsers slow down what changes more than 50 times a second: ValueError.
+        """
+        ends = np.rint(np.linspace(0, 100 * seconds, len(frames) + 1)).astype(int)  # a GIF counts hundredths
+        lasts = np.diff(ends)
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or min(lasts, default=0) < 2:
+            raise ValueError(f"an animation takes uint8 frames [T, H, W, 3], at most 50 a second, not {frames.shape}")
+        if self.folder:
+            self.doing("drawing figures")
+            (self.folder / "figures").mkdir(exist_ok=True)
+            colours = Image.fromarray(frames.reshape(-1, *frames.shape[2:])).quantize(64, dither=Image.Dither.NONE)
+            first, *rest = [Image.fromarray(f).quantize(palette=colours, dither=Image.Dither.NONE) for f in frames]
+            file = self.folder / "figures" / f"{name}.gif"
+            first.save(file, save_all=True, append_images=rest, duration=[10 * int(t) for t in lasts], loop=0)
 
     def text(self, name: str, content: str) -> None:
         """Saves a text as <name>.txt."""

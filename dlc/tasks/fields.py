@@ -1,0 +1,59 @@
+"""Small digits in a larger field, where they are shifted and deformed; and the perceptron, which knows nothing of that.
+
+Glossary: N digits.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import ndimage
+
+from dlc.data import Split
+
+SIDE = 28  # of the field
+DIRECTIONS = np.array([(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if y or x])
+
+
+def field(images: np.ndarray) -> np.ndarray:
+    """Digits [N, 28, 28, 1] (uint8) at half their size, in the middle of a field [N, 28, 28, 1]: 0 to 1."""
+    small = images.reshape(-1, 14, 2, 14, 2).astype(np.float32).mean((2, 4)) / 255
+    return np.pad(small, ((0, 0), (7, 7), (7, 7)))[..., None]
+
+
+def some(split: Split, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """`count` digits of a data set in their fields, at random, and their labels; all of them if there are fewer."""
+    rows = rng.permutation(len(split["label"]))[:count]
+    return field(split["image"][rows]), split["label"][rows]
+
+
+def shifted(images: np.ndarray, pixels: int, rng: np.random.Generator) -> np.ndarray:
+    """Each image moved by that many pixels, in one of eight directions."""
+    moves = pixels * DIRECTIONS[rng.integers(8, size=len(images))]
+    return np.stack([np.roll(image, move, (0, 1)) for image, move in zip(images, moves, strict=True)])
+
+
+def deformed(images: np.ndarray, pixels: float, rng: np.random.Generator) -> np.ndarray:
+    """Each image under a smooth random displacement of that many pixels (root mean square)."""
+    noise = ndimage.gaussian_filter(rng.normal(size=(len(images), 2, SIDE, SIDE)), (0, 0, 3, 3))
+    places = np.indices((SIDE, SIDE)) + pixels * noise / np.sqrt(np.square(noise).sum(1).mean())
+    pairs = zip(images[..., 0], places, strict=True)
+    return np.stack([ndimage.map_coordinates(image, place, order=1) for image, place in pairs])[..., None]
+
+
+def perceptron(x: Any, label: Any, passes: int = 10) -> Any:
+    """Weights [10, D] that Rosenblatt's rule learns from x [N, D], averaged over all steps.
+
+    A mistake adds the image to the weights of its class and takes it from those of the answer.
+    """
+
+    def learn(carried: Any, i: Any) -> Any:
+        w, total = carried
+        change = jax.nn.one_hot(label[i], 10) - jax.nn.one_hot(jnp.argmax(w @ x[i]), 10)
+        w = w + change[:, None] * x[i][None]
+        return (w, total + w), None
+
+    zero = jnp.zeros((10, x.shape[1]))
+    (_, total), _ = jax.lax.scan(learn, (zero, zero), jnp.arange(passes * len(x)) % len(x))
+    return total / (passes * len(x))

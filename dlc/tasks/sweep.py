@@ -120,7 +120,7 @@ def of_corpus(run: Run, name: str, sizes: dict[str, Any], batch: int) -> Problem
     tokenizer, learnt, held = text.read(run, name, None, "characters", 0)
     model, context = GPT(GPTConfig(vocab=tokenizer.size, use_bias=False, **sizes)), sizes["context"]
     held = batches.windows(held, context)
-    return of_text(learnt, held[:: max(1, len(held) // 64)], model, context, batch)
+    return of_text(learnt, held[:: max(1, len(held) // 64)][:64], model, context, batch)
 
 
 def _named(evaluations: dict[str, Any]) -> Partial:

@@ -254,8 +254,9 @@ def compared(
     found = {}
     for name, (problem, optimiser, rates) in entries.items():
         best = found[name] = at_best_rate(run, problem, optimiser, rates, seeds, length, target)
-        last = target.name.replace("_", " ")
-        run.say(f"{name}: rate {best.rate:.2g}, {best.steps.mean():.0f} steps, {last} {best.curves[:, -1].mean():.3g}")
+        arrived, last = best.steps[np.isfinite(best.steps)], best.curves[:, -1].mean()
+        took = f"{arrived.mean():.0f} steps, " if len(arrived) else ""
+        run.say(f"{name}: rate {best.rate:.2g}, {took}{target.name.replace('_', ' ')} {last:.3g} at the end")
     return found
 
 

@@ -14,7 +14,7 @@ for neural language models", section 1.2.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 
 from dlc.errors import UserError
 
@@ -28,11 +28,11 @@ class PowerLaw(NamedTuple):
     high: float
     r2: float
 
-    def __call__(self, x: Float[np.ndarray, " P"] | float) -> Float[np.ndarray, " P"] | float:
+    def __call__(self, x: Num[np.ndarray, " P"] | float) -> Float[np.ndarray, " P"] | float:
         return self.factor * np.asarray(x, float) ** -self.exponent
 
 
-def fit(x: Float[np.ndarray, " P"], y: Float[np.ndarray, "P S"], resamples: int = 2000, seed: int = 0) -> PowerLaw:
+def fit(x: Num[np.ndarray, " P"], y: Num[np.ndarray, "P S"], resamples: int = 2000, seed: int = 0) -> PowerLaw:
     """The law that fits the means over seeds best by least squares of logarithms.
 
     The interval is that of the bootstrap: at each point as many seeds are drawn, with replacement, as there are.
@@ -40,8 +40,8 @@ def fit(x: Float[np.ndarray, " P"], y: Float[np.ndarray, "P S"], resamples: int 
     Raises UserError if there are fewer than two points, or if a value is not positive.
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
-    if len(x) < 2 or y.ndim != 2 or len(y) != len(x):
-        raise UserError(f"a power law needs at least two points, each with its seeds, not {y.shape} for {len(x)}")
+    if len(x) < 2:
+        raise UserError(f"a power law needs at least two points, not {len(x)}")
     if (x <= 0).any() or (y <= 0).any() or not np.isfinite(y).all():
         raise UserError("a power law needs positive values: leave out points that are zero or not finite")
     drawn = np.random.default_rng(seed).integers(y.shape[1], size=(resamples, *y.shape))
@@ -57,7 +57,7 @@ def fit(x: Float[np.ndarray, " P"], y: Float[np.ndarray, "P S"], resamples: int 
 
 
 def frontier(
-    spent: Float[np.ndarray, "N E"], losses: Float[np.ndarray, "N S E"], points: int = 8
+    spent: Num[np.ndarray, "N E"], losses: Float[np.ndarray, "N S E"], points: int = 8
 ) -> tuple[Float[np.ndarray, " P"], Float[np.ndarray, "P S"]]:
     """What computation buys: `points` amounts of it and, for each, the losses of the best of N networks.
 

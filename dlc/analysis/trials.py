@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from scipy import stats
 
 from dlc.errors import UserError
 
 
 def steps_to(
-    steps: Float[np.ndarray, " E"], losses: Float[np.ndarray, "*S E"], target: float
+    steps: Num[np.ndarray, " E"], losses: Num[np.ndarray, "*S E"], target: float | int
 ) -> Float[np.ndarray, "*S"]:
     """The step at which a curve first is at or below `target`, on a straight line between evaluations; inf if never.
 

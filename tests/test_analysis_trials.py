@@ -1,5 +1,7 @@
 """Steps to a target, ratios with intervals, and corrected tests: known answers and properties."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -20,7 +22,7 @@ def test_steps_to_a_target_lie_on_the_line_between_evaluations():
 def test_a_lower_target_takes_at_least_as_many_steps():
     curves = RNG.random((50, 12))
     needed = [trials.steps_to(np.arange(12), curves, target) for target in (0.5, 0.3, 0.1)]
-    assert all((later >= earlier).all() for earlier, later in zip(needed, needed[1:], strict=False))
+    assert all((later >= earlier).all() for earlier, later in pairwise(needed))
 
 
 def test_the_interval_of_a_mean_is_students():

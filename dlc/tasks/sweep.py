@@ -263,7 +263,7 @@ def compared(
 def draw(axes: Any, found: dict[str, Best], target: float, unit: str, against: str) -> None:
     """On two axes: learning curves at the best rates, and steps to the target, a dot for each seed.
 
-    Curves are the mean and range of the seeds. Each bar has the ratio to the steps of `against`, with its interval.
+    Curves are the mean and range of the seeds. Each bar has the share of the steps of `against` that it takes, with its interval.
     """
     curves, bars = axes
     for place, (name, best) in enumerate(found.items()):
@@ -272,7 +272,7 @@ def draw(axes: Any, found: dict[str, Best], target: float, unit: str, against: s
         curves.fill_between(best.places, best.curves.min(0), best.curves.max(0), color=color, alpha=0.2, linewidth=0)
         known = best.steps[np.isfinite(best.steps)]
         ratio, low, high = trials.ratio_interval(best.steps, found[against].steps)
-        said = "" if name == against else f": {ratio:.2f} ({low:.2f} to {high:.2f}) of {against}"
+        said = "" if name == against else f": {ratio:.2f} ({low:.2f} to {high:.2f})"
         if len(known) < len(best.steps):
             said = f": {len(known)} of {len(best.steps)} arrive"
         bars.barh(place, known.mean() if len(known) else 0, height=0.36, color=color, alpha=0.4)
@@ -283,7 +283,12 @@ def draw(axes: Any, found: dict[str, Best], target: float, unit: str, against: s
         )  # fmt: skip
     curves.axhline(target, color="black", linestyle="--", linewidth=0.9)
     curves.set(xlabel="step", ylabel=unit, xlim=(0, None))
-    bars.set(xlabel="steps to the dashed line", ylim=(len(found) - 0.6, -0.75), yticks=[], xlim=(0, None))
+    bars.set(
+        xlabel=f"steps to the dashed line, and the share of {against}'s",
+        ylim=(len(found) - 0.6, -0.75),
+        yticks=[],
+        xlim=(0, None),
+    )
     for axis in axes:
         axis.grid(alpha=0.25)
 

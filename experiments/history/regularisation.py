@@ -118,6 +118,8 @@ def draw(errors: dict[str, np.ndarray], deep: dict[str, sweep.Best], config: Con
     axes["a"].set_xlabel(f"test error (%) after {config.epochs} epochs of {config.examples:,} examples")
     sweep.draw((axes["b"], axes["c"]), deep, 0.03, "validation error", "sigmoid")
     axes["b"].set_yscale("log")
+    axes["b"].set_yticks((0.03, 0.1, 0.3, 0.9), ("3 %", "10 %", "30 %", "90 %"))
+    axes["b"].minorticks_off()
     return figure
 
 

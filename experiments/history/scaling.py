@@ -113,7 +113,8 @@ def train(config: Config, run: Run) -> dict:
 def draw(measured: dict) -> Figure:
     """A row for each data set: the loss against each of three quantities, a dot for each seed, and the fitted law."""
     figure = plot.canvas(10, 2.3 * len(measured) + 0.6)
-    for row, (name, sweeps) in zip(figure.subplots(len(measured), 3, squeeze=False), measured.items(), strict=True):
+    rows = figure.subplots(len(measured), 3, squeeze=False, sharey="row")
+    for row, (name, sweeps) in zip(rows, measured.items(), strict=True):
         for axis, color, (what, (x, losses, networks)) in zip(row, plot.COLORS, sweeps.items(), strict=False):
             for spent, curve in zip(*networks, strict=True) if networks else ():
                 axis.plot(spent, curve, color="gray", linewidth=0.7)

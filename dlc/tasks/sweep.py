@@ -263,7 +263,8 @@ def compared(
 def draw(axes: Any, found: dict[str, Best], target: float, unit: str, against: str) -> None:
     """On two axes: learning curves at the best rates, and steps to the target, a dot for each seed.
 
-    Curves are the mean and range of the seeds. Each bar has the share of the steps of `against` that it takes, with its interval.
+    Curves are the mean and range of the seeds. Each bar says which share of the steps of `against` it takes, with the
+    interval of that.
     """
     curves, bars = axes
     for place, (name, best) in enumerate(found.items()):

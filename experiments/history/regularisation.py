@@ -47,7 +47,6 @@ class Config:
 
 
 SMOKE = Config(dataset="digits", examples=200, epochs=4, steps=40, rates=2, seeds=2)
-
 momentum = partial(optax.sgd, momentum=0.9)
 # Name -> parts of the network, the optimizer, the rate in the middle of its sweep, and what changes the images
 METHODS: dict[str, tuple[dict[str, bool], Any, float, Any]] = {
@@ -67,8 +66,8 @@ SIGMOID = {
 
 
 def train(config: Config, run: Run) -> dict:
-    found, seeds = data.load(config.dataset), range(config.seed, config.seed + config.seeds)
     run.facts |= {"dataset": config.dataset, "seeds": config.seeds}
+    found, seeds = data.load(config.dataset), range(config.seed, config.seed + config.seeds)
     learn, validation = sweep.held_out(found.train, 2000)
     held = {"validation": validation, "test": {key: value[:5000] for key, value in found.test.items()}}
 
@@ -117,8 +116,7 @@ def draw(errors: dict[str, np.ndarray], deep: dict[str, sweep.Best], config: Con
     sweep.draw_values(axes["a"], {name: 100 * values for name, values in errors.items()})
     axes["a"].set_xlabel(f"test error (%) after {config.epochs} epochs of {config.examples:,} examples")
     sweep.draw((axes["b"], axes["c"]), deep, 0.03, "validation error", "sigmoid")
-    axes["b"].set_yscale("log")
-    axes["b"].set_yticks((0.03, 0.1, 0.3, 0.9), ("3 %", "10 %", "30 %", "90 %"))
+    axes["b"].set(yscale="log", yticks=(0.03, 0.1, 0.3, 0.9), yticklabels=("3 %", "10 %", "30 %", "90 %"))
     axes["b"].minorticks_off()
     return figure
 

@@ -82,8 +82,7 @@ def measure(run: Run, config: Config, name: str) -> dict[str, tuple[np.ndarray, 
     def losses(width: int, examples: list) -> np.ndarray:  # [len(examples), S, E]
         each, many = [n for n in examples for _ in seeds], seeds * len(examples)
         learn = sweep.learner(run, problem(run, name, width), optax.adam, length)
-        found = learn([rate] * len(each), many, each)["validation_loss"]
-        return found.reshape(len(examples), len(seeds), -1)
+        return learn([rate] * len(each), many, each)["validation_loss"].reshape(len(examples), len(seeds), -1)
 
     found = {width: losses(width, [*several, None] if width == widths[-2] else [None]) for width in widths}
     by_width = np.stack([found[width][-1] for width in widths])
@@ -99,7 +98,7 @@ def measure(run: Run, config: Config, name: str) -> dict[str, tuple[np.ndarray, 
 def train(config: Config, run: Run) -> dict:
     measured = {name: measure(run, config, name) for name in config.datasets}
     run.facts |= {"dataset": ", ".join(measured), "seeds": config.seeds}
-    figures = {}
+    figures: dict[str, float] = {}
     for name, what, (x, losses, _) in ((name, *item) for name, sweeps in measured.items() for item in sweeps.items()):
         law = power_law.fit(x, losses)
         figures[f"{name}_{what}_exponent"] = law.exponent

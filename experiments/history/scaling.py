@@ -45,6 +45,7 @@ class Config:
 
 
 SMOKE = Config(("digits", "python"), steps=20, sizes=2, seeds=2)
+TEXT, IMAGES = (8, 2000, 4e-3), (2, 125, 3e-3)  # the smallest width, the fewest examples, and Adam's rate
 
 
 class Net(nn.Module):
@@ -58,9 +59,6 @@ class Net(nn.Module):
         for i in range(2 if x.shape[-1] == 1 else 3):
             x = nn.relu(layers.Conv(self.width * 2**i, (3, 3), strides=(2, 2), padding="SAME")(x))
         return layers.Dense(self.classes)(layers.flatten(x))
-
-
-TEXT, IMAGES = (8, 2000, 4e-3), (2, 125, 3e-3)  # the smallest width, the fewest examples, and Adam's rate
 
 
 def problem(run: Run, name: str, width: int) -> sweep.Problem:

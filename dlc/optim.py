@@ -70,6 +70,25 @@ def matrices(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
+def within(limit: float) -> optax.GradientTransformation:
+    """Max-norm: after each step the weights into a unit, a column of a kernel, have a norm of at most `limit`.
+
+    It comes last in a chain. Columns beyond the limit are scaled back to it; other weights stay as they are.
+
+    References: Srivastava et al. 2014, "Dropout: a simple way to prevent neural networks from overfitting", section
+    5.1.
+    """
+
+    def scaled_back(update: jax.Array, weight: jax.Array) -> jax.Array:
+        if weight.ndim < 2:
+            return update
+        moved = weight + update
+        norm = jnp.sqrt(jnp.square(moved).sum(tuple(range(moved.ndim - 1)), keepdims=True))
+        return moved * jnp.minimum(1, limit / jnp.maximum(norm, 1e-12)) - weight
+
+    return optax.stateless(lambda updates, params: jax.tree.map(scaled_back, updates, params))
+
+
 def muon(
     lr: float | optax.Schedule, momentum: float = 0.6, newton_schulz_steps: int = 3
 ) -> optax.GradientTransformation:

@@ -12,7 +12,7 @@ from matplotlib.text import Text
 
 from dlc.analysis import signals
 from dlc.run import plot
-from dlc.tasks import attacks, compare, likeness, points, race
+from dlc.tasks import attacks, compare, likeness, points, race, sweep
 from experiments.bench import _charts, redraw
 from experiments.imagenet.classify import beside_answers
 
@@ -181,6 +181,35 @@ def recognition():
     return module.draw(layers, names, x, RNG.random((2, 3, len(module.SHIFTS) + len(module.DEFORMATIONS))))
 
 
+def best(speed, seeds=6):
+    """What a sweep found of an optimizer; one of speed 0 does not arrive."""
+    places = np.arange(10, 250, 10)
+    curves = 0.02 + 2.3 * np.exp(-speed * places / 100) * RNG.uniform(0.95, 1.05, (seeds, 24))
+    steps = 150 / speed * RNG.uniform(0.95, 1.05, seeds) if speed else np.full(seeds, np.inf)
+    return sweep.Best(np.array([0.1]), np.array([90.0]), 0.00123, steps, places, curves, {})
+
+
+def optimisers():
+    draw = import_module("experiments.history.optimisers").draw
+    one = {"SGD": best(0.0), "momentum": best(0.5), "Adam": best(1.0), "Muon": best(2.0)}
+    return draw({"GPT": one, "convnet": one}, {"GPT": 0.5, "convnet": 0.5})
+
+
+def regularisation():
+    module = import_module("experiments.history.regularisation")
+    names = ("early stopping", *module.METHODS)
+    deep = dict(zip(module.SIGMOID, (best(1.0), best(2.0), best(1.9)), strict=False))
+    return module.draw({name: 0.1 + 0.02 * RNG.random(8) for name in names}, deep, module.Config())
+
+
+def scaling():
+    x = 100 * 2.0 ** np.arange(5)
+    points = {what: (x, RNG.uniform(1, 1.3, (5, 3)) * x[:, None] ** -0.3, None) for what in ("images", "weights")}
+    points["operations"] = *points["weights"][:2], (np.outer([1, 2], x), np.full((2, 5), 0.4))
+    measured = dict.fromkeys(("mnist", "cifar10", "tiny_shakespeare"), points)
+    return import_module("experiments.history.scaling").draw(measured)
+
+
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 LONG = tuple(f"{k} black-footed ferret, Mustela nigripes $x^2$" for k in range(10))
 STRANGE = ("\n", " ", "\t", " the", "ing", "$", "$x$", "猫", "🙂", "\u200b", "Mustela-nigripes-and-more", "W" * 30, "")
@@ -262,6 +291,9 @@ BUILT = {
     "playground": playground,
     "dictionary": dictionary,
     "neocognitron": recognition,
+    "optimisers": optimisers,
+    "regularisation": regularisation,
+    "scaling": scaling,
     "one bubble": lambda: _charts.accuracy_against_operations({"a": (1.0, 70.0, 5_000_000)}),
 }
 

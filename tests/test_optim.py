@@ -95,3 +95,18 @@ def test_the_papers_momentum_has_the_rate_inside():
         update, state = tx.update(jnp.float32(gradient), state, jnp.float32(w))
         np.testing.assert_allclose(update, v, rtol=1e-6)
         w = w + v
+
+
+def test_max_norm_scales_back_only_the_units_beyond_it():
+    kernel, bias = 3 * drawn.normal(5, 4, seed=0), 9 * drawn.normal(4, seed=1)
+    params = {"kernel": kernel.at[:, 0].multiply(0.01), "bias": bias}
+    tx = optax.chain(optax.sgd(0.1), optim.within(2.0))
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    moved, free = optax.apply_updates(params, updates), jax.tree.map(lambda leaf: leaf - 0.1, params)
+    norms = jnp.linalg.norm(moved["kernel"], axis=0)
+    assert (norms <= 2 + 1e-5).all()
+    assert (norms > 1.99).sum() == 3
+    np.testing.assert_allclose(moved["kernel"][:, 0], free["kernel"][:, 0], rtol=1e-5)
+    np.testing.assert_allclose(moved["bias"], free["bias"])
+    cosine = (moved["kernel"] * free["kernel"]).sum(0) / norms / jnp.linalg.norm(free["kernel"], axis=0)
+    np.testing.assert_allclose(cosine, 1, rtol=1e-5)  # the direction stays

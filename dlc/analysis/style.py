@@ -82,22 +82,27 @@ def variation(pixels: Pixels) -> Float[Array, " B"]:
     return down + across
 
 
-def lbfgs(loss: Loss, pixels: Pixels, updates: int, memory: int = 10) -> Found:
-    """Minimises by L-BFGS with a line search, as [1] does. The search evaluates the loss at least once an update."""
-    tx = optax.lbfgs(memory_size=memory)
-    value_and_grad = optax.value_and_grad_from_state(loss)
+def lbfgs(loss: Loss, pixels: Pixels, updates: int, rate: float = 5.0, memory: int = 10) -> Found:
+    """Minimises by L-BFGS with a line search, as [1] does. The search evaluates the loss at least once an update.
+
+    The first step that it tries changes pixels by `rate`, in the root of the mean square.
+    """
+    tx = optax.lbfgs(memory_size=memory)  # whose first step has the length 1
+    start: Any = jnp.asarray(pixels, jnp.float32)
+    unit = rate * start.size**0.5
+    scaled = lambda place: loss(unit * place)  # noqa: E731
+    value_and_grad = optax.value_and_grad_from_state(scaled)
 
     def update(carry: Any, _: Any) -> tuple[Any, Any]:
-        pixels, state, count = carry
-        value, slope = value_and_grad(pixels, state=state)
-        change, state = tx.update(slope, state, pixels, value=value, grad=slope, value_fn=loss)
+        place, state, count = carry
+        value, slope = value_and_grad(place, state=state)
+        change, state = tx.update(slope, state, place, value=value, grad=slope, value_fn=scaled)
         more = optax.tree.get(state, "num_linesearch_steps")
-        return (pixels + change, state, count + more), (value, count)
+        return (place + change, state, count + more), (value, count)
 
-    start: Any = jnp.asarray(pixels, jnp.float32)
-    first: Any = (start, tx.init(start), jnp.int32(1))
+    first: Any = (start / unit, tx.init(start), jnp.int32(1))
     (found, *_), (losses, counts) = jax.lax.scan(update, first, length=updates)
-    return Found(found, losses, counts)
+    return Found(unit * found, losses, counts)
 
 
 def adam(loss: Loss, pixels: Pixels, updates: int, rate: Any) -> Found:

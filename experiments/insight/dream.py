@@ -72,7 +72,7 @@ def of_classes(config: Config, run: Run, subject: Subject) -> dict:
             liked = lambda pixels: saliency.of_class(label)(subject.apply(variables, pixels))  # noqa: E731
             return dream.ascend(liked, pixels, key, config.updates, RATE, **how)[0]
 
-        made[name] = run.clock.timed(f"dream of {name} images", jax.jit(ascend), subject.variables, start, keys[1])
+        made[name] = run.clock.timed("dream", jax.jit(ascend), subject.variables, start, keys[1])
     energy = jnp.sqrt(jnp.square(made["smooth"] - start).mean((1, 2, 3), keepdims=True))
     made["noise"] = jnp.clip(start + energy * jax.random.normal(keys[2], start.shape), 0, 255)
 
@@ -102,7 +102,7 @@ def on_photographs(config: Config, run: Run, subject: Subject) -> dict:
         def octaves(variables, pixels, key, name=name):
             return dream.octaves(dream.of_layer(subject.apply, variables, name), pixels, key, **how)
 
-        drawn[name] = made = run.clock.timed(f"dream of {name}", jax.jit(octaves), subject.variables, pixels, keys[0])
+        drawn[name] = made = run.clock.timed("dream", jax.jit(octaves), subject.variables, pixels, keys[0])
         energy = jnp.sqrt(jnp.square(made - pixels).mean((1, 2, 3), keepdims=True))
         noisy = jnp.clip(pixels + energy * jax.random.normal(keys[1], pixels.shape), 0, 255)
         liked = dream.of_layer(subject.apply, subject.variables, name)

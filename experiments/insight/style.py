@@ -78,7 +78,7 @@ def look(config: Config, run: Run, subject: Subject) -> dict:
             return method(lambda pixels: sum(losses(variables, pixels, content))[0], noise)
 
         draw = jax.jit(lambda variables, pairs: jax.lax.map(partial(one, variables), pairs))
-        return run.clock.timed(f"draw by {name}", draw, subject.variables, (contents, start))
+        return run.clock.timed("draw", draw, subject.variables, (contents, start))
 
     found = {"L-BFGS": by("L-BFGS", partial(style.lbfgs, updates=config.updates))}
     count, made = int(found["L-BFGS"].evaluations[:, -1].max()), found["L-BFGS"].pixels[:, 0]

@@ -46,7 +46,7 @@ class Config:
 
 SMOKE = Config(dataset="digits", updates=30)
 STARTS = 16  # images of noise for each class
-RATE = 4.0  # mean change of a pixel in the first update; it falls to zero
+RATE = 4.0  # mean change of a pixel in the first update, half as much on photographs; it falls to zero
 
 
 def train(config: Config, run: Run) -> dict:
@@ -95,7 +95,7 @@ def on_photographs(config: Config, run: Run, subject: Subject) -> dict:
     """Photographs changed so that a layer responds more strongly, and by how much it does."""
     maps = saliency.maps(subject.apply, subject.variables, subject.image[:1])
     keys, pixels = jax.random.split(jax.random.key(config.seed)), subject.image.astype(np.float32)
-    how = {"count": config.octaves, "updates": -(-config.updates // 4), "rate": RATE, "jitter": 8 * config.jitter}
+    how = {"count": config.octaves, "updates": -(-config.updates // 4), "rate": RATE / 2, "jitter": 8 * config.jitter}
     figures, drawn = {"images": len(pixels)}, {"photograph": pixels}
     for name in [features.known(name, maps) for name in config.maps] or maps[-2:]:
 
@@ -110,7 +110,7 @@ def on_photographs(config: Config, run: Run, subject: Subject) -> dict:
         figures |= {f"rise_of_{name}": (after / before).mean(), f"rise_by_noise_of_{name}": (noise / before).mean()}
         if (after <= noise).any():
             run.miss(f"{name} responds no more strongly to a dream than to noise of equal energy")
-    run.figure("dream", plot.sheet({name: plot.smaller(np.asarray(images), 120) for name, images in drawn.items()}))
+    run.figure("dream", plot.sheet({name: plot.smaller(np.asarray(images), 224) for name, images in drawn.items()}))
     return figures
 
 

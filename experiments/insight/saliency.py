@@ -4,7 +4,8 @@ Claim (mnist): without the 30 % of its pixels that a method finds most salient, 
 of the network's answer than without as many random ones, for each of seven methods.
 
 Source: `dlc/analysis/saliency.py` names the methods' papers; deletion is from Petsiuk, Das, Saenko 2018, "RISE:
-randomized input sampling for explanation of black-box models". What is deleted becomes grey. Edges know no network.
+randomized input sampling for explanation of black-box models". What is deleted becomes grey, and gradients are
+integrated from grey. The edges of an image, which know no network, are deleted as well.
 
 Expect: ...
 
@@ -73,7 +74,7 @@ def look(config: Config, run: Run, subject: Subject) -> dict:
         kept[name] = np.asarray(in_turn(subject.variables, (pixels, order)))
         pictures[name] = saliency.shaded(order[:DRAWN])
         last = kept[name][:, -1]
-        figures |= {f"kept_by_{name}": last.mean(), f"kept_by_{name}_standard_error": last.std() / len(last) ** 0.5}
+        figures |= {f"kept_by_{name}": last.mean(), f"kept_by_{name}_plus_minus": last.std() / len(last) ** 0.5}
     for name in kept.keys() - BASELINES.keys():
         if figures[f"kept_by_{name}"] >= figures["kept_by_random"]:
             run.miss(f"the pixels that {name} finds most salient count no more than random ones")
@@ -95,7 +96,7 @@ def methods(subject: Subject, seed: int) -> dict:
     found = {
         "gradient": by(saliency.gradient),
         "SmoothGrad": by(saliency.smooth, key),
-        "integrated": by(saliency.integrated),
+        "integrated": by(saliency.integrated, 127.5),
         "deconvnet": by(saliency.deconvnet),
         "guided": by(saliency.guided),
         "Grad-CAM": by(saliency.grad_cam, last),

@@ -212,14 +212,15 @@ def test_deletion_is_what_is_left_of_the_score():
     np.testing.assert_allclose(each[:, 0], [left[0, 1], left[1, 2]], rtol=1e-6)
 
 
-def test_what_is_cut_out_is_as_large_as_the_largest_box():
-    images = np.arange(2 * 5 * 6).reshape(2, 5, 6, 1)
-    inside = np.zeros((2, 5, 6), bool)
-    inside[0, 1:4, 2:5] = inside[1, 4:, 5:] = True
+def test_what_is_cut_out_is_as_large_as_the_largest_box_and_around_its_own():
+    images = np.arange(3 * 5 * 6).reshape(3, 5, 6, 1)
+    inside = np.zeros((3, 5, 6), bool)
+    inside[0, 1:4, 2:5] = inside[1, 4:, 5:] = inside[2, 2:3, 3:4] = True
     parts = saliency.cut(images, inside)
-    assert parts.shape == (2, 3, 3, 1)
+    assert parts.shape == (3, 3, 3, 1)
     np.testing.assert_array_equal(parts[0], images[0, 1:4, 2:5])
     np.testing.assert_array_equal(parts[1], images[1, 2:, 3:])
+    np.testing.assert_array_equal(parts[2], images[2, 1:4, 2:5])
 
 
 def test_importance_is_one_number_for_each_pixel_and_is_drawn_from_black_to_white():

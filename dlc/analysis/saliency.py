@@ -259,12 +259,16 @@ def deletion(
 
 
 def cut(images: Num[Array | np.ndarray, "B H W C"], inside: Bool[Array | np.ndarray, "B H W"]) -> np.ndarray:
-    """The parts of images that lie in boxes, as of `field`: all as large as the largest box, none beyond its image."""
+    """The parts of images around boxes, as of `field`: all as large as the largest box, and none beyond its image."""
     rows, columns = (np.any(inside, axis=axis) for axis in (2, 1))
     side = max(int(np.sum(seen, axis=1).max()) for seen in (rows, columns))
+
+    def first(seen: Any) -> int:
+        return int(np.clip(seen.argmax() + (seen.sum() - side) // 2, 0, max(len(seen) - side, 0)))
+
     parts = []
     for image, down, across in zip(np.asarray(images), np.asarray(rows), np.asarray(columns), strict=True):
-        top, left = (min(seen.argmax(), max(len(seen) - side, 0)) for seen in (down, across))
+        top, left = first(down), first(across)
         parts.append(image[top : top + side, left : left + side])
     return np.stack(parts)
 

@@ -135,9 +135,10 @@ def _descend(loss: Loss, pixels: Pixels, updates: int, tx: optax.GradientTransfo
     return Found(pixels, losses, 1 + jnp.arange(updates))
 
 
-def painting(size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
+def painting(size: int, channels: int = 3) -> UInt8[np.ndarray, "{size} {size} {channels}"]:
     """A made-up painting, for when there is none at hand: bands of blue and yellow that swirl."""
     y, x = np.mgrid[:size, :size] / size
     bend = 0.15 * np.sin(9 * x + 4 * np.sin(7 * y)) + 0.1 * np.sin(13 * y - 5 * x)
     band = 0.5 + 0.5 * np.sin(40 * (y + bend))[..., None]
-    return ((1 - band) * np.array([20, 50, 140]) + band * np.array([250, 220, 90])).astype(np.uint8)
+    both = (1 - band) * np.array([20, 50, 140]) + band * np.array([250, 220, 90])
+    return both[..., :channels].astype(np.uint8)

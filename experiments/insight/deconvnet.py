@@ -109,8 +109,8 @@ def beside(drawn: dict[str, list[np.ndarray]], patches: int) -> Figure:
     rows = figure.subplots(len(drawn), 2 * DRAWN, squeeze=False)
     for axes, (name, (images, projections)) in zip(rows, drawn.items(), strict=True):
         axes[0].set_ylabel(name, fontsize=plot.SMALL)
-        light = np.abs(projections).max((1, 2, 3), keepdims=True)
-        shown = images, 127.5 + 127.5 * projections / np.maximum(light, 1e-12)
+        light = np.quantile(np.abs(projections), 0.995, axis=(1, 2, 3), keepdims=True)
+        shown = images, 127.5 + 127.5 * np.clip(projections / np.maximum(light, 1e-12), -1, 1)
         for i, axis in enumerate(axes):
             some = shown[i % 2][i // 2 * patches :][:patches]
             axis.imshow(plot.mosaic(some, math.ceil(patches**0.5), 255), cmap="gray", vmin=0, vmax=255)

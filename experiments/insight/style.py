@@ -3,15 +3,14 @@
 Claim: from noise, at equal numbers of evaluations, L-BFGS leaves less of the loss than Adam and than gradient descent
 do at the best of their rates.
 
-Source: Gatys, Ecker, Bethge 2015, "A neural algorithm of artistic style": from white noise by L-BFGS; with VGG-19 the
-style is that of conv1_1 to conv5_1 and the content that of conv4_2. Here both losses are relative, so that other
-networks can take VGG's place, and a made-up painting is the style where no other is given.
+Source: Gatys, Ecker, Bethge 2015, "A neural algorithm of artistic style": by L-BFGS; with VGG-19 (--weights
+vgg19-dcbb9e9d.pth) from conv1_1 to conv5_1 and conv4_2. Both losses are relative, so that other networks can take its
+place; the total variation is a third. Without a painting a made-up one is the style.
 
 Expect: ...
 
     python -m experiments.insight.style
     python -m experiments.insight.style --weights compressed_SqueezeNet.net cat.png painting.jpg
-    python -m experiments.insight.style --weights vgg19-dcbb9e9d.pth cat.png painting.jpg
 """
 
 import math
@@ -42,6 +41,7 @@ class Config:
     maps: Shown[tuple[str, ...]] = ()  # layers to look into; for the style, and by default the paper's in VGG-19
     content: Shown[str | None] = None  # the layer of the content; by default the paper's, or one in the middle
     weight: Shown[Positive[float]] = 10.0  # of the style's loss, beside that of the content
+    smooth: Shown[NotNegative[float]] = 1.0  # weight of the total variation
     updates: Shown[Positive[int]] = 200  # steps of the pixels
     seed: NotNegative[int] = 0  # of all random numbers
 
@@ -63,8 +63,7 @@ def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
 def look(config: Config, run: Run, subject: Subject) -> dict:
     several = len(config.photographs) > 1
     contents = (subject.image[:-1] if several else subject.image[:CONTENTS]).astype(np.float32)
-    made_up = style.painting(subject.image.shape[1])[None, ..., : subject.image.shape[-1]]
-    painted = subject.image[-1:] if several else made_up
+    painted = subject.image[-1:] if several else style.painting(*subject.image.shape[2:])[None]
     chosen = layers(config, subject)
     start = 127.5 + 50 * jax.random.normal(jax.random.key(config.seed), contents.shape)
 
@@ -75,7 +74,8 @@ def look(config: Config, run: Run, subject: Subject) -> dict:
     def by(name, method):
         def one(variables, pair):
             content, noise = (each[None] for each in pair)
-            return method(lambda pixels: sum(losses(variables, pixels, content))[0], noise)
+            even = lambda pixels: config.smooth * style.variation(pixels)  # noqa: E731
+            return method(lambda pixels: (sum(losses(variables, pixels, content)) + even(pixels))[0], noise)
 
         draw = jax.jit(lambda variables, pairs: jax.lax.map(partial(one, variables), pairs))
         return run.clock.timed("draw", draw, subject.variables, (contents, start))

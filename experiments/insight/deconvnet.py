@@ -60,7 +60,7 @@ def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
 
 def look(config: Config, run: Run, subject: Subject) -> dict:
     maps = saliency.maps(subject.apply, subject.variables, subject.image[:1])
-    drawn, figures = {}, {}
+    drawn, figures = {}, dict[str, Any]()
     for name in [features.known(name, maps) for name in config.maps] or maps[-2:]:
         run.doing(f"looking into {name}")
         forward = saliency.layer(subject.apply, name)

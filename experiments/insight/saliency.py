@@ -55,7 +55,8 @@ def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
 
 
 def look(config: Config, run: Run, subject: Subject) -> dict:
-    pixels, kept, pictures, figures = subject.image[: config.examples], {}, {}, {}
+    pixels, figures = subject.image[: config.examples], dict[str, Any]()
+    pictures, kept = {"image": pixels[:DRAWN]}, {}
 
     def remaining(variables, found):
         answer = saliency.of_probability(subject.apply(variables, found[0]).argmax(-1))
@@ -79,7 +80,6 @@ def look(config: Config, run: Run, subject: Subject) -> dict:
         if figures[f"kept_by_{name}"] >= figures["kept_by_random"]:
             run.miss(f"the pixels that {name} finds most salient count no more than random ones")
     del pictures["random"]
-    pictures = {"image": pixels[:DRAWN], **pictures}
     run.figure("saliency", plot.sheet({name: plot.smaller(images, 120) for name, images in pictures.items()}))
     run.figure("deletion", curves(kept))
     return {"images": len(pixels), **figures}

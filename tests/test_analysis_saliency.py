@@ -197,3 +197,39 @@ def test_a_relu_inside_a_loop_is_said():
 def test_a_dense_network_has_no_pool_either():
     with pytest.raises(UserError, match="max-pooling"):
         saliency.deconvnet(*network(MLP((20,)), 8, 8, 1), SCORE)
+
+
+def test_deletion_is_what_is_left_of_the_score():
+    pixels = jnp.abs(drawn.normal(2, 4, 5, 1)) + 200
+    apply = lambda variables, pixels: pixels.sum((1, 2, 3))[:, None]  # noqa: E731
+    order = drawn.normal(2, 4, 5, seed=1)
+    left = saliency.deletion(apply, None, pixels, SCORE, order, (0.0, 0.5, 1.0))
+    assert left.shape == (2, 3)
+    np.testing.assert_allclose(left[:, 0], 1, rtol=1e-6)
+    assert (left[:, 1] < 1).all()
+    np.testing.assert_allclose(left[:, 2], 127.5 * 20 / pixels.sum((1, 2, 3)), rtol=1e-5)
+    each = saliency.deletion(apply, None, pixels, SCORE, order, jnp.array([[0.5, 1.0]]))
+    np.testing.assert_allclose(each[:, 0], [left[0, 1], left[1, 2]], rtol=1e-6)
+
+
+def test_what_is_cut_out_is_as_large_as_the_largest_box_and_around_its_own():
+    images = np.arange(3 * 5 * 6).reshape(3, 5, 6, 1)
+    inside = np.zeros((3, 5, 6), bool)
+    inside[0, 1:4, 2:5] = inside[1, 4:, 5:] = inside[2, 2:3, 3:4] = True
+    parts = saliency.cut(images, inside)
+    assert parts.shape == (3, 3, 3, 1)
+    np.testing.assert_array_equal(parts[0], images[0, 1:4, 2:5])
+    np.testing.assert_array_equal(parts[1], images[1, 2:, 3:])
+    np.testing.assert_array_equal(parts[2], images[2, 1:4, 2:5])
+
+
+def test_importance_is_one_number_for_each_pixel_and_is_drawn_from_black_to_white():
+    found = drawn.normal(2, 4, 6, 3)
+    order = saliency.importance(found, (4, 6))
+    np.testing.assert_allclose(order, np.abs(found).sum(-1), rtol=1e-6)
+    assert saliency.importance(order, (8, 12)).shape == (2, 8, 12)
+    shades = saliency.shaded(order)
+    assert shades.shape == (2, 4, 6, 1)
+    assert (shades.min((1, 2, 3)) == 0).all()
+    assert (shades.max((1, 2, 3)) == 255).all()
+    assert not saliency.edges(jnp.ones((1, 4, 4, 3))).any()

@@ -25,7 +25,7 @@ References:
     [7] Petsiuk, Das, Saenko 2018, "RISE: randomized input sampling for explanation of black-box models".
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -46,6 +46,11 @@ Map = Float[Array, "B H W C"]
 def of_class(label: Int[Array | np.ndarray, " B"] | int) -> Score:
     """The logit of the class `label`, one for all images or one for each."""
     return lambda logits: logits[jnp.arange(len(logits)), jnp.broadcast_to(jnp.asarray(label), len(logits))]
+
+
+def of_probability(label: Int[Array | np.ndarray, " B"] | int) -> Score:
+    """The probability of the class `label`, one for all images or one for each."""
+    return lambda logits: of_class(label)(jax.nn.softmax(logits))
 
 
 def of_unit(unit: Int[Array | np.ndarray, " B"]) -> Score:
@@ -70,9 +75,11 @@ def layer(apply: Apply, name: str) -> Apply:
 
 
 def maps(apply: Apply, variables: Any, pixels: Pixels) -> list[str]:
-    """The names of a Flax model's layers that return maps of several pixels, in their order."""
+    """The names of a Flax model's layers that return maps of several pixels, in their order; without dropout."""
     shapes = features.shapes(apply, variables, pixels)
-    return [name for name, shape in shapes.items() if len(shape) == 4 and shape[1] * shape[2] > 1]
+    return [
+        name for name, shape in shapes.items() if len(shape) == 4 and shape[1] * shape[2] > 1 and "Dropout" not in name
+    ]
 
 
 def gradient(apply: Apply, variables: Any, pixels: Pixels, score: Score) -> Map:
@@ -210,6 +217,11 @@ def field(apply: Apply, variables: Any, pixels: Pixels, score: Score) -> Bool[Ar
     return _between(seen.any(2))[:, :, None] & _between(seen.any(1))[:, None]
 
 
+def edges(pixels: Pixels) -> Float[Array, "B H W"]:
+    """How fast the brightness changes at each pixel: what an explanation that knows no network would mark."""
+    return jnp.hypot(*jnp.gradient(_float(pixels).mean(-1), axis=(1, 2)))
+
+
 def importance(found: Float[Array, "B H W *C"], size: tuple[int, int]) -> Float[Array, "B {size[0]} {size[1]}"]:
     """One number for each pixel: the sum of the absolute values of its channels; a map is resized to `size`."""
     if found.ndim == 4:
@@ -236,25 +248,27 @@ def deleted(pixels: Pixels, order: Float[Array, "B H W"], share: Any, fill: floa
 
 
 def deletion(
-    apply: Apply, variables: Any, pixels: Pixels, order: Float[Array, "B H W"], shares: Sequence[float]
+    apply: Apply, variables: Any, pixels: Pixels, score: Score, order: Float[Array, "B H W"], shares: Any
 ) -> Float[Array, "B S"]:
-    """What is left of the probability of the network's answer when each of `shares` of the pixels is deleted [7]."""
-    whole = jax.nn.softmax(apply(variables, _float(pixels)))
-    answer = of_class(whole.argmax(-1))
+    """What is left of the score when each of the `shares` of pixels, [S] or [S, B], is deleted [7]."""
 
-    def left(share: Any) -> Any:
-        return answer(jax.nn.softmax(apply(variables, deleted(pixels, order, share)))) / answer(whole)
+    def scored(share: Any) -> Any:
+        return score(apply(variables, deleted(pixels, order, share)))
 
-    return jax.lax.map(left, jnp.asarray(shares)).T
+    return jax.lax.map(scored, jnp.asarray(shares)).T / score(apply(variables, _float(pixels)))[:, None]
 
 
 def cut(images: Num[Array | np.ndarray, "B H W C"], inside: Bool[Array | np.ndarray, "B H W"]) -> np.ndarray:
-    """The parts of images that lie in boxes, as of `field`: all as large as the largest box, none beyond its image."""
+    """The parts of images around boxes, as of `field`: all as large as the largest box, and none beyond its image."""
     rows, columns = (np.any(inside, axis=axis) for axis in (2, 1))
     side = max(int(np.sum(seen, axis=1).max()) for seen in (rows, columns))
+
+    def first(seen: Any) -> int:
+        return int(np.clip(seen.argmax() + (seen.sum() - side) // 2, 0, max(len(seen) - side, 0)))
+
     parts = []
     for image, down, across in zip(np.asarray(images), np.asarray(rows), np.asarray(columns), strict=True):
-        top, left = (min(seen.argmax(), max(len(seen) - side, 0)) for seen in (down, across))
+        top, left = first(down), first(across)
         parts.append(image[top : top + side, left : left + side])
     return np.stack(parts)
 

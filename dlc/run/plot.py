@@ -255,6 +255,14 @@ def sheet(rows: dict[str, np.ndarray], stacks: int = 1) -> Figure:
     return figure
 
 
+def smaller(images: np.ndarray, side: int) -> np.ndarray:
+    """Images [N, H, W, C] as uint8, each pixel the mean of as many as it takes to be at most `side` high."""
+    k = -(-images.shape[1] // side)
+    H, W = (n // k for n in images.shape[1:3])
+    blocks = images[:, : H * k, : W * k].reshape(len(images), H, k, W, k, -1)
+    return np.rint(blocks.mean((2, 4))).astype(np.uint8)
+
+
 def mosaic(images: np.ndarray, columns: int, fill: float | int) -> np.ndarray:
     """Images [N, H, W, ...] side by side in one array, `columns` across, with a line of `fill` between them.
 

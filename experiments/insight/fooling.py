@@ -7,7 +7,9 @@ Source: Nguyen, Yosinski, Clune 2015, "Deep neural networks are easily fooled", 
 its section 2. Whole runs of MAP-Elites are one compiled program each. The paper's LeNet is the lecture's convnet here.
 Gradient ascent follows the logarithm of the confidence, by Adam, from an image of noise.
 
-Expect: about a minute on two CPU cores.
+Expect: the median digit is certain to one part in ten thousand after 71 ± 6 generations of pixels and 8 ± 1 of networks
+that draw (CPPN), over three runs; a second network agrees on two thirds of the former and on all of the latter. About
+a minute on two CPU cores.
 
     python -m experiments.insight.fooling
     python -m experiments.insight.fooling --seeds 10

@@ -13,7 +13,7 @@ Expect: about two minutes on two CPU cores.
     python -m experiments.insight.robustness --weights RUN
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -34,13 +34,13 @@ from dlc.tasks.subjects import Subject, given, trained
 @dataclass(frozen=True)
 class Config:
     dataset: Shown[Literal["mnist", "digits"]] = "mnist"  # the data set
-    epochs: Positive[int] = 3  # passes over the training set
+    epochs: Positive[int] = 6  # passes over the training set; of the network that trains on attacks
     epsilon: Shown[NotNegative[float]] = 0.25  # the largest change of a pixel, as a share of its range
     test_images: Shown[Positive[int]] = 500  # test images that are looked at
     seed: NotNegative[int] = 0  # of all random numbers
 
 
-SMOKE = Config(dataset="digits", epochs=1, test_images=50)
+SMOKE = Config(dataset="digits", epochs=2, test_images=50)
 PUBLISHED = {"softmax": (0.25, 0.999), "maxout": (0.25, 0.894)}  # epsilon and error
 SIZES, SHOWN = tuple(np.linspace(0, 0.4, 9).tolist()), (0.0, 0.1, 0.2, 0.3)
 
@@ -60,7 +60,7 @@ class Maxout(nn.Module):
 
 def train(config: Config, run: Run) -> dict:
     subject, dataset = trained(run, config.dataset), data.load(config.dataset)
-    epochs, classes = images.Epochs(config.epochs, 100, True, config.seed), len(dataset.classes)
+    epochs, classes = images.Epochs(2, 100, True, config.seed), len(dataset.classes)
     networks = {}
     for name, model in (("softmax", MLP((), classes)), ("maxout", Maxout(classes))):
         run.say(f"training {name} ...")
@@ -68,23 +68,24 @@ def train(config: Config, run: Run) -> dict:
     networks["convnet"] = subject.model, subject.variables
     run.say("training the convnet on attacks ...")
     task = images.Task(dataset, subject.model, subject.prepare)
-    on_attacks = images.learn(task, optax.adam(1e-3), epochs, attacked(subject, config.epsilon), subject.variables)
+    loss, epochs = attacked(subject, config.epsilon), replace(epochs, epochs=config.epochs)
+    on_attacks = images.learn(task, optax.adam(2e-3), epochs, loss, subject.variables)
     networks["convnet, on attacks"] = subject.model, on_attacks
 
     found = measured(config, run, subject, networks)
     for name in PUBLISHED:
         if found[f"{name}_fgsm_error"] < 0.8:
             run.miss(f"{name} errs on {found[f'{name}_fgsm_error']:.1%} of the attacked images, on less than 80 %")
-    if found["convnet_on_attacks_pgd_error"] > 0.179:
+    if found["convnet_on_attacks_fgsm_error"] > 0.179:
         run.miss("the convnet that has trained on attacks errs on more than 17.9 % of the attacked images")
     run.facts |= {"dataset": subject.name, "test_images": config.test_images}
     return found
 
 
 def attacked(subject: Subject, epsilon: float) -> Any:
-    """The loss on what five steps of PGD, from a random point of the ball, make of a batch."""
+    """The loss on what two steps of PGD, from a random point of the ball, make of a batch."""
     plain = losses.classify(subject.model, subject.prepare)
-    how = adversarial.Descent(5, 2.5 * epsilon / 5)
+    how = adversarial.Descent(2, 0.75 * epsilon)
 
     def loss_fn(params: Any, aux: Any, batch: Any, key: Any) -> Any:
         fixed = {"params": jax.lax.stop_gradient(params), **(aux or {})}
@@ -102,7 +103,6 @@ def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
 def measured(config: Config, run: Run, subject: Subject, networks: dict[str, tuple[Any, Any]]) -> dict:
     """The error of networks under attacks of all sizes, and the figure of it."""
     pixels, label = subject.image[: config.test_images].astype(np.float32), subject.label[: config.test_images]
-    run.say("attacking all of them ...")
     errors, pictures = {}, {}
     for name, (model, variables) in networks.items():
         apply = lambda v, x, model=model: model.apply(v, subject.prepare(x))  # noqa: E731

@@ -60,9 +60,6 @@ def trains(experiment):
     return not shows(experiment) and (
         hasattr(experiment, "optax") or experiment.__name__ == "experiments.imagenet.train"
     )
-    """Whether it leaves a trained network, which `show` can show. Others only measure how networks learn."""
-    named = experiment.__name__ == "experiments.imagenet.train"
-    return named or (hasattr(experiment, "optax") and hasattr(experiment, "show"))
 
 
 def reads_data(experiment):
@@ -91,9 +88,6 @@ def test_smoke(module, tmp_path):
         assert np.mean(figures[name] if name in figures else learnt[-1]) < bound
     pictures_at_least = 1 if shows(experiment) else 2 if "attention" in module else 3 if reads_data(experiment) else 1
     assert len(list(tmp_path.rglob("*.png"))) >= pictures_at_least
-    assert len(list(tmp_path.rglob("*.png"))) >= (
-        2 if "attention" in module else 3 if reads_data(experiment) and trains(experiment) else 1
-    )
     if trains(experiment):  # what was trained can be shown without training
         folder = here.parts[-1].folder if here.parts else tmp_path
         later = Run()
@@ -118,8 +112,7 @@ def test_form(module):
         assert experiment.SMOKE.dataset in (*OFFLINE, *text.OFFLINE)
     else:
         assert shows(experiment) or experiment.SMOKE.made_up
-    named = [experiment.SMOKE.dataset] if reads_data(experiment) else getattr(experiment.SMOKE, "datasets", [])
-    assert set(named) <= {*OFFLINE, *text.OFFLINE} if named else experiment.SMOKE.made_up
+    assert set(getattr(experiment.SMOKE, "datasets", ())) <= {*OFFLINE, *text.OFFLINE}
     assert f"python -m {module}" in experiment.__doc__
     claim, about = launch.claim_of(experiment), launch.subject_of(experiment)
     assert claim

@@ -68,7 +68,7 @@ def overlaps(units, loads, wrong, keys):
         of_patterns, of_cues = jax.random.split(key)
         patterns = jax.random.rademacher(of_patterns, (max(loads), units), jnp.float32)
         rank = jax.random.permutation(of_cues, units)
-        cues = patterns[0] * jnp.where(rank < jnp.rint(jnp.array(wrong)[:, None] * units), -1, 1)
+        cues = patterns[:1] * jnp.where(rank[None] < jnp.rint(jnp.array(wrong)[:, None] * units), -1, 1)
         return recalled(learnt(patterns * (jnp.arange(max(loads)) < load)[:, None]), cues) @ patterns[0] / units
 
     every = jax.jit(lambda loads: jax.lax.map(lambda load: jax.vmap(one, (None, 0))(load, keys), loads))

@@ -59,7 +59,7 @@ def gratings_for(config: Config, model: Any, variables: dict) -> tuple:
 def examined(config: Config, model: Any, variables: dict) -> dict:
     """The first layer's filters [h, w, C, U], and by kind the tuning curves [U, O] of the network and its controls."""
     name, images = gratings_for(config, model, variables)
-    kernel = variables["params"][name]["kernel"]
+    kernel = np.asarray(variables["params"][name]["kernel"])
 
     @jax.jit
     def curves(variables):
@@ -75,8 +75,8 @@ def examined(config: Config, model: Any, variables: dict) -> dict:
         k: [tuning.at_best_frequency(curves(one)) for one in some] for k, some in zip(KINDS, networks, strict=True)
     }
     awake = {kind: [each[tuning.responsive(each)] for each in some] for kind, some in found.items()}
-    scaled = (kernel - kernel.min((0, 1, 2))) / (kernel.max((0, 1, 2)) - kernel.min((0, 1, 2)))
-    return {"filters": np.asarray(scaled)[..., tuning.responsive(found["trained"][0])], **awake}
+    scaled = (kernel - np.min(kernel, (0, 1, 2))) / np.ptp(kernel, (0, 1, 2))
+    return {"filters": scaled[..., tuning.responsive(found["trained"][0])], **awake}
 
 
 def report(run: Run, every: dict) -> dict:

@@ -7,8 +7,7 @@ Source: Rosenblatt 1958, "The perceptron: a probabilistic model for information 
 His machine had 20 x 20 cells and 512 association units, wired at random. The bound, with R the longest input, is
 Novikoff's of 1962, and the average of the weights that of Freund, Schapire 1999: see `dlc/analysis/perceptron.py`.
 
-Expect: 32 of 45 pairs of digits are separated, with at most 0.11 of the bound; errors of 7.50 ± 0.04 % from the retina
-and 4.40 ± 0.21 % from 2,048 association units, with averages; half a minute.
+Expect: 32 of 45 pairs separated; errors of 7.50 ± 0.04 % from the retina, 4.40 ± 0.21 % from 2,048 association units.
 
     python -m experiments.history.perceptron
     python -m experiments.history.perceptron --association 4096 --epochs 1

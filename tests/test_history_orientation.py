@@ -33,5 +33,5 @@ def test_given_weights_are_examined():
 
 
 def test_weights_without_filters_are_one_sentence():
-    with pytest.raises(UserError, match=r"^MLP has no convolutions of images of 28 x 28 pixels$"):
+    with pytest.raises(UserError, match=r"^MLP has no convolutions of images: give"):
         orientation.show(SMALL, Run(), *given(MLP()))

@@ -40,10 +40,10 @@ def test_the_answer_does_not_depend_on_the_place(silent):
 
 
 FIELDS = {
-    "on_centre": "--- -+- ---",
+    "on centre": "--- -+- ---",
     "bar": "-+- -+- -+-",
     "compactness": "+++ +++ +++",
-    "something_else": "+-+ --- ---",
+    "something else": "+-+ --- ---",
 }
 
 

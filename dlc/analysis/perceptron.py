@@ -40,7 +40,7 @@ def learn(
     def look(state: Any, example: Any) -> Any:
         (weights, later, time), (inputs, right) = state, example
         answer = jnp.argmax(weights @ inputs)
-        change = (jax.nn.one_hot(right, classes) - jax.nn.one_hot(answer, classes))[:, None] * inputs
+        change = jnp.outer(jax.nn.one_hot(right, classes) - jax.nn.one_hot(answer, classes), inputs)
         return (weights + change, later + time * change, time + 1), answer != right
 
     def block(state: Any, rows: Any) -> Any:

@@ -70,12 +70,12 @@ def selectivity(responses: Float[Values, "U O"]) -> tuple[Float[np.ndarray, " U"
     return np.rad2deg(np.angle(mean)) / 2 % 180, abs(mean)
 
 
-def shuffled(key: Key[Array, ""], kernel: Float[Array, "KH KW C U"]) -> Float[Array, "KH KW C U"]:
+def shuffled(key: Key[Array, ""], kernel: Float[Values, "KH KW C U"]) -> Float[Array, "KH KW C U"]:
     """Filters whose pixels are in random order, another one for each filter and the same for all its channels."""
     places = jax.random.permutation(
         key, jnp.tile(jnp.arange(kernel[..., 0, 0].size)[:, None], kernel.shape[3]), 0, True
     )
-    pixels = kernel.reshape(-1, *kernel.shape[2:])
+    pixels = jnp.reshape(kernel, (-1, *kernel.shape[2:]))
     return jnp.take_along_axis(pixels, places[:, None], axis=0).reshape(kernel.shape)
 
 

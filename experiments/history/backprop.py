@@ -54,11 +54,11 @@ def forward(params, x, label):
     """The cross-entropy of a multi-layer perceptron, each layer's input, and the derivative by its output."""
     inputs = [x]
     for weight, bias in params[:-1]:
-        inputs.append(jnp.maximum(inputs[-1] @ weight + bias, 0))
+        inputs.append(jnp.maximum(inputs[-1] @ weight + bias[None], 0))
     weight, bias = params[-1]
-    powers = jnp.exp(inputs[-1] @ weight + bias)
+    powers = jnp.exp(inputs[-1] @ weight + bias[None])
     probability = powers / powers.sum(1, keepdims=True)
-    right = label[:, None] == np.arange(len(bias))
+    right = label[:, None] == np.arange(len(bias))[None]
     return -(right * jnp.log(probability)).sum(1).mean(), inputs, (probability - right) / len(x)
 
 

@@ -17,6 +17,7 @@ Expect: 40 units recall 5 patterns in 99 % of sets; overlaps fall below 0.9 at 0
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -36,13 +37,13 @@ CUE = 0.1  # the same for larger nets
 
 @dataclass(frozen=True)
 class Config:
-    units: Positive[int] = 40  # in the net that is cued with more and more errors
-    sizes: Some[tuple[Positive[int], ...]] = (40, 160, 640)  # units of the nets that learn more and more patterns
+    units: Literal[*range(10, 201, 10)] = 40  # in the net that is cued with more and more errors
+    nets: Some[tuple[Positive[int], ...]] = (40, 160, 640)  # units of the nets that learn more and more patterns
     sets: Positive[int] = 400  # random sets of patterns
     seed: NotNegative[int] = 0  # of all random numbers
 
 
-SMOKE = Config(sizes=(40, 80), sets=20)
+SMOKE = Config(nets=(40, 80), sets=20)
 
 
 def learnt(patterns):
@@ -68,7 +69,7 @@ def overlaps(units, loads, wrong, keys):
         of_patterns, of_cues = jax.random.split(key)
         patterns = jax.random.rademacher(of_patterns, (max(loads), units), jnp.float32)
         rank = jax.random.permutation(of_cues, units)
-        cues = patterns[0] * jnp.where(rank < jnp.rint(jnp.array(wrong)[:, None] * units), -1, 1)
+        cues = patterns[:1] * jnp.where(rank[None] < jnp.rint(jnp.array(wrong)[:, None] * units), -1, 1)
         return recalled(learnt(patterns * (jnp.arange(max(loads)) < load)[:, None]), cues) @ patterns[0] / units
 
     every = jax.jit(lambda loads: jax.lax.map(lambda load: jax.vmap(one, (None, 0))(load, keys), loads))
@@ -76,16 +77,15 @@ def overlaps(units, loads, wrong, keys):
 
 
 def train(config: Config, run: Run) -> dict:
-    n, keys = config.units, seed_keys(config.seed, config.sets)
-    limit, loads = n / (2 * math.log(n)), np.arange(1, n // 2 + 1)
-    exact = (run.clock.timed("recall", overlaps, n, loads, WRONG, keys) == 1).mean(1)
+    n, limit, keys = config.units, config.units / (2 * math.log(config.units)), seed_keys(config.seed, config.sets)
+    exact = (run.clock.timed("recall", overlaps, n, np.arange(1, n // 2 + 1), WRONG, keys) == 1).mean(1)
     found, lost = {}, {}
-    for units in config.sizes:
+    for units in config.nets:
         some = np.unique(np.rint(units * np.linspace(0.025, 0.3, 12)).astype(int))
         overlap = run.clock.timed("recall", overlaps, units, some, (CUE,), keys[: max(8, 40 * config.sets // units)])
         found[units] = some / units, overlap[..., 0]
         lost[f"load_of_{units}_units"] = np.interp(-0.9, -found[units][1].mean(1), some / units)
-    if exact[int(limit) - 1, 0] < 0.5 or not 0.11 < lost[f"load_of_{max(config.sizes)}_units"] < 0.2:
+    if exact[int(limit) - 1, 0] < 0.5 or not 0.11 < lost[f"load_of_{max(config.nets)}_units"] < 0.2:
         run.miss("the capacity is not what theory predicts")
     run.figure("hebb", slide(exact, limit, found, letters(config.seed)))
     return {"limit": limit, "recalled_at_limit": exact[int(limit) - 1, 0], **lost}

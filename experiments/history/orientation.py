@@ -13,6 +13,7 @@ Expect: TODO
     python -m experiments.history.orientation --weights compressed_SqueezeNet.net
 """
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +31,7 @@ from dlc.run.run import Run
 from dlc.tasks import subjects
 from dlc.train import seed_keys
 
-SIDE, PHASES, EXAMPLES = 28, 8, 8  # of images, of gratings, units in the figure
-FREQUENCIES = np.geomspace(0.05, 0.4, 6)  # periods a pixel
+FREQUENCIES, EXAMPLES = np.geomspace(0.05, 0.4, 6), 8  # periods a pixel; units in the figure
 KINDS = {"trained": plot.COLORS[1], "shuffled": plot.COLORS[0], "untrained": plot.COLORS[6]}
 
 
@@ -47,19 +47,19 @@ SMOKE = Config(networks=("digits",), orientations=8, controls=3)
 
 
 def gratings_for(config: Config, model: Any, variables: dict) -> tuple:
-    """The name of the first layer of a convolutional network, and gratings for its channels."""
+    """The name of the first layer of a convolutional network, and gratings of a size that it takes."""
     channels = min((leaf.shape[2] for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim == 4), default=0)
-    images = tuning.gratings(SIDE, FREQUENCIES, config.orientations, PHASES).repeat(channels, -1)
-    try:
-        return next(iter(features.shapes(model.apply, variables, images[0, 0]))), images
-    except (TypeError, ValueError, FlaxError):
-        raise UserError(f"{type(model).__name__} has no convolutions of images of {SIDE} x {SIDE} pixels") from None
+    for side in (28, 48, 224):
+        images = tuning.gratings(side, FREQUENCIES, config.orientations, phases=8).repeat(channels, -1)
+        with contextlib.suppress(TypeError, ValueError, FlaxError):
+            return next(iter(features.shapes(model.apply, variables, images[0, 0]))), images
+    raise UserError(f"{type(model).__name__} has no convolutions of images: give the weights of another network")
 
 
 def examined(config: Config, model: Any, variables: dict) -> dict:
     """The first layer's filters [h, w, C, U], and by kind the tuning curves [U, O] of the network and its controls."""
     name, images = gratings_for(config, model, variables)
-    kernel = variables["params"][name]["kernel"]
+    kernel = np.asarray(variables["params"][name]["kernel"])
 
     @jax.jit
     def curves(variables):
@@ -75,8 +75,8 @@ def examined(config: Config, model: Any, variables: dict) -> dict:
         k: [tuning.at_best_frequency(curves(one)) for one in some] for k, some in zip(KINDS, networks, strict=True)
     }
     awake = {kind: [each[tuning.responsive(each)] for each in some] for kind, some in found.items()}
-    scaled = (kernel - kernel.min((0, 1, 2))) / (kernel.max((0, 1, 2)) - kernel.min((0, 1, 2)))
-    return {"filters": np.asarray(scaled)[..., tuning.responsive(found["trained"][0])], **awake}
+    scaled = (kernel - np.min(kernel, (0, 1, 2))) / np.ptp(kernel, (0, 1, 2))
+    return {"filters": scaled[..., tuning.responsive(found["trained"][0])], **awake}
 
 
 def report(run: Run, every: dict) -> dict:

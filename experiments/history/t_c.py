@@ -8,7 +8,7 @@ Both letters have five cells, at the same distances from each other. Here opposi
 are alike. The cells where a field has its rarer sign say its kind: the centre, a straight line of two or three (bar),
 at most one at the edge (compactness). Which is learnt depends on whether units that see nothing may speak.
 
-Expect: TODO
+Expect: 89 % of the nets tell T from C if all units speak, 99 % if only those do that see; half a minute.
 
     python -m experiments.history.t_c
     python -m experiments.history.t_c --seeds 100
@@ -30,7 +30,7 @@ from dlc.train import seed_keys
 T, C = np.array([[[1, 1, 1], [0, 1, 0], [0, 1, 0]], [[1, 1, 0], [1, 0, 0], [1, 1, 0]]])
 SIDE = 5  # of the retina
 BARS = "012 345 678 036 147 258 048 246 01 12 34 45 67 78 03 36 14 47 25 58 04 48 24 46 13 15 37 57".split()  # cells
-KINDS = ("on_centre", "bar", "compactness", "something_else")
+KINDS = ("on centre", "bar", "compactness", "something else")
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,7 @@ def train(config: Config, run: Run) -> dict:
     one = np.r_[0:4, 100:104]  # both letters at one place, which training sees
     learn = jax.jit(jax.vmap(lambda key, silent: learnt(config, key, seen[one], is_t[one], silent), (0, None)))
     tell = jax.jit(jax.vmap(lambda net, silent: ((answer(net, seen, silent) > 0.5) == is_t).all(), (0, None)))
-    run.facts["seeds"] = config.seeds
-    shares, told, shown = {}, {}, []
+    shares, told, shown, run.facts["seeds"] = {}, {}, [], config.seeds
     for silent, name in enumerate(("all_units", "seeing_units")):
         first, last = run.clock.timed("train", learn, seed_keys(config.seed, config.seeds), silent)
         for when, net in (("drawn", first), (name, last)):
@@ -99,7 +98,7 @@ def train(config: Config, run: Run) -> dict:
     if any(told[name] < 0.8 or shares[name][3] > 0.5 for name in tuple(shares)[1:]):
         run.miss("less than 80 % of the nets tell T from C, or less than half have one of the three kinds of fields")
     run.figure("t_c", slide(shown, shares))
-    found = {f"{name}_{what}": share for name, row in shares.items() for what, share in zip(KINDS, row, strict=True)}
+    found = {f"{n}_{k}".replace(" ", "_"): x for n, row in shares.items() for k, x in zip(KINDS, row, strict=True)}
     return {f"{name}_told": share for name, share in told.items()} | found
 
 
@@ -112,11 +111,10 @@ def slide(shown: list, shares: dict) -> Figure:
     figure, rows = plot.canvas(9.6, 4.4), np.arange(5) * 4 + 1
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.6, 1))
     left.imshow(tiles.swapaxes(1, 2).reshape(20, 32), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
-    left.set(
-        frame_on=False, xticks=(), yticks=rows, yticklabels=("T and C", *(kind.replace("_", " ") for kind in KINDS))
-    )
-    for move, (label, share), color in zip((-1, 0, 1), shares.items(), plot.COLORS[6::-3], strict=True):
-        bars = right.barh(rows[1:] + move, 100 * share, 0.9, color=color, label=label.replace("_", " "))
+    left.set(frame_on=False, xticks=(), yticks=rows, yticklabels=("T and C", *KINDS))
+    labels = ("before training", "all units speak", "only units that see speak")
+    for move, share, label, color in zip((-1, 0, 1), shares.values(), labels, plot.COLORS[6::-3], strict=True):
+        bars = right.barh(rows[1:] + move, 100 * share, 0.9, color=color, label=label)
         right.bar_label(bars, fmt="%.0f %%", fontsize=9, padding=2)
     right.set(xlabel="receptive fields (%)", xlim=(0, 115))
     figure.legend(loc="outside upper right", ncols=3, frameon=False, fontsize=9)

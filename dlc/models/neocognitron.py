@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 SPREAD = 40.0  # sum of the weights of a C-cell: one active S-cell in the middle of its area nearly saturates it
@@ -56,7 +57,7 @@ def _windows(u: Float[Array, "B H W C"], side: int, stride: int = 1) -> Float[Ar
     """The area around each cell; beyond the border all is zero."""
     low, (_, H, W, _) = (side - 1) // 2, u.shape
     u = jnp.pad(u, ((0, 0), (low, side - 1 - low), (low, side - 1 - low), (0, 0)))
-    rows, columns = (jnp.arange(0, size, stride)[:, None] + jnp.arange(side) for size in (H, W))
+    rows, columns = (np.arange(0, size, stride)[:, None] + np.arange(side) for size in (H, W))
     return u[:, rows][:, :, :, columns].transpose(0, 1, 3, 2, 4, 5)
 
 

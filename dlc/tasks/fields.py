@@ -54,6 +54,7 @@ def perceptron(x: Any, label: Any, passes: int = 10) -> Any:
         w = w + change[:, None] * x[i][None]
         return (w, total + w), None
 
+    x, label = jnp.asarray(x), jnp.asarray(label)
     zero = jnp.zeros((10, x.shape[1]))
     (_, total), _ = jax.lax.scan(learn, (zero, zero), jnp.arange(passes * len(x)) % len(x))
     return total / (passes * len(x))

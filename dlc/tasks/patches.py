@@ -88,7 +88,7 @@ def minimised(loss: Any, params: Any, rows: Any, key: Any, rate: float) -> Any:
     return jax.lax.scan(step, init(params, tx, key), rows)[0].params
 
 
-def auto_encoder(x: Any, key: Any, count: int, steps: int = 3000, price: float = 1.0) -> Any:
+def auto_encoder(x: Any, key: Any, count: int, steps: int = 8000, price: float = 2.0) -> Any:
     """Atoms [K, D] of an auto-encoder with ReLU units whose mean activity has a price: |x - h D|² + price |h|."""
     one, two, three = jax.random.split(key, 3)
     d = x.shape[1]

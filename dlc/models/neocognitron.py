@@ -6,8 +6,8 @@ area of one S-plane.
 What is Fukushima's: the responses of S- and C-cells with their shunting inhibition, learning only where a cell wins,
 the amounts by which the winner's weights grow, and that all cells of a plane share them. What is simpler here: winners
 are sought at the most active places one after another, instead of in overlapping columns of all planes at once; and
-each layer learns after the one before it, in one pass. A new plane begins where no plane responds, as in his later
-versions; in 1980 all planes began with small random weights.
+each layer learns after the one before it, in one pass, with a gain at which one lesson is enough. A new plane begins
+where no plane responds, as in his later versions; in 1980 all planes began with small random weights.
 
 Glossary: B batch, N patterns, H W height and width, C planes of the layer before, K planes, h window.
 

@@ -3,8 +3,8 @@
 Claim: digits shifted by 4 pixels are recognised at least 0.8 times as often as unshifted ones; a perceptron guesses.
 
 Source: Fukushima 1980, "Neocognitron: a self-organizing neural network model for a mechanism of pattern recognition
-unaffected by shift in position". dlc/models/neocognitron.py says what is his and what is simpler. His five digits of
-16 x 16 pixels are handwritten ones here, of 14 x 14 pixels in a field of 28 x 28. Labels are used only after learning,
+unaffected by shift in position". dlc/models/neocognitron.py says what is his and what is simpler. His patterns of
+16 x 16 pixels are handwritten digits here, of 14 x 14 pixels in a field of 28 x 28. Labels are used only after learning,
 to name each plane of the last layer after digits that it wins. The perceptron (Rosenblatt 1958) sees the same digits.
 
 Expect: a few minutes on two CPU cores.

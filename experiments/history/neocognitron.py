@@ -4,10 +4,10 @@ Claim: digits shifted by 4 pixels are recognised at least 0.8 times as often as 
 
 Source: Fukushima 1980, "Neocognitron: a self-organizing neural network model for a mechanism of pattern recognition
 unaffected by shift in position". dlc/models/neocognitron.py says what is his and what is simpler. His patterns of
-16 x 16 pixels are handwritten digits here, of 14 x 14 pixels in a field of 28 x 28. Labels are used only after learning,
-to name each plane of the last layer after digits that it wins. The perceptron (Rosenblatt 1958) sees the same digits.
+16 x 16 pixels are handwritten digits here, of 14 x 14 pixels in a field of 28 x 28. Labels are used only afterwards, to
+name each plane of the last layer after digits that it wins. The perceptron (Rosenblatt 1958) sees the same digits.
 
-Expect: a few minutes on two CPU cores.
+Expect: 78.67 ± 4.00 % unshifted and 73.56 ± 2.36 % shifted; the perceptron 90.11 ± 0.51 % and less than by guessing.
 
     python -m experiments.history.neocognitron
     python -m experiments.history.neocognitron --examples 200
@@ -100,16 +100,16 @@ def draw(layers: list, names: np.ndarray, x: np.ndarray, right: np.ndarray) -> F
     figure = plot.canvas(10.2, 7.0)
     above, below = figure.subfigures(2, 1, height_ratios=(1.5, 1))
     axes = above.subplots(2, 6, width_ratios=(1, 1.5, 1.5, 1.5, 1.5, 1))
-    for row, pixels in zip(axes, (0, 5), strict=True):
+    for row, pixels in zip(axes, (0, FAR), strict=True):
         seen = jnp.roll(x[:1], (pixels, -pixels), (1, 2))
         found = [np.asarray(each[0]) for each in (seen, *cascade(STAGES, layers, seen))]
         for axis, planes, title in zip(row, found, ("input", "S1", "C1", "S2", "C2"), strict=False):
             tiles = plot.mosaic(np.moveaxis(planes[..., :24], -1, 0), 6, fill=np.nan)
             axis.imshow(tiles, cmap="Greys", vmin=0)
-            axis.set(title=title, xticks=[], yticks=[])
+            axis.set(title=title, xticks=[], yticks=[], facecolor="lightsteelblue")
         best = [found[6][0, 0][names == k].max(initial=0) for k in range(10)]
         row[5].barh(range(10), best, color=plot.INK)
-        row[5].set(yticks=range(10), ylim=(9.6, -0.6), xticks=[], title="C3")
+        row[5].set(yticks=range(10), ylim=(9.6, -0.6), xticks=[], title="C3, best of each")
     parts = np.split(100 * right, [len(SHIFTS)], axis=2)
     ends = ((SHIFTS, parts[0], "shift (pixels)"), (DEFORMATIONS, parts[1], "deformation (pixels)"))
     for axis, (pixels, part, label) in zip(below.subplots(1, 2), ends, strict=True):

@@ -16,7 +16,7 @@ unaffected by shift in position"; new planes: Fukushima 2003, "Neocognitron for 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -123,7 +123,7 @@ def grow(u: Float[Array, "N H W C"], stage: Stage) -> Planes:
         seen = _windows(pattern[None], h)[0]
         active = activity(seen)
 
-        def learn_place(_: int, carried: tuple[Planes, Array]) -> tuple[Planes, Array]:
+        def learn_place(_: Any, carried: tuple[Planes, Array]) -> tuple[Planes, Array]:
             planes, free = carried
             best = jnp.argmax(active * free)
             y, x = best // W, best % W

@@ -27,11 +27,11 @@ SPREAD = 40.0  # sum of the weights of a C-cell: one active S-cell in the middle
 
 
 class Planes(NamedTuple):
-    """The weights of an S-layer. Of K planes the first `count` are in use; the others are zero and never respond."""
+    """The weights of an S-layer. Of K planes the first `used` are in use; the others are zero and never respond."""
 
     excitatory: Float[Array, "K h h C"]
     inhibitory: Float[Array, " K"]
-    count: Int[Array, ""]
+    used: Int[Array, ""]
 
 
 class Stage(NamedTuple):
@@ -53,7 +53,7 @@ def decay(side: int, planes: int = 1) -> Float[Array, "h h"]:
     return weights / weights.sum() / planes
 
 
-def _windows(u: Float[Array, "B H W C"], side: int, stride: int = 1) -> Float[Array, "B H W h h C"]:
+def _windows(u: Float[Array, "B H W C"], side: int, stride: int = 1) -> Float[Array, "B Y X h h C"]:
     """The area around each cell; beyond the border all is zero."""
     low, (_, H, W, _) = (side - 1) // 2, u.shape
     u = jnp.pad(u, ((0, 0), (low, side - 1 - low), (low, side - 1 - low), (0, 0)))
@@ -129,13 +129,13 @@ def grow(u: Float[Array, "N H W C"], stage: Stage) -> Planes:
             y, x = best // W, best % W
             here, strength = seen[y, x], active[y, x] * free[y, x]
             answer = respond(planes, here, stage.selectivity)
-            winner = jnp.where(answer.max() > 0, jnp.argmax(answer), planes.count)
+            winner = jnp.where(answer.max() > 0, jnp.argmax(answer), planes.used)
             gain = jnp.where((strength > 0) & (winner < stage.planes), stage.gain, 0.0)
             winner = jnp.minimum(winner, stage.planes - 1)
             planes = Planes(
                 planes.excitatory.at[winner].add(gain * shares * here),
                 planes.inhibitory.at[winner].add(gain / 2 * strength),
-                jnp.maximum(planes.count, jnp.where(gain > 0, winner + 1, 0)),
+                jnp.maximum(planes.used, jnp.where(gain > 0, winner + 1, 0)),
             )
             near = jnp.maximum(jnp.abs(row - y), jnp.abs(column - x)) <= h // 2
             return planes, free & ~near

@@ -54,7 +54,9 @@ def train(config: Config, run: Run) -> dict:
         raise UserError(f"--patches must be at least --atoms, but {config.patches} is less than {config.atoms}")
     dataset = data.load(config.dataset)
     run.facts |= {"dataset": dataset.name, "source": dataset.source, "seeds": config.seeds}
-    left, angles, shown = {}, [], {}
+    left: dict = {}
+    shown: dict = {}
+    angles = []
     for seed in range(config.seed, config.seed + config.seeds):
         raw, x, held, (grid, label) = patches.prepared(dataset.train, dataset.test, config.patches, seed)
         key = jax.random.key(seed)
@@ -88,7 +90,7 @@ def train(config: Config, run: Run) -> dict:
 
 def draw(config: Config, shown: dict, left: dict, angle: float) -> Figure:
     figure = plot.canvas(10.2, 6.2)
-    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.35))
+    above, below = np.ravel(figure.subfigures(2, 1, height_ratios=(1, 1.35)))
     for axis, name in zip(above.subplots(1, len(LEARNT)), LEARNT, strict=True):
         draw_atoms(axis, shown[name][:64], 8)
         axis.set_title(name, fontsize=10)

@@ -51,8 +51,7 @@ FAR = 4  # pixels; the shift of which the claim speaks
 last = jax.jit(lambda layers, u: cascade(STAGES, layers, u)[-1])
 
 
-def answer(layers: list, x: np.ndarray) -> np.ndarray:
-    """What the last C-layer answers to patterns [N, H, W, C]."""
+def answer(layers: list, x: np.ndarray) -> np.ndarray:  # of the last C-layer
     return np.concatenate([np.asarray(last(layers, x[i : i + 100])) for i in range(0, len(x), 100)])
 
 
@@ -85,7 +84,7 @@ def train(config: Config, run: Run) -> dict:
             right[0, place, column] = ((names[top.argmax(1)] == wanted) & (top.max(1) > 0)).mean()
             right[1, place, column] = (np.argmax(seen.reshape(len(seen), -1) @ w.T, 1) == wanted).mean()
         kept = kept or [layers, names, known]
-    run.figure("neocognitron", draw(*kept, right))
+    run.figure("neocognitron", draw(kept, right))
     places = {"accuracy": 0, "shifted_accuracy": FAR, "deformed_accuracy": -3}
     found = {
         f"{name}_{what}": each[:, at] for name, each in zip(NAMES, right, strict=True) for what, at in places.items()
@@ -96,9 +95,10 @@ def train(config: Config, run: Run) -> dict:
     return found
 
 
-def draw(layers: list, names: np.ndarray, x: np.ndarray, right: np.ndarray) -> Figure:
+def draw(kept: list, right: np.ndarray) -> Figure:
+    layers, names, x = kept
     figure = plot.canvas(10.2, 7.0)
-    above, below = figure.subfigures(2, 1, height_ratios=(1.5, 1))
+    above, below = np.ravel(figure.subfigures(2, 1, height_ratios=(1.5, 1)))
     axes = above.subplots(2, 6, width_ratios=(1, 1.5, 1.5, 1.5, 1.5, 1))
     for row, pixels in zip(axes, (0, FAR), strict=True):
         seen = jnp.roll(x[:1], (pixels, -pixels), (1, 2))

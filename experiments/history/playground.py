@@ -90,7 +90,7 @@ def train(config: Config, run: Run) -> dict:
     regions = {name: region[first] for name, (_, region) in answers.items()}
     run.figure("playground", draw(config, x[first, half:], label[first, half:], regions, lost, error))
     run.animation("playground_training", points.film(x[first, :half], label[first, :half], moving[first]), seconds=6)
-    found = {}
+    found: dict = {}
     for row, name in enumerate(points.SETS):
         best = min(config.degrees, key=lambda d: error[f"degree {d}"][row].mean())
         found |= {f"{name.lower()}_degree_{d}_error": error[f"degree {d}"][row] for d in (config.degrees[0], best)}

@@ -42,7 +42,7 @@ def test_forward_is_the_network_layer_by_layer_and_gradients_are_those_of_biases
     hidden = [{name: leaf[i] for name, leaf in params["hidden"].items()} for i in range(2)]
     y = x
     for place, layer in enumerate([params["first"], *hidden, params["last"]]):
-        y = (jnp.tanh(y) if place else y) @ layer["weight"] + layer["bias"]
+        y = (jnp.tanh(y) if place else y) @ layer["weight"] + layer["bias"][None]
     logits, received = signals.forward(params, x, jnp.tanh)
     np.testing.assert_allclose(logits, y, rtol=1e-5)
     assert received.shape == (3, 1, 5)

@@ -179,7 +179,7 @@ def recognition():
     x = np.zeros((2, 28, 28, 1), np.float32)
     x[:, 8:20, 13:15] = 1
     layers, names = module.learn(x, np.array([1, 7]))
-    return module.draw(layers, names, x, RNG.random((2, 3, len(module.SHIFTS) + len(module.DEFORMATIONS))))
+    return module.draw([layers, names, x], RNG.random((2, 3, len(module.SHIFTS) + len(module.DEFORMATIONS))))
 
 
 def best(speed, seeds=6):

@@ -39,12 +39,12 @@ def test_planes_grow_where_no_plane_responds_and_only_there():
     one = jax.jit(neocognitron.grow, static_argnums=1)(u[:1], STAGE)
     more = neocognitron.grow(u[:3], STAGE)
     both = neocognitron.grow(u, STAGE)
-    assert one.count == more.count  # the same bar elsewhere is nothing new
-    assert both.count > more.count
-    assert not np.asarray(both.excitatory[both.count :]).any()
+    assert one.used == more.used  # the same bar elsewhere is nothing new
+    assert both.used > more.used
+    assert not np.asarray(both.excitatory[both.used :]).any()
     few = neocognitron.grow(u, STAGE._replace(planes=1))
-    assert few.count == 1
-    assert neocognitron.grow(0 * u, STAGE).count == 0
+    assert few.used == 1
+    assert neocognitron.grow(0 * u, STAGE).used == 0
 
 
 def test_a_shift_of_the_input_shifts_every_layer():

@@ -1,7 +1,7 @@
 """Signals and gradients in a deep plain network of dense layers: how each layer changes their variance at the start.
 
-Glossary: L layers with weights, n units in a layer, m in the next, B batch, I inputs, K classes,
-S seeds.
+Glossary: L layers with weights, M = L - 1 hidden layers, n units in a layer, m in the next, B batch, I inputs, K
+classes, S seeds.
 """
 
 from collections.abc import Callable
@@ -71,7 +71,7 @@ def every_initial(keys: Key[Array, " S"], sizes: tuple[int, int, int], layers: i
 
 def forward(
     params: Any, x: Float[Array, "B I"], unit: Callable[[Any], Any], added: Any = None
-) -> tuple[Float[Array, "B K"], Float[Array, "L-1 B n"]]:
+) -> tuple[Float[Array, "B K"], Float[Array, "M B n"]]:
     """Logits, and what the units of each layer receive: weighted sums, and `added` [L - 1, B, n] if it is given."""
 
     def layer(x: Any, both: Any) -> tuple[Any, Any]:
@@ -98,7 +98,7 @@ def classify(unit: Callable[[Any], Any], prepare: Callable[[Any], Any]) -> LossF
 
 def deviations(
     params: Any, x: Float[Array, "B I"], label: Int[Array | np.ndarray, " B"], unit: Callable[[Any], Any]
-) -> tuple[Float[Array, " L-1"], Float[Array, " L-1"]]:
+) -> tuple[Float[Array, " M"], Float[Array, " M"]]:
     """The root mean squares of what each layer's units receive, and of the loss's gradients for that.
 
     The loss is the mean cross-entropy of the logits.
@@ -113,7 +113,7 @@ def deviations(
     return _root_mean_square(received), _root_mean_square(gradients)
 
 
-def _root_mean_square(y: Float[Array, "L-1 B n"]) -> Float[Array, " L-1"]:
+def _root_mean_square(y: Float[Array, "M B n"]) -> Float[Array, " M"]:
     top = jnp.abs(y).max((1, 2), keepdims=True)  # squares of small numbers are zero in float32
     return top[:, 0, 0] * jnp.sqrt(jnp.square(y / jnp.where(top > 0, top, 1)).mean((1, 2)))
 

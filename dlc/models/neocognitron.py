@@ -6,8 +6,8 @@ area of one S-plane.
 What is Fukushima's: the responses of S- and C-cells with their shunting inhibition, learning only where a cell wins,
 the amounts by which the winner's weights grow, and that all cells of a plane share them. What is simpler here: winners
 are sought at the most active places one after another, instead of in overlapping columns of all planes at once; and
-each layer learns after the one before it, in one pass. A new plane begins where no plane responds, as in his later
-versions; in 1980 all planes began with small random weights.
+each layer learns after the one before it, in one pass, with a gain at which one lesson is enough. A new plane begins
+where no plane responds, as in his later versions; in 1980 all planes began with small random weights.
 
 Glossary: B batch, N patterns, H W height and width, C planes of the layer before, K planes, h window.
 
@@ -16,21 +16,22 @@ unaffected by shift in position"; new planes: Fukushima 2003, "Neocognitron for 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 SPREAD = 40.0  # sum of the weights of a C-cell: one active S-cell in the middle of its area nearly saturates it
 
 
 class Planes(NamedTuple):
-    """The weights of an S-layer. Of K planes the first `count` are in use; the others are zero and never respond."""
+    """The weights of an S-layer. Of K planes the first `used` are in use; the others are zero and never respond."""
 
     excitatory: Float[Array, "K h h C"]
     inhibitory: Float[Array, " K"]
-    count: Int[Array, ""]
+    used: Int[Array, ""]
 
 
 class Stage(NamedTuple):
@@ -52,11 +53,11 @@ def decay(side: int, planes: int = 1) -> Float[Array, "h h"]:
     return weights / weights.sum() / planes
 
 
-def _windows(u: Float[Array, "B H W C"], side: int, stride: int = 1) -> Float[Array, "B H W h h C"]:
+def _windows(u: Float[Array, "B H W C"], side: int, stride: int = 1) -> Float[Array, "B Y X h h C"]:
     """The area around each cell; beyond the border all is zero."""
     low, (_, H, W, _) = (side - 1) // 2, u.shape
     u = jnp.pad(u, ((0, 0), (low, side - 1 - low), (low, side - 1 - low), (0, 0)))
-    rows, columns = (jnp.arange(0, size, stride)[:, None] + jnp.arange(side) for size in (H, W))
+    rows, columns = (np.arange(0, size, stride)[:, None] + np.arange(side) for size in (H, W))
     return u[:, rows][:, :, :, columns].transpose(0, 1, 3, 2, 4, 5)
 
 
@@ -122,19 +123,19 @@ def grow(u: Float[Array, "N H W C"], stage: Stage) -> Planes:
         seen = _windows(pattern[None], h)[0]
         active = activity(seen)
 
-        def learn_place(_: int, carried: tuple[Planes, Array]) -> tuple[Planes, Array]:
+        def learn_place(_: Any, carried: tuple[Planes, Array]) -> tuple[Planes, Array]:
             planes, free = carried
             best = jnp.argmax(active * free)
             y, x = best // W, best % W
             here, strength = seen[y, x], active[y, x] * free[y, x]
             answer = respond(planes, here, stage.selectivity)
-            winner = jnp.where(answer.max() > 0, jnp.argmax(answer), planes.count)
+            winner = jnp.where(answer.max() > 0, jnp.argmax(answer), planes.used)
             gain = jnp.where((strength > 0) & (winner < stage.planes), stage.gain, 0.0)
             winner = jnp.minimum(winner, stage.planes - 1)
             planes = Planes(
                 planes.excitatory.at[winner].add(gain * shares * here),
                 planes.inhibitory.at[winner].add(gain / 2 * strength),
-                jnp.maximum(planes.count, jnp.where(gain > 0, winner + 1, 0)),
+                jnp.maximum(planes.used, jnp.where(gain > 0, winner + 1, 0)),
             )
             near = jnp.maximum(jnp.abs(row - y), jnp.abs(column - x)) <= h // 2
             return planes, free & ~near

@@ -11,12 +11,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 
-def features(x: Float[Array, "N 2"], degree: int) -> Float[Array, "N P"]:
+def features(x: Float[Array | np.ndarray, "N 2"], degree: int) -> Float[Array, "N P"]:
     """All products of Legendre polynomials of the two coordinates whose degrees add up to at most `degree`.
 
     They span what the monomials span. For coordinates in [-1, 1] they are at most 1 and nearly uncorrelated, so that
     Newton's method works in float32.
     """
+    x = jnp.asarray(x)
     one = [jnp.ones_like(x), x]
     for n in range(1, degree):
         one.append(((2 * n + 1) * x * one[n] - n * one[n - 1]) / (n + 1))

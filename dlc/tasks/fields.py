@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import ndimage
+from jax.scipy.ndimage import map_coordinates
 
 from dlc.data import Split
 
@@ -36,10 +36,12 @@ def shifted(images: np.ndarray, pixels: int, rng: np.random.Generator) -> np.nda
 
 def deformed(images: np.ndarray, pixels: float, rng: np.random.Generator) -> np.ndarray:
     """Each image under a smooth random displacement of that many pixels (root mean square)."""
-    noise = ndimage.gaussian_filter(rng.normal(size=(len(images), 2, SIDE, SIDE)), (0, 0, 3, 3))
+    offset = np.arange(SIDE)[:, None] - np.arange(SIDE)
+    blur = np.exp(-(offset**2) / (2 * 3**2))  # by three pixels
+    noise = blur @ rng.normal(size=(len(images), 2, SIDE, SIDE)) @ blur
     places = np.indices((SIDE, SIDE)) + pixels * noise / np.sqrt(np.square(noise).sum(1).mean())
-    pairs = zip(images[..., 0], places, strict=True)
-    return np.stack([ndimage.map_coordinates(image, place, order=1) for image, place in pairs])[..., None]
+    bend = jax.vmap(lambda image, place: map_coordinates(image, list(place), order=1))
+    return np.asarray(bend(images[..., 0], places.astype(np.float32)))[..., None]
 
 
 def perceptron(x: Any, label: Any, passes: int = 10) -> Any:
@@ -54,6 +56,7 @@ def perceptron(x: Any, label: Any, passes: int = 10) -> Any:
         w = w + change[:, None] * x[i][None]
         return (w, total + w), None
 
+    x, label = jnp.asarray(x), jnp.asarray(label)
     zero = jnp.zeros((10, x.shape[1]))
     (_, total), _ = jax.lax.scan(learn, (zero, zero), jnp.arange(passes * len(x)) % len(x))
     return total / (passes * len(x))

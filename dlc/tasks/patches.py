@@ -3,6 +3,7 @@
 Glossary: N patches, D = 64 pixels of a patch, K atoms, P = 49 patches of an image.
 """
 
+import warnings
 from typing import Any
 
 import jax
@@ -63,17 +64,16 @@ def classical(x: np.ndarray, count: int, seed: int) -> dict[str, np.ndarray]:
     needs("digits", "sklearn")
     from sklearn.cluster import MiniBatchKMeans
     from sklearn.decomposition import PCA, MiniBatchDictionaryLearning
+    from sklearn.exceptions import ConvergenceWarning
 
     x = x.astype(np.float64)  # in float32 coordinate descent ends before it is as precise as asked
+    pca = PCA(x.shape[1] - 1).fit(x)  # the mean of a patch is 0, so one direction is empty
     means = MiniBatchKMeans(count, batch_size=1024, n_init=1, max_iter=30, random_state=seed).fit(x)
-    sparse = MiniBatchDictionaryLearning(
-        count, alpha=1.0, max_iter=3, batch_size=256, fit_algorithm="cd", random_state=seed
-    )
-    return {
-        "PCA": PCA(x.shape[1] - 1).fit(x).components_,  # the mean of a patch is 0, so one direction is empty
-        "k-means": means.cluster_centers_,
-        "sparse dictionary": sparse.fit(x).components_,
-    }
+    options = {"alpha": 1.0, "max_iter": 3, "batch_size": 256, "fit_algorithm": "cd", "random_state": seed}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of single codes, on the way
+        sparse = MiniBatchDictionaryLearning(count, **options).fit(x)
+    return {"PCA": pca.components_, "k-means": means.cluster_centers_, "sparse dictionary": sparse.components_}
 
 
 def unit(rows: Any) -> Any:
@@ -88,7 +88,7 @@ def minimised(loss: Any, params: Any, rows: Any, key: Any, rate: float) -> Any:
     return jax.lax.scan(step, init(params, tx, key), rows)[0].params
 
 
-def auto_encoder(x: Any, key: Any, count: int, steps: int = 3000, price: float = 1.0) -> Any:
+def auto_encoder(x: Any, key: Any, count: int, steps: int = 8000, price: float = 2.0) -> Any:
     """Atoms [K, D] of an auto-encoder with ReLU units whose mean activity has a price: |x - h D|² + price |h|."""
     one, two, three = jax.random.split(key, 3)
     d = x.shape[1]

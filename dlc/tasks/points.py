@@ -87,7 +87,7 @@ def show(axis: Any, logit: Any, x: np.ndarray, label: np.ndarray) -> None:
     axis.set(xticks=[], yticks=[], xlim=(-SIDE, SIDE), ylim=(-SIDE, SIDE))
 
 
-def film(x: np.ndarray, label: np.ndarray, logit: np.ndarray) -> np.ndarray:
+def film(x: np.ndarray, label: np.ndarray, logit: Any) -> np.ndarray:
     """Frames [T, H, W, 3] of the answers [P, T, G] to P problems side by side, with their points [P, N, 2]."""
     panels = coloured(logit)
     places = np.rint((np.clip(x, -SIDE, SIDE) * (1, -1) + SIDE) / (2 * SIDE) * (LINE.size - 1)).astype(int)

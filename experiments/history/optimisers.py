@@ -10,7 +10,7 @@ test after Holm's correction for six pairs; ratios have Welch's interval of 95 %
 Expect: Muon in half of Adam's steps on the GPT.
 
     python -m experiments.history.optimisers
-    python -m experiments.history.optimisers --seeds 16 --rates 8
+    python -m experiments.history.optimisers --seeds 16 --rates 6
 """
 
 from dataclasses import dataclass
@@ -36,13 +36,13 @@ class Config:
     dataset: Literal["tiny_shakespeare", "python"] = "tiny_shakespeare"  # the data set; of the GPT
     pictures: Literal["mnist", "fashion_mnist", "digits"] = "mnist"  # the data set of the convnet
     layers: Positive[int] = 2  # number of blocks; of the GPT
-    steps: Positive[int] = 240  # training steps; of the GPT
+    steps: Positive[int] = 200  # training steps; of the GPT
     convnet_steps: Positive[int] = 80  # training steps of the convnet
-    gpt_loss: Positive[float] = 2.5  # the loss that the GPT races to, nats a character
-    convnet_loss: Positive[float] = 0.25  # the loss that the convnet races to, nats an image
-    rates: Positive[int] = 6  # learning rates of each sweep
+    gpt_loss: Positive[float] = 2.55  # the loss that the GPT races to, nats a character
+    convnet_loss: Positive[float] = 0.4  # the loss that the convnet races to, nats an image
+    rates: Positive[int] = 4  # learning rates of each sweep
     seed: NotNegative[int] = 0  # of all random numbers
-    seeds: Positive[int] = 6  # number of runs, the first with `seed`; of each optimizer at its best rate
+    seeds: Positive[int] = 8  # number of runs, the first with `seed`; of each optimizer at its best rate
 
 
 SMOKE = Config(
@@ -61,10 +61,10 @@ def warmed(optimiser: Any) -> Any:
 
 # Name -> the optimizer and, for the GPT and the convnet, the rate in the middle of its sweep
 OPTIMISERS = {
-    "SGD": (optax.sgd, 0.25, 0.1),
-    "momentum": (lambda rate: optax.sgd(rate, 0.9), 0.05, 0.02),
-    "Adam": (lambda rate: optax.adam(rate, b2=0.99), 2e-3, 2e-3),
-    "Muon": (lambda rate: optim.muon_for_kernels(lambda step: rate, 0.5, 0.99), 4e-2, 1e-2),
+    "SGD": (optax.sgd, 0.125, 0.1),
+    "momentum": (lambda rate: optax.sgd(rate, 0.9), 0.05, 0.04),
+    "Adam": (lambda rate: optax.adam(rate, b2=0.99), 2e-3, 8e-3),
+    "Muon": (lambda rate: optim.muon_for_kernels(lambda step: rate, 0.5, 0.99), 2e-2, 2e-2),
 }
 
 
@@ -99,9 +99,9 @@ def train(config: Config, run: Run) -> dict:
     run.facts |= {"dataset": f"{run.facts['dataset']}, {config.pictures}", "seeds": config.seeds}
     run.figure("optimisers", draw(found, {what: loss for what, (*_, loss) in learnt.items()}))
 
-    steps = {name: best.steps for name, best in found["GPT"].items()}
+    steps = {name: np.minimum(best.steps, config.steps) for name, best in found["GPT"].items()}  # at least
     (ratio, low, high), p = trials.ratio_interval(steps["Muon"], steps["Adam"]), trials.pairwise(steps)["Adam", "Muon"]
-    if ratio > 0.6 or p > 0.05:
+    if not np.isfinite(found["GPT"]["Muon"].steps).all() or ratio > 0.6 or p > 0.05:
         run.miss(f"Muon needs {ratio:.2f} of Adam's steps on the GPT, and not at most 0.6 (p = {p:.2g})")
     figures = {"muon_over_adam": ratio, "muon_over_adam_low": low, "muon_over_adam_high": high, "p": p}
     for what, name in ((what, name) for what, bests in found.items() for name in bests):

@@ -38,7 +38,7 @@ Data = Literal["mnist", "fashion_mnist", "cifar10", "cifar100", "tiny_shakespear
 @dataclass(frozen=True)
 class Config:
     datasets: tuple[Data, ...] = ("mnist", "cifar10", "tiny_shakespeare")  # the data sets, of images or text
-    steps: Positive[int] = 400  # training steps
+    steps: Positive[int] = 240  # training steps
     sizes: Positive[int] = 5  # widths, and numbers of examples, a factor of two apart
     seed: NotNegative[int] = 0  # of all random numbers
     seeds: Positive[int] = 3  # number of runs, the first with `seed`; of each point
@@ -65,7 +65,7 @@ def problem(run: Run, name: str, width: int) -> sweep.Problem:
     if name in CORPORA:
         return sweep.of_corpus(run, name, {"context": 32, "layers": 2, "heads": 2, "width": width}, batch=16)
     found = data.load(name)
-    held = {"validation": {key: value[:2000] for key, value in found.test.items()}}
+    held = {"validation": {key: value[:1000] for key, value in found.test.items()}}
     prepare = standardise(*channel_mean_and_std(found.train["image"]))
     return sweep.of_images(found.train, held, Net(width, len(found.classes)), prepare, batch=50)
 
@@ -73,7 +73,7 @@ def problem(run: Run, name: str, width: int) -> sweep.Problem:
 def measure(run: Run, config: Config, name: str) -> dict[str, tuple[np.ndarray, np.ndarray, Any]]:
     """Quantity -> its values [P], the losses [P, S] there, and operations and losses of the networks."""
     width, fewest, rate = TEXT if name in CORPORA else IMAGES
-    length = sweep.Length(config.steps, max(1, config.steps // 20))
+    length = sweep.Length(config.steps, max(1, config.steps // 12))
     seeds = list(range(config.seed, config.seed + config.seeds))
     several, widths = ([first * 2**i for i in range(config.sizes)] for first in (fewest, width))
 

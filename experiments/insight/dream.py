@@ -7,7 +7,8 @@ Source: Erhan, Bengio, Courville, Vincent 2009, "Visualizing higher-layer featur
 Vedaldi, Zisserman 2014, "Deep inside convolutional networks", section 2; for photographs Mordvintsev, Olah, Tyka 2015,
 "Inceptionism: going deeper into neural networks" (DeepDream), with its octaves and its jitter.
 
-Expect: ...
+Expect: the other network names the class of 99.38 % of the plain and 100.00 % of the smooth images, and of 9.38 % of
+the noise, over 160 images each; half a minute on two CPU cores.
 
     python -m experiments.insight.dream
     python -m experiments.insight.dream --dataset cifar10

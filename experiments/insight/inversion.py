@@ -7,7 +7,8 @@ Source: Mahendran and Vedaldi 2015, "Understanding deep image representations by
 by L-BFGS from noise, with the total variation as the prior. What is optimised becomes pixels through the logistic
 function, which keeps them between black and white. An error of 100 % is that of an even grey image.
 
-Expect: ...
+Expect: errors of 17.99, 81.57, 150.80 and 169.26 % from conv1, conv2, dense1 and dense2 (± 5 to 10 % over 16 images),
+all with the same answer; about a minute on two CPU cores.
 
     python -m experiments.insight.inversion
     python -m experiments.insight.inversion --dataset cifar10

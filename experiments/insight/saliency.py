@@ -6,8 +6,8 @@ of the network's answer than without as many random ones, for each of seven meth
 Source: `dlc/analysis/saliency.py` names the papers; deletion is from Petsiuk, Das, Saenko 2018, "RISE". What is deleted
 becomes grey, and gradients are integrated from grey. The edges of an image know no network.
 
-Expect: 4 % is left without what occlusion finds, 12 SmoothGrad, 15 integrated, 22 the gradient, 27 deconvnet, 28 guided,
-87 Grad-CAM (its maps have four pixels), 89 edges, 90 random; each ± 1 over 500 images. A minute on two CPU cores.
+Expect: 4 % is left without what occlusion finds, 12 SmoothGrad, 15 integrated, 22 the gradient, 27 deconvnet, 28
+guided, 87 Grad-CAM (its maps have four pixels), 89 edges, 90 random; each ± 1 over 500 images. A minute on two cores.
 
     python -m experiments.insight.saliency
     python -m experiments.insight.saliency --weights compressed_SqueezeNet.net cat.png cup.png

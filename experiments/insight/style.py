@@ -88,11 +88,10 @@ def look(config: Config, run: Run, subject: Subject) -> dict:
     (content, drawn), (content_before, drawn_before) = (losses(subject.variables, x, contents) for x in (made, start))
     figures = {"images": len(contents), "evaluations": count}
     figures |= {"content_left": (content / content_before).mean(), "style_left": (drawn / drawn_before).mean()}
-    for name, each in found.items():
-        figures[f"left_by_{name}"] = (each.losses[:, -1] / each.losses[:, 0]).mean()
-    if figures["left_by_L-BFGS"] >= min(figures["left_by_Adam"], figures["left_by_descent"]):
+    left = {name: (each.losses[:, -1] / each.losses[:, 0]).mean() for name, each in found.items()}
+    if left["L-BFGS"] >= min(left["Adam"], left["descent"]):
         run.miss("L-BFGS leaves no less of the loss than Adam or gradient descent")
-    return figures
+    return figures | {f"left_by_{name}": value for name, value in left.items()}
 
 
 def layers(config: Config, subject: Subject) -> tuple[list[str], str]:

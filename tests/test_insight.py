@@ -1,0 +1,55 @@
+"""What the experiments that look inside networks say to flags that cannot be."""
+
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dlc.errors import UserError
+from dlc.models.convnet import Convnet
+from dlc.run.run import Run
+from dlc.tasks import subjects
+
+PHOTOGRAPHS = r"^our own networks know no photographs: name a network that does, with --weights$"
+MAPS = r"^there is no layer 'conv9': choose from conv1, conv2"
+EXPERIMENTS = ("deconvnet", "dream", "inversion", "saliency", "style")
+
+
+def of(name):
+    return import_module(f"experiments.insight.{name}")
+
+
+@pytest.fixture
+def subject():
+    """A network without weights and an image, which are enough to say what is wrong."""
+    model, image = Convnet(), np.zeros((1, 28, 28, 1), np.uint8)
+    variables = jax.eval_shape(model.init, jax.random.key(0), np.float32(image))
+    return subjects.Subject("digits", model, variables, lambda pixels: pixels / 255, image, None, tuple("0123456789"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_photographs_need_weights(name):
+    with pytest.raises(UserError, match=PHOTOGRAPHS):
+        of(name).train(replace(of(name).SMOKE, photographs=(Path("cat.png"),)), Run())
+
+
+@pytest.mark.parametrize("name", ["deconvnet", "inversion", "style"])
+def test_layers_that_do_not_exist_are_answered_with_those_that_do(name, subject):
+    config = replace(of(name).SMOKE, maps=("conv9",))
+    with pytest.raises(UserError, match=MAPS):
+        of(name).look(config, Run(), subject)
+    with pytest.raises(UserError, match=MAPS):
+        of("dream").on_photographs(replace(of("dream").SMOKE, maps=("conv9",)), Run(), subject)
+    with pytest.raises(UserError, match=MAPS):
+        of("style").look(replace(of("style").SMOKE, content="conv9"), Run(), subject)
+
+
+def test_a_made_up_painting_has_the_channels_that_are_asked_for():
+    from dlc.analysis import style
+
+    assert style.painting(32).shape == (32, 32, 3)
+    np.testing.assert_array_equal(style.painting(16, 1), style.painting(16)[..., :1])
+    assert style.painting(64).std() > 30

@@ -10,6 +10,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
+from dlc.analysis.style import Found
 from dlc.run import plot
 from dlc.tasks import attacks, compare, likeness, race
 from experiments.bench import _charts, redraw
@@ -143,6 +144,27 @@ def dissimilarities(names):
     return likeness.dissimilarities({name: RNG.normal(size=(20, 9)) for name in names}, names[0])
 
 
+def projections(layers, patches, channels=1):
+    """Patches of 16 maps of each layer, and what they are projected to."""
+    pair = lambda side: [RNG.random((16 * patches, side, side, channels)) for _ in range(2)]  # noqa: E731
+    return looked("deconvnet").beside({name: pair(7 + 10 * i) for i, name in enumerate(layers)}, patches)
+
+
+def deletion(images):
+    names = ("gradient", "SmoothGrad", "integrated", "deconvnet", "guided", "Grad-CAM", "occlusion", "edges", "random")
+    return looked("saliency").curves({name: RNG.random((images, 6)) for name in names})
+
+
+def styles(contents, channels=3):
+    some = RNG.integers(0, 256, (contents, 32, 32, channels)).astype(np.float32)
+    found = Found(None, np.geomspace(1, 0.01, 50)[None] * np.ones((contents, 1)), 1 + np.arange(50)[None])
+    return looked("style").beside(some, some[:1], some, dict.fromkeys(("L-BFGS", "Adam", "descent"), found))
+
+
+def looked(name):
+    return import_module(f"experiments.insight.{name}")
+
+
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 LONG = tuple(f"{k} black-footed ferret, Mustela nigripes $x^2$" for k in range(10))
 STRANGE = ("\n", " ", "\t", " the", "ing", "$", "$x$", "猫", "🙂", "\u200b", "Mustela-nigripes-and-more", "W" * 30, "")
@@ -196,6 +218,13 @@ BUILT = {
     "seconds": lambda: seconds(94, [0.5, 0.7, 0.8, 0.9, 0.94]),
     "seconds beyond the target": lambda: seconds(94, [0.9399, 0.9401]),
     "seconds of one epoch": lambda: seconds(94, [0.1]),
+    "projections": lambda: projections(("conv1", "conv2"), 9),
+    "projections of photographs": lambda: projections(("fire2", "stage1_block2/conv1", "fire8"), 4, 3),
+    "projections of one image": lambda: projections(("conv1",), 1),
+    "deletion": lambda: deletion(500),
+    "deletion in one image": lambda: deletion(1),
+    "style": lambda: styles(4),
+    "style of one grey image": lambda: styles(1, 1),
     "histogram": lambda: import_module("experiments.cifar10.peek").histogram(
         RNG.integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
     ),

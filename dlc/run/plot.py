@@ -154,7 +154,7 @@ def filters(kernel: Any, columns: int = 8) -> Figure:
     """The filters [H, W, 1, C] of a first layer side by side on one scale: white is 0, blue below it, red above."""
     kernel = np.asarray(kernel)
     limit = float(np.abs(kernel).max())
-    tiles = _mosaic(np.moveaxis(kernel[:, :, 0], -1, 0), columns, fill=np.nan)
+    tiles = mosaic(np.moveaxis(kernel[:, :, 0], -1, 0), columns, fill=np.nan)
     figure = canvas(6.4, 6.4 * tiles.shape[0] / tiles.shape[1], layout=None)
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set_axis_off()
@@ -209,7 +209,7 @@ def mistakes(
     shown = np.pad(
         255 - images[worst] if C == 1 else images[worst], ((0, 0), (above, 0), (0, 0), (0, 0)), constant_values=255
     )
-    tiles = _mosaic(shown, columns, fill=255)
+    tiles = mosaic(shown, columns, fill=255)
     wide = inches * min(columns, len(worst))
     figure = canvas(wide, wide * tiles.shape[0] / tiles.shape[1], layout=None)
     axis = figure.add_axes((0, 0, 1, 1))
@@ -255,7 +255,15 @@ def sheet(rows: dict[str, np.ndarray], stacks: int = 1) -> Figure:
     return figure
 
 
-def _mosaic(images: np.ndarray, columns: int, fill: float | int) -> np.ndarray:
+def smaller(images: np.ndarray, side: int) -> np.ndarray:
+    """Images [N, H, W, C] as uint8, each pixel the mean of as many as it takes to be at most `side` high."""
+    k = -(-images.shape[1] // side)
+    H, W = (n // k for n in images.shape[1:3])
+    blocks = images[:, : H * k, : W * k].reshape(len(images), H, k, W, k, -1)
+    return np.rint(blocks.mean((2, 4))).astype(np.uint8)
+
+
+def mosaic(images: np.ndarray, columns: int, fill: float | int) -> np.ndarray:
     """Images [N, H, W, ...] side by side in one array, `columns` across, with a line of `fill` between them.
 
     One picture, because matplotlib needs a tenth of a second for every few axes.

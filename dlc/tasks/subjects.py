@@ -105,6 +105,7 @@ def given(
     if photographs:
         rule = imagenet.Rule()
         squares = np.stack([imagenet.square(photographs_of.decode(path), rule) for path in photographs])
+        run.say(f"photographs are resized and cropped to {rule.crop}x{rule.crop} pixels")
         names = imagenet.names(classes) if classes else imagenet.classes()
         prepare = standardise(np.asarray(rule.mean, np.float32), np.asarray(rule.std, np.float32))
         subject = Subject("photographs", model, variables, prepare, squares, None, names)

@@ -71,7 +71,7 @@ def transfer(
     A table has a row for the images made for each of the networks `names` and one for noise, and a column for each.
     """
     figure = plot.canvas(plot.WIDEST, 7.8)
-    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.1))
+    above, below = np.asarray(figure.subfigures(2, 1, height_ratios=(1, 1.1)))
     changes(above, before[:12], after[:12], answers[:12])
     axes = below.subplots(1, len(tables), sharey=True)
     for axis, (title, values) in zip(axes, tables.items(), strict=True):
@@ -113,7 +113,7 @@ def under_attack(
 ) -> Figure:
     """Left, rows of images [N, H, W, C] by the network that they attack, each above its words; right, errors [E]."""
     figure = plot.canvas(plot.WIDEST, 4.2)
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.2))
+    left, right = np.asarray(figure.subfigures(1, 2, width_ratios=(1, 1.2)))
     axes = left.subplots(len(pictures), 1, squeeze=False)[:, 0]
     for axis, (name, (images, words)) in zip(axes, pictures.items(), strict=True):
         row(axis, images, words, name.replace(", ", ",\n"))
@@ -146,7 +146,7 @@ def against_size(
 def fooled(images: dict[str, Any], words: dict[str, Sequence[str]], history: dict[str, Any], sure: float) -> Figure:
     """Above, rows of images [K, H, W, C], each above its words; below, the doubt of the network against generations."""
     figure = plot.canvas(plot.WIDEST, 6.8)
-    above, below = figure.subfigures(2, 1, height_ratios=(1.9, 1))
+    above, below = np.asarray(figure.subfigures(2, 1, height_ratios=(1.9, 1)))
     for axis, (name, found) in zip(above.subplots(len(images), 1), images.items(), strict=True):
         row(axis, found, words[name], name)
     doubt(below.subplots(), history, sure)

@@ -77,7 +77,7 @@ def trained(run: Run, name: Name, seed: int = 0) -> Subject:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with files.lock(kept.with_suffix(".lock"), run.say, f"waiting for another process that trains {kept.name}"):
             if not kept.is_file():
-                weights.save(kept, task.model, _trained(run.part("network"), task, seed))
+                weights.save(kept, task.model, _trained(run.part(f"network_{seed}"), task, seed))
     except OSError as error:
         raise UserError(
             f"{kept} cannot be written: {error.strerror or error}; set DLC_DATA to another folder"

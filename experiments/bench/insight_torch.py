@@ -53,7 +53,7 @@ def ascended(second: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tenso
 def dream(batch: int, chunk: int, channels_last: bool = False, compiled: bool = False) -> Callable[[Any, int], None]:
     """`run(state, at)`: one batch changed with `chunk` steps; the state is None."""
     model, images, _ = prepared(channels_last)
-    standardised, net = model
+    standardised, net = model[0], model[1]
 
     def second(x: torch.Tensor) -> torch.Tensor:
         x = F.relu(F.max_pool2d(net.conv1(standardised(x)), kernel_size=3))
@@ -68,7 +68,7 @@ def dream(batch: int, chunk: int, channels_last: bool = False, compiled: bool = 
     return run
 
 
-def prepared(channels_last: bool) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+def prepared(channels_last: bool) -> tuple[Any, torch.Tensor, torch.Tensor]:
     """The network, which standardises its images itself, and the test set with pixels of 0 to 1."""
     _, test, _, label = mnist_torch.load()
     pixels = (test - test.min()) / (test.max() - test.min())

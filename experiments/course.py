@@ -58,7 +58,10 @@ LECTURES = {
         ("action from glimpses (Yeung et al. 2015): a graph of operators trained end to end", "scenes"),
         ("performance on CIFAR-10", "cifar10.resnet, cifar10.airbench"),
         ("ImageNet's tables (He et al. 2015)", "imagenet.train, bench.forward"),
-        ("what is really happening (Zeiler and Fergus 2014); DeepDream", "insight.deconvnet, insight.dream"),
+        (
+            "what is really happening (Zeiler and Fergus 2014); DeepDream",
+            "insight.deconvnet, insight.saliency, insight.inversion, insight.dream",
+        ),
         ("Szegedy et al. 2014; Nguyen et al. 2015", "insight.adversarial, insight.robustness, insight.fooling"),
         ("relations with biology (Yamins and DiCarlo 2016)", "insight.similarity"),
         (

@@ -36,7 +36,8 @@ def test_the_derivatives_are_those_of_small_changes(sizes):
     with jax.enable_x64(True):
         grads = jax.tree.leaves(by_hand(params, x, label)[1])
         slope = (moved(1e-5) - moved(-1e-5)) / 2e-5
-    assert slope == pytest.approx(sum((a * b).sum() for a, b in zip(grads, change, strict=True)), rel=1e-7)
+        expected = sum(float((a * b).sum()) for a, b in zip(grads, change, strict=True))
+        assert float(slope) == pytest.approx(expected, rel=1e-7)
 
 
 def test_the_loss_and_its_derivatives_are_those_of_the_library():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from drawn import normal
 
 from dlc import losses
 from dlc.models.mlp import MLP
@@ -41,12 +42,16 @@ def test_the_derivatives_are_those_of_small_changes(sizes):
 
 
 def test_the_loss_and_its_derivatives_are_those_of_the_library():
-    model, x, label = MLP((6, 5), 3), jnp.asarray(RNG.normal(size=(7, 4)), jnp.float32), RNG.integers(0, 3, 7)
-    layers = model.init(jax.random.key(0), x)["params"]
-    params = [(layer["kernel"], layer["bias"]) for layer in layers.values()]
-    theirs = jax.value_and_grad(lambda p: losses.cross_entropy(model.apply({"params": p}, x), label).mean())(layers)
-    ours = by_hand(params, x, label)
-    assert ours[0] == pytest.approx(theirs[0], rel=1e-6)
+    sizes, x, label = (4, 6, 5, 3), normal(7, 4), RNG.integers(0, 3, 7)
+    params = [(normal(i, o), normal(o)) for i, o in itertools.pairwise(sizes)]
+    layers = {f"dense{i}": {"kernel": weight, "bias": bias} for i, (weight, bias) in enumerate(params, 1)}
+
+    @jax.jit
+    def loss(layers):
+        return losses.cross_entropy(MLP(sizes[1:-1], sizes[-1]).apply({"params": layers}, x), label).mean()
+
+    theirs, ours = jax.value_and_grad(loss)(layers), by_hand(params, x, label)
+    assert float(ours[0]) == pytest.approx(float(theirs[0]), rel=1e-6)
     for (weight, bias), layer in zip(ours[1], theirs[1].values(), strict=True):
         np.testing.assert_allclose(weight, layer["kernel"], rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(bias, layer["bias"], rtol=1e-4, atol=1e-6)

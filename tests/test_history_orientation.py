@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,7 +17,7 @@ SMALL = replace(orientation.SMOKE, orientations=6, controls=2)
 
 
 def given(model):
-    return model, model.init(jax.random.key(0), np.zeros((1, 28, 28, 1), np.float32))
+    return model, model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
 
 
 def test_given_weights_are_examined():

@@ -50,7 +50,7 @@ def gratings_for(config: Config, model: Any, variables: dict) -> tuple:
     """The name of the first layer of a convolutional network, and gratings of a size that it takes."""
     channels = min((leaf.shape[2] for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim == 4), default=0)
     for side in (28, 48, 224) if channels else ():
-        images = tuning.gratings(side, FREQUENCIES, config.orientations, phases=8).repeat(channels, -1)
+        images = jax.device_put(tuning.gratings(side, FREQUENCIES, config.orientations, 8).repeat(channels, -1))
         with contextlib.suppress(TypeError, ValueError, FlaxError):
             return next(iter(features.shapes(model.apply, variables, images[0, 0]))), images
     raise UserError(f"{type(model).__name__} has no convolutions of images: give the weights of another network")

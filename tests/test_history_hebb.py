@@ -41,9 +41,9 @@ def test_recall_descends_and_ends_where_no_unit_wants_to_change():
 
 
 def test_overlaps_fall_with_load_and_errors():
-    keys = jax.vmap(jax.random.key)(jnp.arange(30))
+    keys = jax.vmap(jax.random.key)(jnp.arange(20))
     found = hebb.overlaps(40, np.array([1, 4, 16]), (0.0, 0.2), keys)
-    assert found.shape == (3, 30, 2)
+    assert found.shape == (3, 20, 2)
     np.testing.assert_array_equal(found[0], 1)
     mean = found.mean(1)
     assert mean[1, 0] > 0.95 > 0.8 > mean[2, 0]

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,14 +13,15 @@ from dlc.models.mlp import MLP
 from dlc.run.run import Run
 from experiments.history import orientation
 
-SMALL = replace(orientation.SMOKE, orientations=6, controls=2)
+SMALL = replace(orientation.SMOKE, orientations=6, controls=1)
 
 
 def given(model):
-    return model, model.init(jax.random.key(0), np.zeros((1, 28, 28, 1), np.float32))
+    return model, model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
 
 
-def test_given_weights_are_examined():
+def test_given_weights_are_examined(monkeypatch):
+    monkeypatch.setattr(orientation, "FREQUENCIES", np.array([0.1, 0.2]))
     model, variables = given(Convnet())
     kernel = variables["params"]["conv1"]["kernel"]
     stripes = np.sin(2 * np.arange(5))[:, None, None, None]  # all filters see horizontal bars

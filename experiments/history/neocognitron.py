@@ -109,7 +109,7 @@ def draw(kept: list, right: np.ndarray) -> Figure:
             axis.set(title=title, xticks=[], yticks=[], facecolor="lightsteelblue")
         best = [found[6][0, 0][names == k].max(initial=0) for k in range(10)]
         row[5].barh(range(10), best, color=plot.INK)
-        row[5].set(yticks=range(10), ylim=(9.6, -0.6), xticks=[], title="C3, best of each")
+        row[5].set(yticks=range(10), ylim=(9.6, -0.6), xticks=[], title="C3 by class")
     parts = np.split(100 * right, [len(SHIFTS)], axis=2)
     ends = ((SHIFTS, parts[0], "shift (pixels)"), (DEFORMATIONS, parts[1], "deformation (pixels)"))
     for axis, (pixels, part, label) in zip(below.subplots(1, 2), ends, strict=True):

@@ -7,7 +7,7 @@ Source: Smilkov, Carter, Sculley, Viégas, Wattenberg 2017, "Direct-manipulation
 program (playground.tensorflow.org) draws the points as here; the lecture compares polynomial logistic regression and an
 MLP. The loss is the cross-entropy, not the squared error, and the MLP has ReLU units and Adam, not tanh and plain SGD.
 
-Expect: the MLP errs on 2.20 ± 1.50 % of the spirals, the best polynomial (degree 9) on 12.90 ± 2.83 %; one minute.
+Expect: the MLP errs on 2.20 ± 1.50 % of the spirals, the best polynomial (degree 9) on 12.90 ± 2.83 %; in seconds.
 
     python -m experiments.history.playground
     python -m experiments.history.playground --noise 0.3 --hidden 4
@@ -80,9 +80,8 @@ def train(config: Config, run: Run) -> dict:
 
     keys = jnp.tile(seed_keys(config.seed, config.seeds), 4)
     out, moving = run.clock.timed("train", jax.jit(for_each_seed(learnt, (0, 0, 0))), keys, x, label)
-    answers = {f"degree {d}": run.clock.timed("train", chosen, d) for d in config.degrees} | {
-        "MLP": (out, moving[:, -1])
-    }
+    answers = {f"degree {d}": run.clock.timed("train", chosen, d) for d in config.degrees}
+    answers["MLP"] = out, moving[:, -1]
     held = label[:, half:]
     lost = {name: sigmoid_binary_cross_entropy(out, held).mean(-1).reshape(4, -1) for name, (out, _) in answers.items()}
     error = {name: ((out > 0) != held).mean(-1).reshape(4, -1) for name, (out, _) in answers.items()}  # [4, S]
@@ -91,13 +90,14 @@ def train(config: Config, run: Run) -> dict:
     run.figure("playground", draw(config, x[first, half:], label[first, half:], regions, lost, error))
     run.animation("playground_training", points.film(x[first, :half], label[first, :half], moving[first]), seconds=6)
     found: dict = {}
+    wrong = np.array([error[f"degree {d}"].mean(1) for d in config.degrees])  # [degrees, 4]
     for row, name in enumerate(points.SETS):
-        best = min(config.degrees, key=lambda d: error[f"degree {d}"][row].mean())
+        best = config.degrees[wrong[:, row].argmin()]
         found |= {f"{name.lower()}_degree_{d}_error": error[f"degree {d}"][row] for d in (config.degrees[0], best)}
         found |= {f"{name.lower()}_mlp_error": error["MLP"][row], f"{name.lower()}_mlp_loss": lost["MLP"][row]}
-    chosen_best = min(error[f"degree {d}"][-1].mean() for d in config.degrees)
-    if error["MLP"].mean(1).max() > 0.05 or chosen_best < 2 * error["MLP"][-1].mean():
-        run.miss("the MLP does not learn all four data sets, or a polynomial separates the spirals nearly as well")
+    usual = config.degrees[:2] != (1, 2) or (wrong[0, [0, 1, 3]].min() > 0.3 and wrong[1, :3].max() < 0.05)
+    if not usual or error["MLP"].mean(1).max() > 0.05 or wrong[:, -1].min() < 2 * error["MLP"][-1].mean():
+        run.miss("polynomials and the MLP learn other data sets than those of the claim")
     return found
 
 

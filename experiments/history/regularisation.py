@@ -96,7 +96,9 @@ def train(config: Config, run: Run) -> dict:
     slow, fast = (np.minimum(deep[name].steps, config.steps).mean() for name in ("sigmoid", "batch norm"))  # at least
     if fast > 0.5 * slow:
         run.miss(f"with batch norm it takes {fast:.0f} steps to 97 %, more than half of the {slow:.0f} without")
-    return {f"{name} error": error for name, error in errors.items()} | {"batch norm over sigmoid": fast / slow}
+    return {f"{name.replace(' ', '_')}_error": e for name, e in errors.items()} | {
+        "batch_norm_over_sigmoid": fast / slow
+    }
 
 
 def falling(steps: int, decay: float, limit: float, rate: Any) -> optax.GradientTransformation:

@@ -87,7 +87,6 @@ def train(config: Config, run: Run) -> dict:
         entries[name] = replace(problem, init=begun(problem.init, deviation)), optax.sgd, rates
     deep = sweep.compared(run, entries, seeds, length, target)
     run.figure("regularisation", draw(errors, deep, config))
-
     for better, worse in (("dropout", "plain"), ("dropout and max-norm", "plain"), ("dropout and max-norm", "dropout")):
         mean, low, high = (100 * value for value in trials.mean_interval(errors[worse] - errors[better]))
         run.say(f"{better}: fewer mistakes than {worse} by {mean:.2f} % ({low:.2f} to {high:.2f}) of the test images")
@@ -96,9 +95,8 @@ def train(config: Config, run: Run) -> dict:
     slow, fast = (np.minimum(deep[name].steps, config.steps).mean() for name in ("sigmoid", "batch norm"))  # at least
     if fast > 0.5 * slow:
         run.miss(f"with batch norm it takes {fast:.0f} steps to 97 %, more than half of the {slow:.0f} without")
-    return {f"{name.replace(' ', '_')}_error": e for name, e in errors.items()} | {
-        "batch_norm_over_sigmoid": fast / slow
-    }
+    ratio = {"batch_norm_over_sigmoid": fast / slow}
+    return ratio | {f"{name.replace(' ', '_')}_error": error for name, error in errors.items()}
 
 
 def falling(steps: int, decay: float, limit: float, rate: Any) -> optax.GradientTransformation:

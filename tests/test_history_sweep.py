@@ -92,7 +92,7 @@ def test_cost_counts_weights_and_operations():
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (lambda: sweep.Length(10, 4), "4 steps between evaluations do not divide 10: choose a divisor"),
+        (lambda: sweep.Length(10, 4), "10 steps cannot be evaluated every 4: choose a multiple of 4 steps"),
         (lambda: PROBLEM.rows(0, 1, 65), "65 examples cannot be drawn from 64: choose fewer"),
         (lambda: replace(PROBLEM).rows(0, 1, 4), "a batch of 8 cannot be drawn from 4 examples"),
         (

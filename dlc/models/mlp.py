@@ -33,13 +33,11 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B ..."], *, train: bool = False) -> Float[Array, "B K"]:
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        activation = {"relu": nn.relu, "sigmoid": nn.sigmoid}[self.activation]
-        x = layers.Dropout(0.2 * self.dropout)(layers.flatten(x), train=train)
+        x = layers.flatten(x)
+        x = layers.Dropout(0.2)(x, train=train) if self.dropout else x
         for i, width in enumerate(self.hidden, 1):
             x = layers.Dense(width, **kinds, name=f"dense{i}")(x)
-            if self.norm:
-                x = layers.BatchNorm(0.99, dtype=self.dtype, param_dtype=self.param_dtype, name=f"norm{i}")(
-                    x, train=train
-                )
-            x = layers.Dropout(0.5 * self.dropout)(activation(x), train=train)
+            x = layers.BatchNorm(0.99, **kinds, name=f"norm{i}")(x, train=train) if self.norm else x
+            x = nn.sigmoid(x) if self.activation == "sigmoid" else nn.relu(x)
+            x = layers.Dropout(0.5)(x, train=train) if self.dropout else x
         return layers.Dense(self.num_classes, **kinds, name=f"dense{len(self.hidden) + 1}")(x)

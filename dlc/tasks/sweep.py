@@ -56,7 +56,9 @@ class Length:
 
     def __post_init__(self) -> None:
         if self.steps % self.every:
-            raise UserError(f"{self.every} steps between evaluations do not divide {self.steps}: choose a divisor")
+            raise UserError(
+                f"{self.steps} steps cannot be evaluated every {self.every}: choose a multiple of {self.every} steps"
+            )
 
     @property
     def places(self) -> np.ndarray:

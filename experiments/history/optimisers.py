@@ -46,7 +46,7 @@ class Config:
 
 
 SMOKE = Config(
-    "python", "digits", layers=1, steps=40, convnet_steps=20, gpt_loss=4.0, convnet_loss=1.8, rates=2, seeds=2
+    "python", "digits", layers=1, steps=40, convnet_steps=20, gpt_loss=4.0, convnet_loss=1.8, rates=2, seeds=4
 )
 
 

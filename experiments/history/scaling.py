@@ -73,7 +73,7 @@ def problem(run: Run, name: str, width: int) -> sweep.Problem:
 def measure(run: Run, config: Config, name: str) -> dict[str, tuple[np.ndarray, np.ndarray, Any]]:
     """Quantity -> its values [P], the losses [P, S] there, and operations and losses of the networks."""
     width, fewest, rate = TEXT if name in CORPORA else IMAGES
-    length = sweep.Length(config.steps, max(1, config.steps // 12))
+    length = sweep.Length(config.steps, max(1, config.steps // 10))
     seeds = list(range(config.seed, config.seed + config.seeds))
     several, widths = ([first * 2**i for i in range(config.sizes)] for first in (fewest, width))
 

@@ -46,15 +46,9 @@ BASELINES = {"edges": "--", "random": ":"}  # which know no network
 DRAWN = 8  # images in the figure "saliency"
 
 
-def train(config: Config, run: Run) -> dict:
-    return look(config, run, subjects.asked(run, config))
-
-
-def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
-    return look(config, run, subjects.asked(run, config, model, variables))
-
-
-def look(config: Config, run: Run, subject: Subject) -> dict:
+def train(config: Config, run: Run, *given: Any) -> dict:
+    """Looks into our own network or, with --weights, into the given model and its variables."""
+    subject = subjects.asked(run, config, *given)
     pixels, figures, kept = subject.image[: config.examples], dict[str, Any](), {}
     pictures = {"image": pixels[:DRAWN]}
 
@@ -73,6 +67,9 @@ def look(config: Config, run: Run, subject: Subject) -> dict:
         run.doing(f"looking by {name}")
         program = steps.compiled(steps.in_batches(importance, pixels, 50), donate=False)
         order = np.asarray(program(subject.variables))
+        if not order.any():
+            run.say(f"{name} finds nothing: no signal comes back to the pixels")
+            continue
         kept[name] = np.asarray(in_turn(subject.variables, (pixels, order)))
         pictures[name] = saliency.shaded(order[:DRAWN])
         last = kept[name][:, -1]
@@ -80,9 +77,8 @@ def look(config: Config, run: Run, subject: Subject) -> dict:
     for name in kept.keys() - BASELINES.keys():
         if figures[f"kept_by_{name}"] >= figures["kept_by_random"]:
             run.miss(f"the pixels that {name} finds most salient count no more than random ones")
-    run.figure(
-        "saliency", plot.sheet({name: plot.smaller(pictures[name], 120) for name in pictures if name != "random"})
-    )
+    shown = {name: plot.smaller(images, 120) for name, images in pictures.items() if name != "random"}
+    run.figure("saliency", plot.sheet(shown))
     run.figure("deletion", curves(kept))
     return {"images": len(pixels), **figures}
 
@@ -124,4 +120,4 @@ def curves(kept: dict[str, np.ndarray]) -> Figure:
 
 
 if __name__ == "__main__":
-    launch(train, Config(), SMOKE, show)
+    launch(train, Config(), SMOKE, train)

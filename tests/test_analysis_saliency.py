@@ -212,6 +212,15 @@ def test_deletion_is_what_is_left_of_the_score():
     np.testing.assert_allclose(each[:, 0], [left[0, 1], left[1, 2]], rtol=1e-6)
 
 
+def test_blocks_are_squares_of_one_importance():
+    order = drawn.normal(2, 6, 8)
+    squares = saliency.blocks(order, 2)
+    np.testing.assert_array_equal(squares[:, ::2, ::2], squares[:, 1::2, 1::2])
+    assert len(np.unique(squares[0])) == 12
+    np.testing.assert_allclose(saliency.blocks(order, 1), order, rtol=1e-6)
+    assert saliency.blocks(order, 20).shape == order.shape
+
+
 def test_what_is_cut_out_is_as_large_as_the_largest_box_and_around_its_own():
     images = np.arange(3 * 5 * 6).reshape(3, 5, 6, 1)
     inside = np.zeros((3, 5, 6), bool)

@@ -236,6 +236,12 @@ def shaded(order: Float[Array | np.ndarray, "B H W"]) -> UInt8[np.ndarray, "B H 
     return (255 * np.clip(order / np.maximum(bright, 1e-12), 0, 1)).astype(np.uint8)[..., None]
 
 
+def blocks(order: Float[Array, "B H W"], side: int) -> Float[Array, "B H W"]:
+    """The mean importance of each square of about `side` pixels, at every pixel of it."""
+    height, width = (max(1, n // side) for n in order.shape[1:])
+    return jax.image.resize(jax.image.resize(order, (len(order), height, width), "linear"), order.shape, "nearest")
+
+
 def deleted(pixels: Pixels, order: Float[Array, "B H W"], share: Any, fill: float = 127.5) -> Map:
     """The images without the `share` of pixels that come first in the order, largest first, which get `fill`.
 

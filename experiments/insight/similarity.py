@@ -93,10 +93,9 @@ def train(config: Config, run: Run) -> dict:
     share = {name: likeness.explained(source, units) for name, source in sources.items()}
     best = {name: values.max() for name, values in share.items()}
     means = {name: table.mean(0) for name, table in alike.items()}
-    run.figure("similarity", likeness.tables_and_curves(means, share, [name.removeprefix("conv") for name in NAMES]))
-    some = {"pixels": shown, "conv4": learnt[0]["conv4"], "conv8": learnt[0]["conv8"]}
-    some |= {f"conv8, {OTHER}": learnt[1]["conv8"], "conv8, untrained": begun[0]["conv8"]}
-    run.figure("dissimilarity", likeness.dissimilarities(some, "conv8"))
+    some = {"pixels": shown, "layer 4": learnt[0]["conv4"], "layer 8": learnt[0]["conv8"]}
+    some |= {f"layer 8, {OTHER}": learnt[1]["conv8"], "layer 8, untrained": begun[0]["conv8"]}
+    run.figure("similarity", likeness.overview(some, means, share, [name.removeprefix("conv") for name in NAMES]))
 
     if (near := (off[OTHER] <= 1).mean()) < 0.9:
         run.miss(f"the most similar layer is the same one or the next one in only {near:.0%} of the cases")

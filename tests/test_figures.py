@@ -138,11 +138,9 @@ def fooled(words, generations):
 def likenesses(layers, others=("another seed", "an untrained network")):
     tables = {name: RNG.random((layers, layers)) for name in others}
     shares = {name: RNG.random(layers) for name in others} | {"pixels": RNG.random(1)}
-    return likeness.tables_and_curves(tables, shares, [str(i) for i in range(1, layers + 1)])
-
-
-def dissimilarities(names):
-    return likeness.dissimilarities({name: RNG.normal(size=(20, 9)) for name in names}, names[0])
+    names = ("pixels", "layer 4", "layer 8", "layer 8, another seed", "layer 8, untrained")
+    some = {name: RNG.normal(size=(20, 9)) for name in names}
+    return likeness.overview(some, tables, shares, [str(i) for i in range(1, layers + 1)])
 
 
 def initialisation():
@@ -309,7 +307,6 @@ BUILT = {
     "fooling in one generation": lambda: fooled([f"{k}: 12.34%" for k in range(10)], 1),
     "similarity": lambda: likenesses(8),
     "similarity of two layers": lambda: likenesses(2),
-    "dissimilarity": lambda: dissimilarities(("pixels", "conv4", "conv8", "conv8, another seed", "conv8, untrained")),
     "compute": lambda: from_record("bench.compute.count.cpu.json", "compute"),
     "compute of nothing here": lambda: _charts.compute({"AlexNet": (2012, 0.0054)}, {}),
     "batches": lambda: from_record("bench.forward.cpu.json", "batches"),

@@ -68,9 +68,24 @@ def of_sites(
     return {"explained": shares["layers"][best], "explained_by_pixels": shares["pixels"][0], "sites": sites.shape[1]}
 
 
-def tables_and_curves(tables: dict[str, np.ndarray], shares: dict[str, np.ndarray], names: Sequence[str]) -> Figure:
-    """The CKA of every two layers [L, L], rows being those of a trained network, and what each layer explains [L]."""
-    figure = plot.canvas(plot.WIDEST, 4.2)
+def overview(
+    representations: Layers, tables: dict[str, np.ndarray], shares: dict[str, np.ndarray], names: Sequence[str]
+) -> Figure:
+    """Above, the dissimilarities of images in some representations [N, ...], and how alike they and the third one are.
+
+    Below, the CKA of every two layers [L, L], rows being those of a trained network, and what each layer explains [L].
+    """
+    figure = plot.canvas(plot.WIDEST, 7.2)
+    above, below = np.asarray(figure.subfigures(2, 1, height_ratios=(1, 1.5)))
+    dissimilarities(above, representations, list(representations)[2])
+    tables_and_curves(below, tables, shares, names)
+    return figure
+
+
+def tables_and_curves(
+    figure: Any, tables: dict[str, np.ndarray], shares: dict[str, np.ndarray], names: Sequence[str]
+) -> None:
+    """The CKA of every two layers, and what each layer explains."""
     *left, right = figure.subplots(1, len(tables) + 1, width_ratios=(*[1] * len(tables), 1.3))
     for axis, (name, values) in zip(left, tables.items(), strict=True):
         image = axis.imshow(values, vmin=0, vmax=1, cmap="magma", origin="lower")
@@ -81,7 +96,6 @@ def tables_and_curves(tables: dict[str, np.ndarray], shares: dict[str, np.ndarra
     figure.colorbar(image, ax=left, label="similarity (CKA)", location="bottom", shrink=0.5, aspect=30)
     curves(right, shares, names)
     figure.legend(loc="outside upper right", frameon=False, ncols=len(shares), fontsize=plot.SMALL)
-    return figure
 
 
 def curves(axis: Any, shares: dict[str, np.ndarray], names: Sequence[str]) -> None:
@@ -96,13 +110,12 @@ def curves(axis: Any, shares: dict[str, np.ndarray], names: Sequence[str]) -> No
     axis.grid(alpha=0.25)
 
 
-def dissimilarities(layers: Layers, against: str) -> Figure:
+def dissimilarities(figure: Any, representations: Layers, against: str) -> None:
     """A matrix for each: 1 - the correlation of the answers to two images; its rank correlation with one of them."""
-    figure = plot.canvas(plot.WIDEST, 2.8)
-    matrices = {name: np.asarray(similarity.rdm(layer)) for name, layer in layers.items()}
+    matrices = {name: np.asarray(similarity.rdm(answers)) for name, answers in representations.items()}
     for axis, (name, matrix) in zip(figure.subplots(1, len(matrices)), matrices.items(), strict=True):
         axis.imshow(matrix, cmap="magma", vmin=0, vmax=np.percentile(matrix, 99))
         axis.set(xticks=(), yticks=())
         axis.set_title(name.replace(", ", ",\n"), fontsize=plot.SMALL + 1)
-        axis.set_xlabel(f"with {against}: {float(similarity.rsa(matrices[against], matrix)):.2f}", fontsize=plot.SMALL)
-    return figure
+        alike = float(similarity.rsa(matrices[against], matrix))
+        axis.set_xlabel(f"like {against}: {alike:.2f}", fontsize=plot.SMALL)

@@ -33,7 +33,7 @@ from dlc.tasks import fields
 @dataclass(frozen=True)
 class Config:
     dataset: Literal["mnist", "digits"] = "mnist"  # the data set
-    examples: Positive[int] = 2000  # digits to learn from
+    examples: Positive[int] = 2000  # training examples
     tested: Positive[int] = 300  # digits to recognise
     seed: NotNegative[int] = 0  # of all random numbers
     seeds: Positive[int] = 3  # number of runs, the first with `seed`; trained at once

@@ -38,7 +38,7 @@ from dlc.tasks import sweep
 @dataclass(frozen=True)
 class Config:
     dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"  # the data set
-    examples: Positive[int] = 1000  # training examples of each run
+    examples: Positive[int] = 1000  # training examples
     epochs: Positive[int] = 40  # passes over the training set; over these examples
     steps: Positive[int] = 4000  # training steps; of the sigmoid networks
     rates: Positive[int] = 5  # learning rates of each sweep; of the sigmoid networks, the others have four

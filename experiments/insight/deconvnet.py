@@ -41,11 +41,11 @@ class Config:
     photographs: Shown[Positional[tuple[Path, ...]]] = ()  # files
     dataset: Shown[subjects.Name] = "mnist"  # the data set
     maps: Shown[tuple[str, ...]] = ()  # layers to look into; by default the last two that return maps
-    examples: Shown[Positive[int]] = 2000  # images that are looked at
+    test_images: Shown[Positive[int]] = 2000  # test images that are looked at
     seed: NotNegative[int] = 0  # of all random numbers
 
 
-SMOKE = Config(dataset="digits", examples=100)
+SMOKE = Config(dataset="digits", test_images=100)
 MAPS, PATCHES = 16, 9  # feature maps of a layer, those with the strongest activations, and patches of each
 DRAWN = 4  # feature maps of a layer in the figure
 SHARE = 0.1  # of a patch that is deleted
@@ -65,7 +65,7 @@ def look(config: Config, run: Run, subject: Subject) -> dict:
     for name in [features.known(name, maps) for name in config.maps] or maps[-2:]:
         run.doing(f"looking into {name}")
         forward = saliency.layer(subject.apply, name)
-        found = excited(forward, subject.variables, subject.image[: config.examples])
+        found = excited(forward, subject.variables, subject.image[: config.test_images])
         look_back = steps.in_batches(partial(projected, forward, jax.random.key(config.seed)), found, 36)
         projection, inside, left = steps.compiled(look_back, donate=False)(subject.variables)
         drawn[name] = [saliency.cut(images, inside) for images in (found["image"], projection)]

@@ -39,13 +39,13 @@ class Config:
     photographs: Shown[Positional[tuple[Path, ...]]] = ()  # files
     dataset: Shown[subjects.Name] = "mnist"  # the data set
     maps: Shown[tuple[str, ...]] = ()  # layers to look into; by default all that are not part of another
-    examples: Shown[Positive[int]] = 16  # images that are looked at
+    test_images: Shown[Positive[int]] = 16  # test images that are looked at
     updates: Shown[Positive[int]] = 100  # steps of the pixels
     smooth: Shown[NotNegative[float]] = 0.1  # weight of the total variation
     seed: NotNegative[int] = 0  # of all random numbers
 
 
-SMOKE = Config(dataset="digits", examples=2, updates=10)
+SMOKE = Config(dataset="digits", test_images=2, updates=10)
 DRAWN = 8  # images in the figure
 
 
@@ -60,7 +60,7 @@ def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
 def look(config: Config, run: Run, subject: Subject) -> dict:
     layers = features.shapes(subject.apply, subject.variables, subject.image[:1])
     names = [features.known(name, layers) for name in config.maps] or [name for name in layers if "/" not in name]
-    pixels = subject.image[: config.examples].astype(np.float32)
+    pixels = subject.image[: config.test_images].astype(np.float32)
     start = 0.1 * jax.random.normal(jax.random.key(config.seed), pixels.shape)
     drawn, figures, errors = {"image": pixels}, {"images": len(pixels)}, []
     answer = jax.jit(lambda variables, pixels: subject.apply(variables, pixels).argmax(-1))

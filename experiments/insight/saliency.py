@@ -36,11 +36,11 @@ from dlc.tasks.subjects import Subject
 class Config:
     photographs: Shown[Positional[tuple[Path, ...]]] = ()  # files
     dataset: Shown[subjects.Name] = "mnist"  # the data set
-    examples: Shown[Positive[int]] = 500  # images that are looked at
+    test_images: Shown[Positive[int]] = 500  # test images that are looked at
     seed: NotNegative[int] = 0  # of all random numbers
 
 
-SMOKE = Config(dataset="digits", examples=20)
+SMOKE = Config(dataset="digits", test_images=20)
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3)  # of the pixels that are deleted
 BASELINES = {"edges": "--", "random": ":"}  # which know no network
 DRAWN = 8  # images in the figure "saliency"
@@ -49,7 +49,7 @@ DRAWN = 8  # images in the figure "saliency"
 def train(config: Config, run: Run, *given: Any) -> dict:
     """Looks into our own network or, with --weights, into the given model and its variables."""
     subject = subjects.asked(run, config, *given)
-    pixels, figures, kept = subject.image[: config.examples], dict[str, Any](), {}
+    pixels, figures, kept = subject.image[: config.test_images], dict[str, Any](), {}
     pictures = {"image": pixels[:DRAWN]}
 
     def remaining(variables, found):

@@ -51,8 +51,8 @@ def test_the_frontier_takes_the_best_network_at_each_amount():
     spent = np.array([[1.0, 2, 3, 4], [4, 8, 12, 16]])
     losses = np.array([[[4.0, 3, 3, 3.5]], [[3.5, 2, 1, 1.5]]])
     amounts, lowest = power_law.frontier(spent, losses, points=5)
-    np.testing.assert_allclose(amounts, [1, 2, 4, 8, 16])
-    np.testing.assert_allclose(lowest[:, 0], [4, 3, 3, 2, 1])  # its lowest so far, of the better network
+    np.testing.assert_allclose(amounts, 4 * 2 ** np.array([0, 0.5, 1, 1.5, 2]))
+    np.testing.assert_allclose(lowest[:, 0], [3, 3, 2, 2, 1])  # its lowest so far, of the better network
 
 
 def test_the_frontier_never_rises():

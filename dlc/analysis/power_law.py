@@ -62,10 +62,10 @@ def frontier(
     """What computation buys: `points` amounts of it and, for each, the losses of the best of N networks.
 
     Of each network the E evaluations count up to which it had `spent` no more than the amount; the best network has the
-    lowest mean over seeds. The amounts lie evenly on a logarithmic axis, from the first evaluation of the first network
+    lowest mean over seeds. The amounts lie evenly on a logarithmic axis, from the last evaluation of the first network
     to the last one of the last.
     """
-    amounts = np.geomspace(spent[0, 0], spent[-1, -1], points)
+    amounts = np.geomspace(spent[0, -1], spent[-1, -1], points)
     so_far = np.minimum.accumulate(losses, axis=2)
     found = []
     for amount in amounts:

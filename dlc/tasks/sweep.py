@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.tree_util import Partial
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from dlc import batches, costs, losses, process, train
 from dlc.analysis import power_law, trials
@@ -322,6 +322,9 @@ def draw_law(axis: Any, x: np.ndarray, losses: np.ndarray, what: str, color: str
     axis.plot(ends, law(ends), color="black", linewidth=1)
     axis.set(xscale="log", yscale="log", xlabel=what)
     axis.set_title(f"loss ~ {what}^-{law.exponent:.3f} ({law.low:.3f} to {law.high:.3f})", fontsize=plot.SMALL)
+    if x[-1] < 100 * x[0]:
+        axis.set_xticks(x, [f"{value:,.0f}" for value in x], fontsize=plot.SMALL)
+        axis.xaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())

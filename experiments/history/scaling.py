@@ -116,6 +116,7 @@ def draw(measured: dict) -> Figure:
             for spent, curve in zip(*networks, strict=True) if networks else ():
                 axis.plot(spent, curve, color="gray", linewidth=0.7)
             sweep.draw_law(axis, x, losses, what, color)
+            axis.set_xlabel(f"{what} (gray: each network)" if networks else what)
         row[0].set_ylabel(f"{name}: loss (nats)")
     return figure
 

@@ -11,7 +11,7 @@ loss of a run, as in Hestness et al.; of the operations, that of the best networ
 Expect: TODO
 
     python -m experiments.history.scaling
-    python -m experiments.history.scaling --steps 4000 --sizes 8 --seeds 8
+    python -m experiments.history.scaling --steps 4000 --scales 8 --seeds 8
 """
 
 from dataclasses import dataclass
@@ -39,12 +39,12 @@ Data = Literal["mnist", "fashion_mnist", "cifar10", "cifar100", "tiny_shakespear
 class Config:
     datasets: tuple[Data, ...] = ("mnist", "cifar10", "tiny_shakespeare")  # the data sets, of images or text
     steps: Positive[int] = 240  # training steps
-    sizes: Positive[int] = 5  # widths, and numbers of examples, a factor of two apart
+    scales: Positive[int] = 5  # widths, and numbers of examples, a factor of two apart
     seed: NotNegative[int] = 0  # of all random numbers
     seeds: Positive[int] = 3  # number of runs, the first with `seed`; of each point
 
 
-SMOKE = Config(("digits", "python"), steps=20, sizes=2, seeds=2)
+SMOKE = Config(("digits", "python"), steps=20, scales=2, seeds=2)
 TEXT, IMAGES = (8, 2000, 4e-3), (2, 125, 3e-3)  # the smallest width, the fewest examples, and Adam's rate
 
 
@@ -75,7 +75,7 @@ def measure(run: Run, config: Config, name: str) -> dict[str, tuple[np.ndarray, 
     width, fewest, rate = TEXT if name in CORPORA else IMAGES
     length = sweep.Length(config.steps, max(1, config.steps // 10))
     seeds = list(range(config.seed, config.seed + config.seeds))
-    several, widths = ([first * 2**i for i in range(config.sizes)] for first in (fewest, width))
+    several, widths = ([first * 2**i for i in range(config.scales)] for first in (fewest, width))
 
     def losses(width: int, examples: list) -> np.ndarray:  # [len(examples), S, E]
         each, many = [n for n in examples for _ in seeds], seeds * len(examples)

@@ -2,16 +2,25 @@
 
 from dataclasses import replace
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dlc.errors import UserError
-from dlc.models.convnet import Convnet
 from dlc.models.mlp import MLP
 from dlc.run.run import Run
 from experiments.history import orientation
+
+
+class Small(nn.Module):
+    """Eight filters of 5 x 5 pixels, and the mean of each map."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return nn.Conv(8, (5, 5), name="conv1")(x).mean((1, 2))
+
 
 SMALL = replace(orientation.SMOKE, orientations=6, controls=1)
 
@@ -22,14 +31,15 @@ def given(model):
 
 def test_given_weights_are_examined(monkeypatch):
     monkeypatch.setattr(orientation, "FREQUENCIES", np.array([0.1, 0.2]))
-    model, variables = given(Convnet())
+    monkeypatch.setattr(orientation, "EXAMPLES", 2)  # axes take time
+    model, variables = given(Small())
     kernel = variables["params"]["conv1"]["kernel"]
     stripes = np.sin(2 * np.arange(5))[:, None, None, None]  # all filters see horizontal bars
     variables["params"]["conv1"]["kernel"] = np.broadcast_to(stripes, kernel.shape).astype(np.float32)
     run = Run()
     figures = orientation.show(SMALL, run, model, variables)
-    assert set(figures) == {f"convnet_{kind}" for kind in orientation.KINDS}
-    assert figures["convnet_trained"][0] > figures["convnet_untrained"].max()
+    assert set(figures) == {f"small_{kind}" for kind in orientation.KINDS}
+    assert figures["small_trained"][0] > figures["small_untrained"].max()
     assert list(run.figures) == ["orientation"]
     assert not run.missed
 

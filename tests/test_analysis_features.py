@@ -1,6 +1,7 @@
 """The names and the outputs of layers."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,7 +15,7 @@ LAYERS = {"conv1": (2, 8, 8, 32), "conv2": (2, 2, 2, 64), "dense1": (2, 200), "d
 
 @pytest.fixture(scope="module")
 def network():
-    model, pixels = Convnet(), np.random.default_rng(0).normal(size=(2, 28, 28, 1)).astype(np.float32)
+    model, pixels = Convnet(), jnp.asarray(np.random.default_rng(0).normal(size=(2, 28, 28, 1)), jnp.float32)
     return model, model.init(jax.random.key(0), pixels), pixels
 
 
@@ -31,7 +32,7 @@ def test_activations_are_what_the_layers_return(network):
 
 
 def test_layers_inside_blocks_have_paths():
-    model, pixels = CifarResNet((1, 1, 1)), np.zeros((1, 32, 32, 3), np.float32)
+    model, pixels = CifarResNet((1, 1, 1)), jnp.zeros((1, 32, 32, 3))
     variables = jax.eval_shape(model.init, jax.random.key(0), pixels)
     variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variables)
     names = list(features.shapes(model.apply, variables, pixels))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dlc import process
 from dlc.errors import UserError
@@ -232,6 +233,21 @@ def test_results_are_written_from_records(tmp_path, monkeypatch):
     assert "old" not in readme
     pages.write(tmp_path)
     assert (tmp_path / "README.md").read_text() == readme
+
+
+def test_the_picture_named_after_an_experiment_and_animations_are_kept_small(tmp_path):
+    folder = finished_run(tmp_path / "run")
+    (folder / "figures").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (500, 600, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "figures" / "convnet.png")
+    (folder / "figures" / "training.gif").write_bytes(b"GIF")
+    (folder / "figures" / "other.png").write_bytes(b"PNG")
+    pages.add(tmp_path, folder)
+    kept = {path.name.split("cpu.")[1]: path for path in (tmp_path / "docs" / "figures").glob("*")}
+    assert kept.keys() == {"convnet.png", "training.gif"}
+    assert kept["convnet.png"].stat().st_size <= pages.LARGEST < (folder / "figures" / "convnet.png").stat().st_size
+    with Image.open(kept["convnet.png"]) as picture:
+        assert picture.width > 300
 
 
 def pin(root, jaxlib):

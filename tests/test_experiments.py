@@ -22,8 +22,10 @@ from dlc import weights
 from dlc.data import NAMES, OFFLINE, pictures, text
 from dlc.errors import UserError
 from dlc.run import flags, launch, record
+from dlc.run.pages import LARGEST
 from dlc.run.run import Run
 from experiments import __main__ as course
+from experiments import gallery
 
 ROOT = Path(__file__).parents[1]
 FILES = [p for p in sorted((ROOT / "experiments").glob("*/[!_]*.py")) if p.parent.name != "bench"]
@@ -49,10 +51,15 @@ REACHED = {
 every = pytest.mark.parametrize("module", MODULES)
 
 
+def shows(experiment):
+    """Whether its picture is the point: what it trains is part of the picture, and ends with it."""
+    return experiment.__name__.split(".")[1] in gallery.ROOMS
+
+
 def trains(experiment):
-    """Whether it leaves a trained network, which `show` can show. Others only measure how networks learn."""
-    named = experiment.__name__ == "experiments.imagenet.train"
-    return named or (hasattr(experiment, "optax") and hasattr(experiment, "show"))
+    return not shows(experiment) and (
+        hasattr(experiment, "optax") or experiment.__name__ == "experiments.imagenet.train"
+    )
 
 
 def reads_data(experiment):
@@ -71,14 +78,16 @@ def test_smoke(module, tmp_path):
     assert json.loads((tmp_path / "result.json").read_text()) == result
     for part in here.parts or [here]:
         reports = [line["loss"] for line in part.history if "loss" in line]
+        if shows(experiment):
+            assert (tmp_path / "figures" / f"{short.partition('.')[2]}.png").exists()
+            continue
         assert reports[-1] < reports[0] if trains(experiment) else not reports
     if trains(experiment):
         name, bound = REACHED[short]
         learnt = [line["error"] for line in here.history if "error" in line]
         assert np.mean(figures[name] if name in figures else learnt[-1]) < bound
-    assert len(list(tmp_path.rglob("*.png"))) >= (
-        2 if "attention" in module else 3 if reads_data(experiment) and trains(experiment) else 1
-    )
+    pictures_at_least = 1 if shows(experiment) else 2 if "attention" in module else 3 if reads_data(experiment) else 1
+    assert len(list(tmp_path.rglob("*.png"))) >= pictures_at_least
     if trains(experiment):  # what was trained can be shown without training
         folder = here.parts[-1].folder if here.parts else tmp_path
         later = Run()
@@ -99,13 +108,16 @@ def test_form(module):
     assert dataclasses.is_dataclass(experiment.Config)
     assert experiment.Config.__dataclass_params__.frozen
     assert "__post_init__" not in vars(experiment.Config)  # constraints stand in the types of the fields
-    named = [experiment.SMOKE.dataset] if reads_data(experiment) else getattr(experiment.SMOKE, "datasets", [])
-    assert set(named) <= {*OFFLINE, *text.OFFLINE} if named else experiment.SMOKE.made_up
+    if reads_data(experiment):
+        assert experiment.SMOKE.dataset in (*OFFLINE, *text.OFFLINE)
+    else:
+        assert shows(experiment) or experiment.SMOKE.made_up
     assert f"python -m {module}" in experiment.__doc__
     claim, about = launch.claim_of(experiment), launch.subject_of(experiment)
     assert claim
     figures = re.search(r"\d %|\d s\b|\d nats|\d BLEU|perplexity of \d|red \d", claim)
-    assert bool(figures) == bool(about)  # a figure is claimed of a data set
+    if reads_data(experiment):
+        assert bool(figures) == bool(about) or shows(experiment)  # a figure is claimed of a data set
     if about:
         assert about[0] in (*NAMES, *pictures.NAMES, *text.CORPORA, *text.PARALLEL)
         defaults = json.loads(json.dumps(dataclasses.asdict(experiment.Config()), default=str)).values()
@@ -132,7 +144,7 @@ def test_records_have_the_claim_of_the_docstring_where_it_speaks_of_them(module)
     about = launch.subject_of(experiment)
     for path in (ROOT / "results").glob(f"{module.removeprefix('experiments.')}.*json"):
         one = json.loads(path.read_text())
-        same = not about or one["dataset"] == about[0]
+        same = not about or one.get("dataset") == about[0]
         assert one["claim"] == (launch.claim_of(experiment) if same else None), path
 
 
@@ -254,6 +266,18 @@ def test_what_is_to_come_is_said():
 
 def test_the_page_of_the_course_is_what_make_results_writes():
     assert (ROOT / "docs" / "course.md").read_text() == "\n".join(course.page())  # else: make results
+
+
+def test_the_gallery_is_what_make_gallery_writes_and_has_a_small_picture_of_each():
+    summaries = {one.name: one.summary for one in course.experiments().values()}
+    lines = list(gallery.page(ROOT, summaries))
+    assert (ROOT / "docs" / "gallery.md").read_text() == "\n".join(lines)  # else: python -m experiments --write
+    for name in (name for name in summaries if name.split(".")[0] in gallery.ROOMS):
+        found = [line for line in lines if line.startswith(f"![{name}.")]
+        assert found, name
+        for line in found:
+            path = ROOT / "docs" / re.search(r"\((.*)\)", line)[1]
+            assert path.stat().st_size <= LARGEST, path
 
 
 def test_peek_names_an_image_that_is_not_there():

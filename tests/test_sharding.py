@@ -9,14 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cli import assert_refused, here
 from jax.sharding import PartitionSpec
 
-from dlc import data, layers, losses, sharding, train
+from dlc import data, layers, losses, process, sharding, train
 from dlc.errors import UserError
 from dlc.models import resnet_cifar, vit
 from dlc.models.mlp import MLP
 from dlc.run.run import Run
 from dlc.tasks import images
+
+assert here  # a fixture
 
 BATCH, SIDE, STEPS = 16, 8, 5
 
@@ -177,3 +180,12 @@ def test_a_cpu_is_offered_as_several_devices():
             check=True,
         )
         assert int(found.stdout) == count
+
+
+def test_a_mesh_is_offered_as_many_cpu_devices_as_there_are_cores(here, monkeypatch, tmp_path):
+    offered = []
+    monkeypatch.setattr(process, "offer_cpu_devices", offered.append)
+    monkeypatch.setattr(process, "cores", lambda: 2)
+    sentence = "a mesh of 1024 devices needs more than are available"
+    assert_refused(here("experiments.cifar10.resnet", "--smoke", "--mesh", "data=1024", "--out", tmp_path), sentence)
+    assert offered == [2]

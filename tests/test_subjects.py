@@ -1,6 +1,7 @@
 """Networks that are trained once and found again, and those that the user gives."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -75,8 +76,8 @@ def test_mistakes_are_one_sentence(tmp_path):
 def _untrained(name):
     model = subjects.problem(name).model
     shape = (1, 28, 28, 1) if name == "digits" else (1, 32, 32, 3)
-    return model, model.init(jax.random.key(0), np.zeros(shape, np.float32))
+    return model, model.init(jax.random.key(0), jnp.zeros(shape))
 
 
 def _shapes(model, shape):
-    return jax.eval_shape(model.init, jax.random.key(0), np.zeros(shape, np.float32))
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape))

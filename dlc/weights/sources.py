@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -49,12 +49,13 @@ def load(path: str | Path, model: nn.Module | None = None, **changes: Any) -> tu
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist: give the folder of a run or a published model, or a file of weights")
-    if deep_compression.is_squeezenet_dc(path):
+    kind = _kind(path)
+    if kind == "deep_compression":
         _check_equal(path, describe(deep_compression.NETWORK), model)
         return deep_compression.load_squeezenet_dc(path, **changes)
-    if artifact.is_artifact(path):
+    if kind == "run":
         return _from_run(path, model, changes)
-    if path.is_file() and llama2c.is_llama2c(path):
+    if kind == "llama2c":
         found, variables = llama2c.load_llama2c(path, **changes)
         _check_equal(path, describe(found), model)
         return found, variables
@@ -84,7 +85,7 @@ def begin(variables: Any, path: str | Path, model: nn.Module | None = None) -> A
     Raises UserError that names the first array that is missing, unknown or wrongly shaped, and whatever `load` raises.
     """
     path = Path(path)
-    if not deep_compression.is_squeezenet_dc(path) and artifact.is_artifact(path):
+    if _kind(path) == "run":
         loaded, found = model, files.flat(artifact.read_variables(path))
     else:
         loaded, found = load(path, model)
@@ -112,7 +113,16 @@ def begin(variables: Any, path: str | Path, model: nn.Module | None = None) -> A
 
 def names_its_model(path: Path) -> bool:
     """Whether `load` knows the model of this file or folder without being given one, and takes no other."""
-    return deep_compression.is_squeezenet_dc(path) or artifact.is_artifact(path)
+    return _kind(path) in ("deep_compression", "run")
+
+
+def _kind(path: Path) -> Literal["deep_compression", "run", "llama2c", "published"]:
+    """What wrote the file or folder: the one place that decides it, in an order in which none is taken for another."""
+    if deep_compression.is_squeezenet_dc(path):  # its first bytes can look like those of a safetensors file
+        return "deep_compression"
+    if artifact.is_artifact(path):
+        return "run"
+    return "llama2c" if path.is_file() and llama2c.is_llama2c(path) else "published"
 
 
 def _from_run(path: Path, model: nn.Module | None, changes: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -311,6 +311,7 @@ def draw_values(axis: Any, values: dict[str, np.ndarray]) -> None:
         axis.plot(values[name], np.full(len(values[name]), place + 0.22), ".", color=plot.ACCENT, alpha=0.6)
         said = f"{mean:.2f} ({low:.2f} to {high:.2f})"
         axis.annotate(said, (mean, place), (0, 7), textcoords="offset points", ha="center", fontsize=plot.SMALL)
+    axis.margins(x=0.2)
     axis.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.7))
     axis.grid(alpha=0.25)
 

@@ -7,7 +7,7 @@ stochastic optimization". Each optimizer is swept over as many rates, a factor o
 seeds at the best one. Rates are constant after 20 steps of warm-up. p is that of the Mann-Whitney
 test after Holm's correction for six pairs; ratios have Welch's interval of 95 %. Steps are counted, not seconds.
 
-Expect: Muon in half of Adam's steps on the GPT.
+Expect: Muon in 0.3 to 0.5 of Adam's steps on the GPT.
 
     python -m experiments.history.optimisers
     python -m experiments.history.optimisers --seeds 16 --rates 6

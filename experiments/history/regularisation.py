@@ -9,7 +9,7 @@ normalization", section 4.1. Here each network learns from few examples, for equ
 others; "scaled weights" begin with a variance of 1/fan-in. Intervals are Student's, of differences between runs with
 the same examples.
 
-Expect: TODO
+Expect: about 12 % plain and 10 % with dropout, max-norm or not; 1,500 steps with batch norm, over 4,000 without.
 
     python -m experiments.history.regularisation
     python -m experiments.history.regularisation --examples 5000 --epochs 60

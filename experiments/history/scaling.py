@@ -8,7 +8,7 @@ predictable, empirically"; Kaplan et al. 2020, "Scaling laws for neural language
 irreducible term to means over seeds, and have the interval of 95 % of the bootstrap over seeds. A point is the lowest
 loss of a run, as in Hestness et al.; of the operations, that of the best network at each amount. Adam, at one rate.
 
-Expect: TODO
+Expect: nine exponents above 0; there is no record yet.
 
     python -m experiments.history.scaling
     python -m experiments.history.scaling --steps 4000 --scales 8 --seeds 8

@@ -13,7 +13,7 @@
 return what the pixels have, [B, H, W, C], `grad_cam` a map [B, H, W], and `occlusion` a map [B, h, w] of the score.
 All are pure, and can be compiled.
 
-Glossary: B batch, H W height and width, h w the same of a map, C channels, K classes.
+Glossary: B batch, H W height and width, h w the same of a map, C channels, S shares of the pixels.
 
 References:
     [1] Simonyan, Vedaldi, Zisserman 2014, "Deep inside convolutional networks", section 3.

@@ -154,7 +154,7 @@ def fooled(images: dict[str, Any], words: dict[str, Sequence[str]], history: dic
     return figure
 
 
-def doubt(axis: Any, history: dict[str, np.ndarray], sure: float) -> None:
+def doubt(axis: Any, history: dict[str, Any], sure: float) -> None:
     """What confidence lacks to certainty, 1 - p of the median class, against generations, for each run [S, G, K]."""
     for (name, values), color in zip(history.items(), plot.COLORS, strict=False):
         for i, run in enumerate(1 - np.median(np.asarray(values, np.float64), axis=-1)):

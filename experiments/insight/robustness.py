@@ -7,7 +7,7 @@ Source: Goodfellow et al. 2015, "Explaining and harnessing adversarial examples"
 2018, "Towards deep learning models resistant to adversarial attacks", for projected gradient descent (PGD) and for
 training on what it finds. Epsilon is the largest change of a pixel, as a share of its range.
 
-Expect: about two minutes on two CPU cores.
+Expect: 100.00 %, 97.80 % and 9.60 % with one step (22.00 % with twenty); about two minutes on two CPU cores.
 
     python -m experiments.insight.robustness
     python -m experiments.insight.robustness --weights RUN

@@ -8,7 +8,8 @@ and DiCarlo 2016, "Using goal-driven deep learning models to understand sensory 
 layer by regression, with a network in the place of the cortex; Kriegeskorte et al. 2008 for dissimilarity matrices.
 With --recordings, the sites of a real cortex take that place: an array of images x sites.
 
-Expect: about a minute and a half on two CPU cores.
+Expect: the same layer in 52.08 ± 22.94 %, it or the next in 89.58 ± 12.29 % (untrained: 25.00 ± 0.00 %), one epoch;
+81 % of the variance explained by another seed, 61 % by an untrained network. A minute and a half on two CPU cores.
 
     python -m experiments.insight.similarity
     python -m experiments.insight.similarity --seeds 5

@@ -1,5 +1,7 @@
 """Adversarial examples: in the box, in the ball, of another class; the nearest one where it is known exactly."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,9 +100,10 @@ def test_the_distortion_is_the_papers_and_a_magnified_change_has_the_size_asked_
 
 
 @pytest.mark.parametrize("attack", [adversarial.fgsm, adversarial.pgd])
-def test_a_negative_epsilon_is_one_sentence(attack):
-    with pytest.raises(UserError, match=r"^epsilon must not be negative, as -0\.1 is$"):
-        attack(apply, VARIABLES, PIXELS, LABEL, -0.1)
+@pytest.mark.parametrize("epsilon", [-0.1, np.float32(-0.5), jnp.float32(-2), float("nan")])
+def test_a_negative_epsilon_is_one_sentence(attack, epsilon):
+    with pytest.raises(UserError, match=rf"^epsilon must not be negative, as {re.escape(str(epsilon))} is$"):
+        attack(apply, VARIABLES, PIXELS, LABEL, epsilon)
 
 
 def test_the_minimal_example_is_as_near_as_that_of_scipys_optimiser():

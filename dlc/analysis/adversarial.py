@@ -182,5 +182,6 @@ def _wide(flags: Any) -> Any:
 
 
 def _check(name: str, value: Any) -> None:
-    if isinstance(value, int | float) and value < 0:
+    """Raises UserError for a negative number, and for one that is not a number, unless it is traced."""
+    if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) >= 0):
         raise UserError(f"{name} must not be negative, as {value} is")

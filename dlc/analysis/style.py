@@ -66,7 +66,8 @@ def losses(
         found = features.activations(apply, variables, pixels, dict.fromkeys((*maps, content)))
         return {name: jnp.maximum(each, 0) for name, each in found.items()}
 
-    wanted = [gram(rectified(painted)[name]) for name in maps]
+    painting_maps = rectified(painted)
+    wanted = [gram(painting_maps[name]) for name in maps]
 
     def both(pixels: Any, contents: Any) -> tuple[Any, Any]:
         found = rectified(pixels)

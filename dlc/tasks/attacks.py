@@ -101,7 +101,7 @@ def errors_by_size(
 
 
 def twenty_steps(apply: Apply, variables: Any, pixels: Any, label: Any, epsilon: Any) -> Any:
-    """Projected gradient descent whose steps together are two and a half times as long as the ball is wide."""
+    """Projected gradient descent in twenty steps, which together are two and a half times as long as epsilon."""
     return adversarial.pgd(apply, variables, pixels, label, epsilon, adversarial.Descent(20, epsilon / 8))
 
 
@@ -154,7 +154,7 @@ def fooled(images: dict[str, Any], words: dict[str, Sequence[str]], history: dic
     return figure
 
 
-def doubt(axis: Any, history: dict[str, np.ndarray], sure: float) -> None:
+def doubt(axis: Any, history: dict[str, Any], sure: float) -> None:
     """What confidence lacks to certainty, 1 - p of the median class, against generations, for each run [S, G, K]."""
     for (name, values), color in zip(history.items(), plot.COLORS, strict=False):
         for i, run in enumerate(1 - np.median(np.asarray(values, np.float64), axis=-1)):

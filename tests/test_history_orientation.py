@@ -35,5 +35,5 @@ def test_given_weights_are_examined(monkeypatch):
 
 
 def test_weights_without_filters_are_one_sentence():
-    with pytest.raises(UserError, match=r"^MLP has no convolutions of images: give"):
+    with pytest.raises(UserError, match=r"^MLP does not begin with a convolution: give"):
         orientation.show(SMALL, Run(), *given(MLP()))

@@ -41,7 +41,7 @@ class Config:
     atoms: Positive[int] = 128  # of each dictionary; PCA has 63
     active: Positive[int] = 16  # atoms that are added up, at most
     seed: NotNegative[int] = 0  # of all random numbers
-    seeds: Positive[int] = 3  # number of runs, the first with `seed`; trained at once
+    seeds: Positive[int] = 3  # number of runs, the first with `seed`
 
 
 SMOKE = Config(dataset="digits32", patches=2000, atoms=32, active=4, seeds=1)
@@ -52,6 +52,8 @@ LEARNT = ("PCA", "k-means", "sparse dictionary", "auto-encoder", "network")
 def train(config: Config, run: Run) -> dict:
     if config.patches < config.atoms:
         raise UserError(f"--patches must be at least --atoms, but {config.patches} is less than {config.atoms}")
+    if config.patches < patches.SIDE**2:
+        raise UserError(f"--patches must be at least {patches.SIDE**2}, as many as their pixels, not {config.patches}")
     dataset = data.load(config.dataset)
     run.facts |= {"dataset": dataset.name, "source": dataset.source, "seeds": config.seeds}
     left: dict = {}

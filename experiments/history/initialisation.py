@@ -40,9 +40,9 @@ class Config:
     dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"  # the data set
     depth: Annotated[int, Bound(lambda n: n > 2, "must be at least 3, not {}")] = 30  # layers with weights
     width: Positive[int] = 128  # size of the vectors between layers
-    steps: Positive[int] = 400  # training steps; ten or more
+    steps: Annotated[int, Bound(lambda n: n >= 10, "must be at least 10, not {}")] = 400  # training steps
     batch: Positive[int] = 64  # examples in a batch
-    lrs: Some[tuple[float, ...]] = (0.003, 0.1)  # learning rates, each with both initialisations
+    lrs: Some[tuple[Positive[float], ...]] = (0.003, 0.1)  # learning rates, each with both initialisations
     seed: NotNegative[int] = 0  # of all random numbers
     seeds: Positive[int] = 8  # number of runs, the first with `seed`; trained at once
 

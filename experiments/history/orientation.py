@@ -47,19 +47,19 @@ SMOKE = Config(networks=("digits",), orientations=8, controls=3)
 
 
 def gratings_for(config: Config, model: Any, variables: dict) -> tuple:
-    """The name of the first layer of a convolutional network, and gratings of a size that it takes."""
+    """The name and the filters of a network's first layer, a convolution, and gratings of a size that it takes."""
     channels = min((leaf.shape[2] for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim == 4), default=0)
     for side in (28, 48, 224) if channels else ():
         images = jax.device_put(tuning.gratings(side, FREQUENCIES, config.orientations, 8).repeat(channels, -1))
-        with contextlib.suppress(TypeError, ValueError, FlaxError):
-            return next(iter(features.shapes(model.apply, variables, images[0, 0]))), images
-    raise UserError(f"{type(model).__name__} has no convolutions of images: give the weights of another network")
+        with contextlib.suppress(TypeError, ValueError, KeyError, AttributeError, FlaxError):
+            name = next(iter(features.shapes(model.apply, variables, images[0, 0])))
+            return name, np.asarray(variables["params"][name]["kernel"]), images
+    raise UserError(f"{type(model).__name__} does not begin with a convolution: give the weights of another network")
 
 
 def examined(config: Config, model: Any, variables: dict) -> dict:
     """The first layer's filters [h, w, C, U], and by kind the tuning curves [U, O] of the network and its controls."""
-    name, images = gratings_for(config, model, variables)
-    kernel = np.asarray(variables["params"][name]["kernel"])
+    name, kernel, images = gratings_for(config, model, variables)
 
     @jax.jit
     def curves(variables):

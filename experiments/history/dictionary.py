@@ -84,7 +84,7 @@ def train(config: Config, run: Run) -> dict:
     few = min(5, config.active) - 1
     own = left["sparse dictionary"][:, few]
     needed = (left["PCA"] > own[:, None]).sum(1) + 1
-    if needed.min() <= 8 or max(angles) >= 1:
+    if needed.min() <= min(8, config.active) or max(angles) >= 1:  # more than `active` are not counted
         run.miss(f"5 atoms explain as much as {needed.min()} components, or a subspace is {max(angles):.1f}° off")
     names = {name: name.replace(" ", "_").replace("-", "_").lower() for name in left}
     return {"pca_needs": needed, "angle": angles, **{f"left_{names[name]}": left[name][:, few] for name in left}}

@@ -68,6 +68,13 @@ def test_the_minimal_example_stays_in_the_box_flips_the_label_and_is_nearer_than
     assert (apply(VARIABLES, half).argmax(-1) != target).all()
 
 
+def test_with_x64_it_works_as_well():
+    with jax.enable_x64(True):
+        changed, found = adversarial.minimal(apply, VARIABLES, PIXELS, LABEL, Search(rounds=1, steps=2))
+    assert found.all()
+    np.testing.assert_array_equal(apply(VARIABLES, changed).argmax(-1), LABEL)
+
+
 def test_for_a_linear_network_it_is_the_foot_of_the_perpendicular():
     normal_to = np.array([3.0, 4.0], np.float32) / 5
     aside = jnp.array([[0.8, -0.8]])

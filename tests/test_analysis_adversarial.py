@@ -1,5 +1,7 @@
 """Adversarial examples: in the box, in the ball, of another class; the nearest one where it is known exactly."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,6 +68,13 @@ def test_the_minimal_example_stays_in_the_box_flips_the_label_and_is_nearer_than
     assert (apply(VARIABLES, half).argmax(-1) != target).all()
 
 
+def test_with_x64_it_works_as_well():
+    with jax.enable_x64(True):
+        changed, found = adversarial.minimal(apply, VARIABLES, PIXELS, LABEL, Search(rounds=1, steps=2))
+    assert found.all()
+    np.testing.assert_array_equal(apply(VARIABLES, changed).argmax(-1), LABEL)
+
+
 def test_for_a_linear_network_it_is_the_foot_of_the_perpendicular():
     normal_to = np.array([3.0, 4.0], np.float32) / 5
     aside = jnp.array([[0.8, -0.8]])
@@ -98,9 +107,10 @@ def test_the_distortion_is_the_papers_and_a_magnified_change_has_the_size_asked_
 
 
 @pytest.mark.parametrize("attack", [adversarial.fgsm, adversarial.pgd])
-def test_a_negative_epsilon_is_one_sentence(attack):
-    with pytest.raises(UserError, match=r"^epsilon must not be negative, as -0\.1 is$"):
-        attack(apply, VARIABLES, PIXELS, LABEL, -0.1)
+@pytest.mark.parametrize("epsilon", [-0.1, np.float32(-0.5), jnp.float32(-2), float("nan")])
+def test_a_negative_epsilon_is_one_sentence(attack, epsilon):
+    with pytest.raises(UserError, match=rf"^epsilon must not be negative, as {re.escape(str(epsilon))} is$"):
+        attack(apply, VARIABLES, PIXELS, LABEL, epsilon)
 
 
 def test_the_minimal_example_is_as_near_as_that_of_scipys_optimiser():

@@ -47,3 +47,8 @@ def test_the_angle_between_planes(degrees):
     other = np.stack([np.eye(4)[0], np.cos(turn) * np.eye(4)[1] + np.sin(turn) * np.eye(4)[2]], axis=1)
     mixed = other @ np.array([[2.0, 1.0], [0.0, 3.0]])  # another basis of the same plane
     assert atoms.largest_angle(jnp.float32(one), jnp.float32(mixed)) == pytest.approx(degrees, abs=1e-4)
+
+
+def test_with_x64_numbers_keep_their_type():
+    with jax.enable_x64(True):
+        assert atoms.left_over(jnp.eye(3, dtype=jnp.float32), jnp.ones((2, 3), jnp.float32), 2).dtype == jnp.float32

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from dlc.analysis import relu, saliency
+from dlc.analysis import features, relu, saliency
 from dlc.errors import UserError
 from dlc.layers.pooling import max_pool
 from dlc.models.airbench import airbench94
@@ -167,6 +167,29 @@ def test_grad_cam_of_linear_maps_is_their_weighted_sum():
     np.testing.assert_allclose(found, cam, rtol=1e-5, atol=1e-6)
 
 
+def test_grad_cam_tells_the_calls_of_one_layer_apart():
+    class Twice(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            maps = nn.Conv(2, (1, 1), name="maps")
+            x = maps(x)
+            return nn.Dense(2, name="head")((maps(x) + 3 * x).mean((1, 2)))
+
+    apply, variables, pixels = network(Twice(), 4, 4, 2)
+    both = features.activations(apply, variables, pixels, ["maps", "maps:2"])
+    kernels = variables["params"]
+    last = kernels["head"]["kernel"][:, 1]
+    slopes = {"maps": kernels["maps"]["kernel"][0, 0] @ last + 3 * last, "maps:2": last}
+    for name, slope in slopes.items():
+        found = saliency.grad_cam(apply, variables, pixels, saliency.of_class(1), name)
+        np.testing.assert_allclose(found, jnp.maximum(both[name] @ slope, 0) / 16, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_without_maps_is_one_sentence():
+    with pytest.raises(UserError, match=r"^this network has no layer that returns maps: look into one with convolut"):
+        saliency.maps(*network(MLP((20,)), 8, 8, 1))
+
+
 SCORE = saliency.of_class(0)
 LAYERS = "conv1, conv2, dense1, dense2"
 WRONG = {
@@ -176,6 +199,7 @@ WRONG = {
     "no maps": (Convnet(), (28, 28, 1), saliency.grad_cam, ("dense1",), "'dense1' returns no maps: .* conv1, conv2$"),
     "a large square": (Convnet(), (28, 28, 1), saliency.occlusion, (29,), "^a square of 29x29 cannot cover a part of"),
     "no square": (Convnet(), (28, 28, 1), saliency.occlusion, (0,), "^a square of 0x0 cannot cover a part of an image"),
+    "no stride": (Convnet(), (28, 28, 1), saliency.occlusion, (7, 0), "^the stride must be at least 1, not 0$"),
 }
 
 

@@ -54,3 +54,9 @@ def test_lbfgs_finds_the_bottom_of_a_valley_where_descent_does_not(valley):
     assert plain.losses[-1] < 0.9 * plain.losses[0]
     np.testing.assert_array_equal(plain.evaluations, jnp.arange(1, 61))
     assert valley(newton.pixels) <= newton.losses[-1]
+
+
+def test_with_x64_it_works_as_well():
+    with jax.enable_x64(True):
+        found = style.lbfgs(lambda pixels: jnp.square(pixels - 3).sum(), np.zeros((1, 2, 2, 1), np.float32), 3)
+    np.testing.assert_allclose(found.pixels, 3, rtol=1e-6)

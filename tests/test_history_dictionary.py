@@ -1,5 +1,7 @@
 """Patches, and what the networks that learn atoms of them find."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,3 +57,5 @@ def test_too_few_patches_are_one_sentence():
     config = dictionary.Config(dataset="digits32", patches=10, atoms=20)
     with pytest.raises(UserError, match=r"^--patches must be at least --atoms, but 10 is less than 20$"):
         dictionary.train(config, Run())
+    with pytest.raises(UserError, match=r"^--patches must be at least 64, as many as their pixels, not 63$"):
+        dictionary.train(replace(config, patches=63), Run())

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dlc.errors import UserError
+from dlc.run import flags
 from experiments.history import hebb
 
 RNG = np.random.default_rng(0)
@@ -55,3 +57,9 @@ def test_the_letters_have_forty_cells_and_are_recalled():
     assert learnt.shape == (3, 8, 5)
     assert ((learnt != cues).sum((1, 2)) == 8).all()
     np.testing.assert_array_equal(recalled, learnt)
+
+
+def test_nets_are_large_enough_for_a_pattern():
+    flags.check(hebb.Config(nets=(40,)))
+    with pytest.raises(UserError, match=r"^--nets must be at least 40, not 5$"):
+        flags.check(hebb.Config(nets=(40, 5)))

@@ -44,6 +44,18 @@ def test_given_weights_are_examined(monkeypatch):
     assert not run.missed
 
 
+def test_the_first_layer_may_be_part_of_a_block():
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.relu(nn.Conv(4, (3, 3), name="conv")(x))
+
+    model, variables = given(nn.Sequential([Block(), nn.Conv(2, (3, 3))]))
+    name, kernel, weights, _ = orientation.gratings_for(SMALL, model, variables)
+    assert name == "layers_0/conv"
+    assert kernel.shape == weights["layers_0/conv/kernel"].shape == (3, 3, 1, 4)
+
+
 def test_weights_without_filters_are_one_sentence():
-    with pytest.raises(UserError, match=r"^MLP has no convolutions of images: give"):
+    with pytest.raises(UserError, match=r"^MLP does not begin with filters of images: give"):
         orientation.show(SMALL, Run(), *given(MLP()))

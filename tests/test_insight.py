@@ -3,11 +3,14 @@
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dlc.analysis import fooling
 from dlc.errors import UserError
 from dlc.models.convnet import Convnet
 from dlc.run.run import Run
@@ -45,6 +48,17 @@ def test_layers_that_do_not_exist_are_answered_with_those_that_do(name, subject)
         of("dream").on_photographs(replace(of("dream").SMOKE, maps=("conv9",)), Run(), subject)
     with pytest.raises(UserError, match=MAPS):
         of("style").look(replace(of("style").SMOKE, content="conv9"), Run(), subject)
+
+
+def test_a_given_network_is_not_asked_whether_it_agrees_with_itself(monkeypatch):
+    monkeypatch.setattr(fooling, "cppn", fooling.direct)  # which compiles sooner
+    monkeypatch.setattr(fooling, "ascend", lambda key, logits, shape: jnp.zeros((4, *shape)))
+    pixels = np.zeros((1, 2, 2, 1), np.uint8)
+    model = SimpleNamespace(apply=lambda variables, pixels: pixels.reshape(len(pixels), -1))
+    subject = subjects.Subject("digits", model, {}, lambda pixels: pixels / 255, pixels, None, tuple("0123"))
+    small = replace(of("fooling").SMOKE, generations=2, children=3)
+    alone, judged = (of("fooling").fool(small, Run(), subject, *judge) for judge in ((), (subject,)))
+    assert set(judged) - set(alone) == {f"{name}_fools_another" for name in ("direct", "cppn", "gradient")}
 
 
 def test_a_made_up_painting_has_the_channels_that_are_asked_for():

@@ -53,7 +53,8 @@ def test_an_array_of_another_form_is_one_sentence(folder, array, sentence):
 
 
 def test_a_file_that_is_no_array_is_one_sentence(folder):
-    for name in ("images/notes.txt", "missing.npy"):
+    (folder / "half.npz").write_bytes(b"PK\x03\x04 the rest is missing")
+    for name in ("images/notes.txt", "missing.npy", "half.npz"):
         with pytest.raises(UserError, match=r"cannot be read: give an array of images x sites that numpy\.save has"):
             recordings.sites(folder / name, 3)
     np.savez(folder / "several.npz", a=np.zeros((3, 2)))

@@ -1,5 +1,6 @@
 """Networks that are trained once and found again, and those that the user gives."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +31,12 @@ def test_a_network_is_trained_once(quick, monkeypatch):
     assert run.facts["network"].startswith("digits-0-")
     logits = second.apply(second.variables, second.image)
     assert metrics.error(logits, second.label) < 0.3
+
+
+def test_what_is_found_again_does_not_begin_with_weights_of_ones_own(quick, tmp_path):
+    with pytest.raises(UserError, match=r"^leave out --init-from: this experiment looks into a network"):
+        subjects.trained(Run(init_from=tmp_path / "weights.safetensors"), "digits")
+    assert not (tmp_path / "networks").exists()
 
 
 def test_another_recipe_or_seed_is_another_network(quick, monkeypatch):
@@ -66,6 +73,9 @@ def test_mistakes_are_one_sentence(tmp_path):
         with pytest.raises(UserError, match=sentence) as raised:
             subjects.given(Run(), model, variables, **how)
         assert "\n" not in str(raised.value)
+    pair = nn.Sequential([lambda pixels: (pixels, pixels)])
+    with pytest.raises(UserError, match=r"^Sequential does not classify images: name a network that returns logits$"):
+        subjects.given(Run(), pair, {}, name="digits")
     model = squeezenet1_1(num_classes=7)
     file = tmp_path / "grey.png"
     Image.new("RGB", (300, 400)).save(file)

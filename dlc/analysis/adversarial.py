@@ -109,8 +109,9 @@ def minimal(
     """The nearest image that is taken for the class `target`, and whether one was found: section 4.1 of [1].
 
     Box-constrained L-BFGS minimises |x' - x|^2 + w loss(x', target), and a search finds the smallest weight w that
-    leads to the target: by factors of ten first, then by bisection of its logarithm. The images of a batch go through
-    the network together, each with its own weight. Where none was found, the image is returned as it is.
+    leads to the target: by factors of ten first, then by bisection of its logarithm. (In [1] the distance is not
+    squared, and the weight is that of the distance.) The images of a batch go through the network together, each with
+    its own weight. Where none was found, the image is returned as it is.
     """
     origin = jnp.asarray(pixels, jnp.float32) / WHITE
     target = jnp.asarray(target)
@@ -129,7 +130,7 @@ def minimal(
         best = jnp.where(_wide(nearer), reached, best)
         return (best, found | hit, jnp.where(hit, low, weight), jnp.where(hit, weight, high)), None
 
-    unknown = jnp.zeros(len(origin))
+    unknown = jnp.zeros(len(origin), origin.dtype)
     begun = (origin, unknown > 0, unknown, unknown)
     (best, found, _, _), _ = jax.lax.scan(attempt, begun, None, search.rounds)
     return jnp.where(_wide(found), WHITE * best, pixels), found
@@ -168,7 +169,7 @@ def _lbfgs(objective: Callable[[Any], Any], x: Any, search: Search) -> Any:
             return length / 2, done | good, *kept
 
         # Where less is to be gained than float32 can tell, the image has arrived.
-        begun = jnp.ones(()), fall < 1e-6 * (1 + jnp.abs(value)), x, value, slope
+        begun = jnp.ones((), x.dtype), fall < 1e-6 * (1 + jnp.abs(value)), x, value, slope
         _, _, x, value, slope = jax.lax.while_loop(lambda trial: ~trial[1].all() & (trial[0] > 0.01), shorten, begun)
         return (x, value, slope, memory), None
 
@@ -182,5 +183,6 @@ def _wide(flags: Any) -> Any:
 
 
 def _check(name: str, value: Any) -> None:
-    if isinstance(value, int | float) and value < 0:
+    """Raises UserError for a negative number, and for one that is not a number, unless it is traced."""
+    if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) >= 0):
         raise UserError(f"{name} must not be negative, as {value} is")

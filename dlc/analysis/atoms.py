@@ -28,7 +28,7 @@ def left_over(atoms: Float[Array, "K D"], x: Float[Array, "N D"], active: int) -
             left = left - new * (new @ left)
             return (left, basis.at[place].set(new)), left @ left
 
-        start = (x, jnp.zeros((active, x.size)))
+        start = (x, jnp.zeros((active, x.size), x.dtype))
         return jax.lax.scan(choose, start, jnp.arange(active))[1]
 
     return jax.vmap(one)(x)

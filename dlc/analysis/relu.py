@@ -19,6 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+# JAX has no public way to rewrite a traced function; `jax.extend` is where it shows the parts, and may change them.
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jaxtyping import Array, Float
 
@@ -108,7 +110,7 @@ def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any], rel
                 raise UserError(f"this network has a ReLU inside a {operation.primitive.name}: write that out")
             ((inner, own),) = inside
             out = _evaluate(inner, own, values, relu)
-        else:
+        else:  # as JAX itself evaluates an operation: in the context in which it was traced, such as its precision
             with operation.ctx.manager:
                 found = operation.primitive.bind(*values, **operation.primitive.get_bind_params(operation.params))
             out = found if operation.primitive.multiple_results else [found]

@@ -75,11 +75,15 @@ def layer(apply: Apply, name: str) -> Apply:
 
 
 def maps(apply: Apply, variables: Any, pixels: Pixels) -> list[str]:
-    """The names of a Flax model's layers that return maps of several pixels, in their order; without dropout."""
-    shapes = features.shapes(apply, variables, pixels)
-    return [
-        name for name, shape in shapes.items() if len(shape) == 4 and shape[1] * shape[2] > 1 and "Dropout" not in name
-    ]
+    """The names of a Flax model's layers that return maps of several pixels, in their order; without dropout.
+
+    Raises UserError if there are none.
+    """
+    shapes = features.shapes(apply, variables, pixels).items()
+    found = [name for name, shape in shapes if len(shape) == 4 and shape[1] * shape[2] > 1 and "Dropout" not in name]
+    if not found:
+        raise UserError("this network has no layer that returns maps: look into one with convolutions")
+    return found
 
 
 def gradient(apply: Apply, variables: Any, pixels: Pixels, score: Score) -> Map:
@@ -166,7 +170,8 @@ def grad_cam(apply: Apply, variables: Any, pixels: Pixels, score: Score, name: s
     if len(shape) != 4:
         maps = [known for known, shape in shapes.items() if len(shape) == 4]
         raise UserError(f"the layer {name!r} returns no maps: choose from {', '.join(maps)}")
-    path = tuple(name.split("/"))
+    place, _, time = name.partition(":")  # a layer's second call is "conv1:2"
+    path, index = tuple(place.split("/")), int(time or 1) - 1
 
     def scores(change: Any) -> Any:
         found = []
@@ -176,11 +181,11 @@ def grad_cam(apply: Apply, variables: Any, pixels: Pixels, score: Score, name: s
             if context.module.path != path or context.method_name != "__call__":
                 return output
             found.append(output)
-            return output + change
+            return output + change if len(found) == index + 1 else output
 
         with nn.intercept_methods(moved):
             value = score(apply(variables, pixels))
-        return value.sum(), found[0]
+        return value.sum(), found[index]
 
     slope, maps = jax.grad(scores, has_aux=True)(jnp.zeros(shape, pixels.dtype))
     cam = jnp.maximum((slope.mean((1, 2), keepdims=True) * maps).sum(-1), 0)
@@ -192,10 +197,12 @@ def occlusion(
 ) -> Float[Array, "B h w"]:
     """The score when a square of `size` pixels is covered, for each of its places, `stride` pixels apart [2].
 
-    Raises UserError if the square is larger than the image.
+    Raises UserError if the square is larger than the image, or if the stride is not at least 1.
     """
     pixels = _float(pixels)
     height, width = pixels.shape[1:3]
+    if stride < 1:
+        raise UserError(f"the stride must be at least 1, not {stride}")
     if not 0 < size <= min(height, width):
         raise UserError(f"a square of {size}x{size} cannot cover a part of an image of {height}x{width}")
     rows, columns = jnp.arange(height), jnp.arange(width)
@@ -211,7 +218,10 @@ def occlusion(
 
 
 def field(apply: Apply, variables: Any, pixels: Pixels, score: Score) -> Bool[Array, "B H W"]:
-    """The box of pixels that the score depends on: for one unit, its receptive field as far as it is in the image."""
+    """The box around the pixels whose gradient is not zero: for one unit, its receptive field.
+
+    It is smaller where ReLU and max-pooling let no gradient pass to the edges of that field.
+    """
     slope = jnp.abs(gradient(apply, variables, pixels, score)).sum(-1)
     seen = slope > 1e-4 * slope.max((1, 2), keepdims=True)  # Winograd's rounding errors reach a little further
     return _between(seen.any(2))[:, :, None] & _between(seen.any(1))[:, None]

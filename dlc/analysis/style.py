@@ -66,7 +66,8 @@ def losses(
         found = features.activations(apply, variables, pixels, dict.fromkeys((*maps, content)))
         return {name: jnp.maximum(each, 0) for name, each in found.items()}
 
-    wanted = [gram(rectified(painted)[name]) for name in maps]
+    painting_maps = rectified(painted)
+    wanted = [gram(painting_maps[name]) for name in maps]
 
     def both(pixels: Any, contents: Any) -> tuple[Any, Any]:
         found = rectified(pixels)
@@ -83,12 +84,12 @@ def variation(pixels: Pixels) -> Float[Array, " B"]:
 
 
 def lbfgs(loss: Loss, pixels: Pixels, updates: int, rate: float = 5.0, memory: int = 10) -> Found:
-    """Minimises by L-BFGS with a line search, as [1] does. The search evaluates the loss at least once an update.
+    """Minimises by L-BFGS, as [1] does, with a line search that evaluates the loss at least once an update.
 
     The first step that it tries changes pixels by `rate`, in the root of the mean square.
     """
     tx = optax.lbfgs(memory_size=memory)  # whose first step has the length 1
-    start: Any = jnp.asarray(pixels, jnp.float32)
+    start: Any = jnp.asarray(pixels, float)  # with x64 the line search needs the loss in float64
     unit = rate * start.size**0.5
     scaled = lambda place: loss(unit * place)  # noqa: E731
     value_and_grad = optax.value_and_grad_from_state(scaled)
@@ -98,7 +99,7 @@ def lbfgs(loss: Loss, pixels: Pixels, updates: int, rate: float = 5.0, memory: i
         value, slope = value_and_grad(place, state=state)
         change, state = tx.update(slope, state, place, value=value, grad=slope, value_fn=scaled)
         more = optax.tree.get(state, "num_linesearch_steps")
-        return (place + change, state, count + more), (value, count)
+        return (place + change, state, count + jnp.int32(more)), (value, count)
 
     first: Any = (start / unit, tx.init(start), jnp.int32(1))
     (found, *_), (losses, counts) = jax.lax.scan(update, first, length=updates)

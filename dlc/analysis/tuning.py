@@ -1,7 +1,7 @@
 """How units respond to gratings, as physiologists measure the orientation selectivity of cells.
 
-A grating drifts: its phase passes through a whole period. A unit's response is its mean rate above that to plain grey,
-where the rate is not negative. It is measured in the middle of the image.
+A grating drifts: its phase passes through a whole period. A unit's rate is its rectified activation above that for
+plain grey, in the middle of the image, and its response the mean rate over the phases.
 
 Glossary: F spatial frequencies, O orientations, P phases, S side of the image, U units.
 

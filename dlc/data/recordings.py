@@ -4,6 +4,7 @@ The answers are an array of images x sites that `numpy.save` has written. The im
 order of their names.
 """
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 def sites(path: Path, count: int) -> Float32[np.ndarray, "N S"]:
     """The answers of S sites to N = `count` images. Raises UserError, which says what is wrong with the file."""
     try:
-        answers = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        with path.open("rb") as file:
+            answers = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         raise UserError(f"{path} cannot be read: give an array of images x sites that numpy.save has written") from None
     if not isinstance(answers, np.ndarray) or answers.ndim != 2 or not answers.size:
         kind = f"of shape {answers.shape}" if isinstance(answers, np.ndarray) else "several arrays"

@@ -101,7 +101,7 @@ def errors_by_size(
 
 
 def twenty_steps(apply: Apply, variables: Any, pixels: Any, label: Any, epsilon: Any) -> Any:
-    """Projected gradient descent whose steps together are two and a half times as long as the ball is wide."""
+    """Projected gradient descent in twenty steps, which together are two and a half times as long as epsilon."""
     return adversarial.pgd(apply, variables, pixels, label, epsilon, adversarial.Descent(20, epsilon / 8))
 
 

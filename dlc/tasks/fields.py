@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.ndimage import map_coordinates
 
+from dlc.analysis.perceptron import learn
 from dlc.data import Split
 
 SIDE = 28  # of the field
@@ -45,18 +46,5 @@ def deformed(images: np.ndarray, pixels: float, rng: np.random.Generator) -> np.
 
 
 def perceptron(x: Any, label: Any, passes: int = 10) -> Any:
-    """Weights [10, D] that Rosenblatt's rule learns from x [N, D], averaged over all steps.
-
-    A mistake adds the image to the weights of its class and takes it from those of the answer.
-    """
-
-    def learn(carried: Any, i: Any) -> Any:
-        w, total = carried
-        change = jax.nn.one_hot(label[i], 10) - jax.nn.one_hot(jnp.argmax(w @ x[i]), 10)
-        w = w + change[:, None] * x[i][None]
-        return (w, total + w), None
-
-    x, label = jnp.asarray(x), jnp.asarray(label)
-    zero = jnp.zeros((10, x.shape[1]))
-    (_, total), _ = jax.lax.scan(learn, (zero, zero), jnp.arange(passes * len(x)) % len(x))
-    return total / (passes * len(x))
+    """Weights [10, D] that Rosenblatt's rule learns from x [N, D], averaged over all steps."""
+    return learn(x, label, jnp.tile(jnp.arange(len(x)), (passes, 1)), 10).average

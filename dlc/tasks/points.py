@@ -1,8 +1,9 @@
 """The four data sets of the TensorFlow playground, points in the plane of two classes, and pictures of answers to them.
 
+Glossary: N points, G points of the grid of pictures, T frames.
+
 References: Smilkov, Carter, Sculley, Viégas, Wattenberg 2017, "Direct-manipulation visualization of deep networks"; the
-numbers are those of its program, playground.tensorflow.org. Glossary: N points, G
-points of the grid of pictures, T frames.
+numbers are those of its program, playground.tensorflow.org.
 """
 
 from collections.abc import Iterable

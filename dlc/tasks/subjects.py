@@ -68,8 +68,11 @@ def problem(name: Name) -> images.Task:
 def trained(run: Run, name: Name, seed: int = 0) -> Subject:
     """Our own network for a data set, trained unless an earlier run has done so. Says which of the two it is.
 
-    Raises UserError if the data are not there or the data directory cannot be written.
+    Raises UserError if the data are not there, if the data directory cannot be written, or if the run was to begin with
+    given weights: what all experiments find again must not depend on the flags of one.
     """
+    if run.init_from:
+        raise UserError("leave out --init-from: this experiment looks into a network that is trained from the start")
     task = problem(name)
     kept = data.data_dir() / "networks" / _file(task, seed)
     run.facts |= {"dataset": name, "source": task.dataset.source, "network": kept.name}
@@ -93,32 +96,34 @@ def given(
     variables: Any,
     name: Name | None = None,
     photographs: Sequence[Path] = (),
-    classes: Path | None = None,
 ) -> Subject:
     """A network whose weights the user gave, with photographs if there are any, else with the data set `name`.
 
     Photographs are resized and cropped as published networks expect it. A network for a data set takes its images as
-    `problem` prepares them. `classes` is a file with the names of classes that are not ImageNet's.
+    `problem` prepares them.
 
-    Raises UserError if the network is for other images or another number of classes.
+    Raises UserError if the network does not classify images, or is for other images or another number of classes.
     """
     if photographs:
         rule = imagenet.Rule()
         squares = np.stack([imagenet.square(photographs_of.decode(path), rule) for path in photographs])
         run.say(f"photographs are resized and cropped to {rule.crop}x{rule.crop} pixels")
-        names = imagenet.names(classes) if classes else imagenet.classes()
         prepare = standardise(np.asarray(rule.mean, np.float32), np.asarray(rule.std, np.float32))
-        subject = Subject("photographs", model, variables, prepare, squares, None, names)
+        subject = Subject("photographs", model, variables, prepare, squares, None, imagenet.classes())
     elif name:
         subject = _of_dataset(problem(name), model, variables)
         run.facts |= {"dataset": name}
     else:
         raise UserError("there is nothing to look at: name the file of at least one photograph")
+    kind = type(model).__name__
     try:
-        outputs = jax.eval_shape(subject.apply, variables, subject.image[:1]).shape[-1]
-    except (TypeError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"{type(model).__name__} cannot take the images of {subject.name}: {first}") from None
+        logits = jax.eval_shape(subject.apply, variables, subject.image[:1])
+    except Exception as error:  # of whatever kind the model raises
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{kind} cannot take the images of {subject.name}: {first}") from None
+    if not isinstance(logits, jax.ShapeDtypeStruct) or logits.ndim != 2:
+        raise UserError(f"{kind} does not classify images: name a network that returns logits")
+    outputs = logits.shape[-1]
     if outputs != len(subject.classes):
         known = f"{subject.name} {'have' if photographs else 'has'} {len(subject.classes):,}"
         raise UserError(f"the weights are for {outputs:,} classes, but {known}: name the data set they have learnt")
@@ -165,7 +170,7 @@ def _trained(run: Run, task: images.Task, seed: int) -> dict[str, Any]:
 
 
 def _file(task: images.Task, seed: int) -> str:
-    """The name of the file of weights: another recipe, model or data has another name."""
+    """The name of the file of weights: another entry of RECIPES, model or number of examples has another name."""
     name = task.dataset.name
     recipe = [weights.describe(task.model), RECIPES[name], len(task.dataset.train["label"])]
     return f"{name}-{seed}-{zlib.crc32(json.dumps(recipe).encode()):08x}.safetensors"

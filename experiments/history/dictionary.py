@@ -41,7 +41,7 @@ class Config:
     atoms: Positive[int] = 128  # of each dictionary; PCA has 63
     active: Positive[int] = 16  # atoms that are added up, at most
     seed: NotNegative[int] = 0  # of all random numbers
-    seeds: Positive[int] = 3  # number of runs, the first with `seed`; trained at once
+    seeds: Positive[int] = 3  # number of runs, the first with `seed`
 
 
 SMOKE = Config(dataset="digits32", patches=2000, atoms=32, active=4, seeds=1)
@@ -52,6 +52,8 @@ LEARNT = ("PCA", "k-means", "sparse dictionary", "auto-encoder", "network")
 def train(config: Config, run: Run) -> dict:
     if config.patches < config.atoms:
         raise UserError(f"--patches must be at least --atoms, but {config.patches} is less than {config.atoms}")
+    if config.patches < patches.SIDE**2:
+        raise UserError(f"--patches must be at least {patches.SIDE**2}, as many as their pixels, not {config.patches}")
     dataset = data.load(config.dataset)
     run.facts |= {"dataset": dataset.name, "source": dataset.source, "seeds": config.seeds}
     left: dict = {}
@@ -82,7 +84,7 @@ def train(config: Config, run: Run) -> dict:
     few = min(5, config.active) - 1
     own = left["sparse dictionary"][:, few]
     needed = (left["PCA"] > own[:, None]).sum(1) + 1
-    if needed.min() <= 8 or max(angles) >= 1:
+    if needed.min() <= min(8, config.active) or max(angles) >= 1:  # more than `active` are not counted
         run.miss(f"5 atoms explain as much as {needed.min()} components, or a subspace is {max(angles):.1f}° off")
     names = {name: name.replace(" ", "_").replace("-", "_").lower() for name in left}
     return {"pca_needs": needed, "angle": angles, **{f"left_{names[name]}": left[name][:, few] for name in left}}

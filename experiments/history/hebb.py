@@ -17,7 +17,7 @@ Expect: 40 units recall 5 patterns in 99 % of sets; overlaps fall below 0.9 at 0
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,20 +25,20 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dlc.run import plot
-from dlc.run.flags import NotNegative, Positive, Some
+from dlc.run.flags import Bound, NotNegative, Positive, Some
 from dlc.run.launch import launch
 from dlc.run.run import Run
 from dlc.train import seed_keys
 
 LETTERS = ("33333JVE", "4EERRVVR", "HRE44ERH")  # rows of five cells, each as a digit of base 32
-WRONG = np.arange(0, 0.5, 0.05)  # shares of cues
-CUE = 0.1  # the same for larger nets
+WRONG, CUE = np.arange(0, 0.5, 0.05), 0.1  # shares of a cue that are wrong; the same for larger nets
+Large = Annotated[int, Bound(lambda n: n >= 40, "must be at least 40, not {}")]
 
 
 @dataclass(frozen=True)
 class Config:
     units: Literal[*range(10, 201, 10)] = 40  # in the net that is cued with more and more errors
-    nets: Some[tuple[Positive[int], ...]] = (40, 160, 640)  # units of the nets that learn more and more patterns
+    nets: Some[tuple[Large, ...]] = (40, 160, 640)  # units of the nets that learn more and more patterns
     sets: Positive[int] = 400  # random sets of patterns
     seed: NotNegative[int] = 0  # of all random numbers
 

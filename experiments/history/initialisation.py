@@ -40,16 +40,15 @@ class Config:
     dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"  # the data set
     depth: Annotated[int, Bound(lambda n: n > 2, "must be at least 3, not {}")] = 30  # layers with weights
     width: Positive[int] = 128  # size of the vectors between layers
-    steps: Positive[int] = 400  # training steps; ten or more
+    steps: Positive[int] = 400  # training steps
     batch: Positive[int] = 64  # examples in a batch
-    lrs: Some[tuple[float, ...]] = (0.003, 0.1)  # learning rates, each with both initialisations
+    lrs: Some[tuple[Positive[float], ...]] = (0.003, 0.1)  # learning rates, each with both initialisations
     seed: NotNegative[int] = 0  # of all random numbers
     seeds: Positive[int] = 8  # number of runs, the first with `seed`; trained at once
 
 
 SMOKE = Config(dataset="digits", depth=12, width=32, steps=60, batch=32, lrs=(0.01,), seeds=2)
-
-EVERY = 10  # steps, whose mean loss is drawn
+EVERY = 10  # steps, whose mean loss is drawn; all if there are fewer
 momentum = inject_hyperparams(sgd)  # the rate is then a part of the state, and differs between runs
 UNITS = {"tanh": (jnp.tanh, 1.0), "ReLU": (jax.nn.relu, 0.5)}  # with the predicted share of n Var(w)
 
@@ -79,7 +78,8 @@ def train(config: Config, run: Run) -> dict:
     step = on_device(make_step(signals.classify(jax.nn.relu, vectors), momentum(0.0, 0.9)), digits.train)
     program = run.clock.compiled(over_seeds(scanned(step), batch_axis=0), state, rows)
     _, metrics = run.clock.timed("train", program, state, rows)
-    means = metrics["loss"][:, : config.steps // EVERY * EVERY].reshape(len(tried), config.seeds, -1, EVERY).mean(-1)
+    every = min(EVERY, config.steps)
+    means = metrics["loss"][:, : config.steps // every * every].reshape(len(tried), config.seeds, -1, every).mean(-1)
     lost = dict(zip(tried, np.asarray(means), strict=True))
 
     run.figure("initialisation", draw(config, deviations, lost))

@@ -7,7 +7,7 @@ unaffected by shift in position". dlc/models/neocognitron.py says what is his an
 16 x 16 pixels are handwritten digits here, of 14 x 14 pixels in a field of 28 x 28. Labels are used only afterwards, to
 name each plane of the last layer after digits that it wins. The perceptron (Rosenblatt 1958) sees the same digits.
 
-Expect: 78.67 ± 4.00 % unshifted and 73.56 ± 2.36 % shifted; the perceptron 90.11 ± 0.51 % and less than by guessing.
+Expect: 78.67 ± 4.00 % unshifted and 73.56 ± 2.36 % shifted; the perceptron 90.11 ± 0.51 %, and then below chance.
 
     python -m experiments.history.neocognitron
     python -m experiments.history.neocognitron --examples 200
@@ -36,7 +36,7 @@ class Config:
     examples: Positive[int] = 2000  # training examples
     tested: Positive[int] = 300  # digits to recognise
     seed: NotNegative[int] = 0  # of all random numbers
-    seeds: Positive[int] = 3  # number of runs, the first with `seed`; trained at once
+    seeds: Positive[int] = 3  # number of runs, the first with `seed`
 
 
 SMOKE = Config(dataset="digits", examples=100, tested=50, seeds=2)

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 from flax.errors import FlaxError
 from matplotlib.figure import Figure
 
@@ -47,33 +48,32 @@ SMOKE = Config(networks=("digits",), orientations=8, controls=3)
 
 
 def gratings_for(config: Config, model: Any, variables: dict) -> tuple:
-    """The name of the first layer of a convolutional network, and gratings of a size that it takes."""
-    channels = min((leaf.shape[2] for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim == 4), default=0)
+    """The name of the first layer, its filters, all weights by path, and gratings of a size that a network takes."""
+    weights = traverse_util.flatten_dict(variables["params"], sep="/")
+    channels = min((leaf.shape[2] for leaf in weights.values() if leaf.ndim == 4), default=0)
     for side in (28, 48, 224) if channels else ():
         images = jax.device_put(tuning.gratings(side, FREQUENCIES, config.orientations, 8).repeat(channels, -1))
-        with contextlib.suppress(TypeError, ValueError, FlaxError):
-            return next(iter(features.shapes(model.apply, variables, images[0, 0]))), images
-    raise UserError(f"{type(model).__name__} has no convolutions of images: give the weights of another network")
+        with contextlib.suppress(TypeError, ValueError, KeyError, AttributeError, FlaxError):
+            name = next(iter(features.shapes(model.apply, variables, images[0, 0])))
+            return name, np.asarray(weights[f"{name}/kernel"]), weights, images
+    raise UserError(f"{type(model).__name__} does not begin with filters of images: give those of another network")
 
 
 def examined(config: Config, model: Any, variables: dict) -> dict:
     """The first layer's filters [h, w, C, U], and by kind the tuning curves [U, O] of the network and its controls."""
-    name, images = gratings_for(config, model, variables)
-    kernel = np.asarray(variables["params"][name]["kernel"])
+    name, kernel, weights, images = gratings_for(config, model, variables)
 
     @jax.jit
     def curves(variables):
         return tuning.curves(lambda x: features.activations(model.apply, variables, x, [name])[name], images)
 
     def shuffled(key):
-        layer = variables["params"][name] | {"kernel": tuning.shuffled(key, kernel)}
-        return variables | {"params": variables["params"] | {name: layer}}
+        changed = weights | {f"{name}/kernel": tuning.shuffled(key, kernel)}
+        return variables | {"params": traverse_util.unflatten_dict(changed, sep="/")}
 
     keys = seed_keys(config.seed, config.controls)
     networks = [variables], map(shuffled, keys), (model.init(key, images[0, 0]) for key in keys)
-    found = {
-        k: [tuning.at_best_frequency(curves(one)) for one in some] for k, some in zip(KINDS, networks, strict=True)
-    }
+    found = {k: [tuning.at_best_frequency(curves(v)) for v in vs] for k, vs in zip(KINDS, networks, strict=True)}
     awake = {kind: [each[tuning.responsive(each)] for each in some] for kind, some in found.items()}
     scaled = (kernel - np.min(kernel, (0, 1, 2))) / np.ptp(kernel, (0, 1, 2))
     return {"filters": scaled[..., tuning.responsive(found["trained"][0])], **awake}
@@ -102,8 +102,7 @@ def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
 def slide(every: dict) -> Figure:
     grid = (figure := plot.canvas(10.2, 2.7 * len(every))).add_gridspec(2 * len(every), EXAMPLES + 3)
     for row, (name, found) in enumerate(every.items()):
-        curves = found["trained"][0]
-        preferred, index = tuning.selectivity(curves)
+        preferred, index = tuning.selectivity(curves := found["trained"][0])
         best = index.argsort()[::-1][: 2 * EXAMPLES]
         angles = np.arange(2 * curves.shape[1] + 1) * np.pi / curves.shape[1]
         for column, unit in enumerate(best[preferred[best].argsort()][::2]):

@@ -75,8 +75,7 @@ def ten_classes(config, known, unknown, units):
 
     def one(key):
         see = association(key, 401, units, connections=30) if units else jnp.asarray
-        rows = jnp.tile(jnp.arange(len(known[1])), (config.epochs, 1))
-        order = jax.random.permutation(key, rows, axis=1, independent=True)
+        order = jax.random.permutation(key, jnp.tile(jnp.arange(len(known[1])), (config.epochs, 1)), 1, True)
         found = learn(*known, order, 10, see)
         wrong = [jnp.argmax(see(unknown[0]) @ weights.T, 1) != unknown[1] for weights in (found.weights, found.average)]
         return found.average, jnp.stack(wrong).mean(1)
@@ -108,9 +107,10 @@ def slide(pairs: dict, wrong: dict) -> Figure:
     for name, color in zip(("0 and 1", hardest, "contradiction"), plot.COLORS, strict=False):
         passes.plot(np.arange(1, len(pairs[name][0]) + 1), pairs[name][0], color=color, label=name)
     passes.set(xscale="log", yscale="symlog", xlabel="pass", ylabel="mistakes", ylim=(0, None))
-    made, limit = np.array([(wrong.sum(), bound) for wrong, bound in pairs.values() if bound]).T
+    made, limit = np.array([(wrong.sum(), bound) for wrong, bound in pairs.values() if bound]).reshape(-1, 2).T
+    ends = min(made, default=1), max(limit, default=1)  # no pair may be separated
     bounds.loglog(limit, made, "o", color=plot.COLORS[0], markersize=4)
-    bounds.plot((made.min(), limit.max()), (made.min(), limit.max()), color=plot.ACCENT, label="the bound")
+    bounds.plot(ends, ends, color=plot.ACCENT, label="the bound")
     bounds.set(xlabel="Novikoff's bound, (R / margin)$^2$", ylabel="mistakes until it stops")
     for i, (name, color) in enumerate({"last weights": plot.COLORS[4], "their average": plot.COLORS[0]}.items()):
         some, places = 100 * np.array([each[i] for each in wrong.values()]), np.arange(len(wrong)) + 0.4 * i

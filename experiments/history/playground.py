@@ -38,7 +38,7 @@ class Config:
     degrees: Some[tuple[Positive[int], ...]] = tuple(range(1, 11))  # of the polynomials; each is fitted
     hidden: tuple[Positive[int], ...] = (16, 16)  # units of each hidden layer
     points: Annotated[int, Bound(lambda n: n >= 20, "must be at least 20, not {}")] = 500  # half of them to train on
-    noise: NotNegative[float] = 0.0  # the playground's slider, divided by 100
+    noise: Annotated[float, Bound(lambda x: 0 <= x <= 0.5, "must be 0 to 0.5, not {}")] = 0.0  # the slider, over 100
     steps: Positive[int] = 2000  # training steps
     lr: Positive[float] = 0.01  # the highest learning rate
     seed: NotNegative[int] = 0  # of all random numbers

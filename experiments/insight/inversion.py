@@ -59,7 +59,8 @@ def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
 
 def look(config: Config, run: Run, subject: Subject) -> dict:
     layers = features.shapes(subject.apply, subject.variables, subject.image[:1])
-    names = [features.known(name, layers) for name in config.maps] or [name for name in layers if "/" not in name]
+    chosen = [features.known(name, layers) for name in config.maps] or [name for name in layers if "/" not in name]
+    names = [name for name in layers if name in chosen]  # from the first layer to the last
     pixels = subject.image[: config.test_images].astype(np.float32)
     start = 0.1 * jax.random.normal(jax.random.key(config.seed), pixels.shape)
     drawn, figures, errors = {"image": pixels}, {"images": len(pixels)}, []

@@ -55,6 +55,8 @@ class Length:
     every: int
 
     def __post_init__(self) -> None:
+        if self.every < 1 or self.steps < 1:
+            raise UserError("the training has not one step: give it more examples than a batch has")
         if self.steps % self.every:
             raise UserError(
                 f"{self.steps} steps cannot be evaluated every {self.every}: choose a multiple of {self.every} steps"
@@ -206,6 +208,13 @@ class _One:
             return state, evaluate(state)
 
         return jax.lax.scan(group, state, rows.reshape(-1, self.every, *rows.shape[1:]))[1]
+
+
+def several(config: Any) -> range:
+    """The seeds of a configuration. Raises UserError if there is only one, which has no spread."""
+    if config.seeds < 2:
+        raise UserError(f"--seeds must be at least 2, because one run has no spread, not {config.seeds}")
+    return range(config.seed, config.seed + config.seeds)
 
 
 class Target(NamedTuple):

@@ -7,7 +7,7 @@ stochastic optimization". Each optimizer is swept over as many rates, a factor o
 seeds at the best one. Rates are constant after 20 steps of warm-up. p is that of the Mann-Whitney
 test after Holm's correction for six pairs; ratios have Welch's interval of 95 %. Steps are counted, not seconds.
 
-Expect: Muon in 0.3 to 0.5 of Adam's steps on the GPT.
+Expect: Muon in 0.41 (0.34 to 0.50) of Adam's steps on the GPT, 0.78 on the convnet; four minutes on two CPU cores.
 
     python -m experiments.history.optimisers
     python -m experiments.history.optimisers --seeds 16 --rates 6
@@ -86,7 +86,7 @@ def train(config: Config, run: Run) -> dict:
         "GPT": (gpt(config, run), sweep.Length(config.steps, 10), config.gpt_loss),
         "convnet": (convnet(config), sweep.Length(config.convnet_steps, 5), config.convnet_loss),
     }
-    seeds = range(config.seed, config.seed + config.seeds)
+    seeds = sweep.several(config)
     around = 2.0 ** (np.arange(config.rates) - config.rates // 2)
     found = {}
     for place, (what, (problem, length, loss)) in enumerate(learnt.items()):

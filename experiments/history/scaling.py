@@ -8,14 +8,15 @@ predictable, empirically"; Kaplan et al. 2020, "Scaling laws for neural language
 irreducible term to means over seeds, and have the interval of 95 % of the bootstrap over seeds. A point is the lowest
 loss of a run, as in Hestness et al.; of the operations, that of the best network at each amount. Adam, at one rate.
 
-Expect: nine exponents above 0; there is no record yet.
+Expect: powers of 0.50, 0.38 and 0.26 on MNIST, 0.24, 0.05 and 0.04 on CIFAR-10, in four minutes on two CPU cores. Not
+reached on text: 240 steps are too few for its larger networks. Intervals of three seeds are too narrow.
 
     python -m experiments.history.scaling
     python -m experiments.history.scaling --steps 4000 --scales 8 --seeds 8
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import numpy as np
@@ -27,19 +28,20 @@ from dlc.analysis import power_law
 from dlc.data.text import CORPORA
 from dlc.prepare import channel_mean_and_std, standardise
 from dlc.run import plot
-from dlc.run.flags import NotNegative, Positive
+from dlc.run.flags import Bound, NotNegative, Positive, Some
 from dlc.run.launch import launch
 from dlc.run.run import Run
 from dlc.tasks import sweep
 
+TWO = Bound(lambda n: n >= 2, "must be at least 2, not {}")
 Data = Literal["mnist", "fashion_mnist", "cifar10", "cifar100", "tiny_shakespeare", "digits", "digits32", "python"]
 
 
 @dataclass(frozen=True)
 class Config:
-    datasets: tuple[Data, ...] = ("mnist", "cifar10", "tiny_shakespeare")  # the data sets, of images or text
+    datasets: Some[tuple[Data, ...]] = ("mnist", "cifar10", "tiny_shakespeare")  # the data sets, of images or text
     steps: Positive[int] = 240  # training steps
-    scales: Positive[int] = 5  # widths, and numbers of examples, a factor of two apart
+    scales: Annotated[int, TWO] = 5  # widths, and numbers of examples, a factor of two apart
     seed: NotNegative[int] = 0  # of all random numbers
     seeds: Positive[int] = 3  # number of runs, the first with `seed`; of each point
 
@@ -74,7 +76,7 @@ def measure(run: Run, config: Config, name: str) -> dict[str, tuple[np.ndarray, 
     """Quantity -> its values [P], the losses [P, S] there, and operations and losses of the networks."""
     width, fewest, rate = TEXT if name in CORPORA else IMAGES
     length = sweep.Length(config.steps, max(1, config.steps // 10))
-    seeds = list(range(config.seed, config.seed + config.seeds))
+    seeds = list(sweep.several(config))
     several, widths = ([first * 2**i for i in range(config.scales)] for first in (fewest, width))
 
     def losses(width: int, examples: list) -> np.ndarray:  # [len(examples), S, E]

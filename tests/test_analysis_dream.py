@@ -75,3 +75,10 @@ def test_a_layer_is_liked_for_its_mean_square():
     np.testing.assert_allclose(found, jnp.square(maps).mean((1, 2, 3)), rtol=1e-5)
     with pytest.raises(UserError, match=r"^there is no layer 'conv9': choose from conv1, conv2, dense1, dense2$"):
         dream.of_layer(Convnet().apply, variables, "conv9")(pixels)
+
+
+def test_with_x64_pixels_keep_their_type():
+    with jax.enable_x64(True):
+        found, _ = dream.ascend(lambda pixels: pixels.sum((1, 2, 3)), np.ones((1, 2, 2, 1), np.float32), KEY, 2)
+    assert found.dtype == np.float32
+    assert (found > 1).all()

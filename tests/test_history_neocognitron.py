@@ -47,6 +47,11 @@ def test_planes_grow_where_no_plane_responds_and_only_there():
     assert neocognitron.grow(0 * u, STAGE).used == 0
 
 
+def test_with_x64_planes_grow_as_well():
+    with jax.enable_x64(True):
+        assert neocognitron.grow(bars((3, 2), horizontal=True), STAGE).used > 0
+
+
 def test_a_shift_of_the_input_shifts_every_layer():
     u = jnp.pad(jnp.float32(RNG.random((1, 12, 12, 1))), ((0, 0), (6, 6), (6, 6), (0, 0)))
     planes = neocognitron.grow(u, STAGE)

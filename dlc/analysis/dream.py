@@ -61,7 +61,7 @@ def ascend(
         slope = slope / jnp.maximum(jnp.abs(slope).mean((1, 2, 3), keepdims=True), 1e-20)
         return jnp.roll(jnp.clip(moved + rate * share * slope, 0, 255), -shift, (1, 2)), value
 
-    shares = 1 - jnp.arange(updates) / updates
+    shares = jnp.float32(1 - jnp.arange(updates) / updates)
     return jax.lax.scan(update, jnp.asarray(pixels, jnp.float32), (shares, jax.random.split(key, updates)))
 
 

@@ -129,7 +129,7 @@ def grow(u: Float[Array, "N H W C"], stage: Stage) -> Planes:
             y, x = best // W, best % W
             here, strength = seen[y, x], active[y, x] * free[y, x]
             answer = respond(planes, here, stage.selectivity)
-            winner = jnp.where(answer.max() > 0, jnp.argmax(answer), planes.used)
+            winner = jnp.where(answer.max() > 0, jnp.int32(jnp.argmax(answer)), planes.used)
             gain = jnp.where((strength > 0) & (winner < stage.planes), stage.gain, 0.0)
             winner = jnp.minimum(winner, stage.planes - 1)
             planes = Planes(

@@ -53,11 +53,11 @@ def train(config: Config, run: Run) -> dict:
 
 def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
     subject = given(run, model, variables, config.dataset)
-    return fool(config, run, subject, subject)
+    return fool(config, run, subject)
 
 
-def fool(config: Config, run: Run, subject: Subject, judge: Subject) -> dict:
-    """Evolves, draws, and measures; `judge` is another network, which is asked what it sees in the images."""
+def fool(config: Config, run: Run, subject: Subject, judge: Subject | None = None) -> dict:
+    """Evolves, draws, and measures; `judge` is another network, if there is one: what does it see in the images?"""
     shape, classes = subject.image.shape[1:], np.arange(len(subject.classes))
     keys = training.seed_keys(config.seed, config.seeds)
     score = functools.partial(confidence, subject)
@@ -74,7 +74,9 @@ def fool(config: Config, run: Run, subject: Subject, judge: Subject) -> dict:
 
     own = {name: np.stack([np.diag(score(run)) for run in found]) for name, found in images.items()}
     fools = {
-        name: [(confidence(judge, run).argmax(-1) == classes).mean() for run in found] for name, found in images.items()
+        name: [(confidence(judge, run).argmax(-1) == classes).mean() for run in found]
+        for name, found in images.items()
+        if judge
     }
     noise = np.asarray(score(jax.random.uniform(keys[0], (1000, *shape), maxval=255.0))).max(-1)
     words = {

@@ -20,13 +20,17 @@ def quick(tmp_path, monkeypatch):
 
 
 def test_a_network_is_trained_once(quick, monkeypatch):
-    run = Run()
+    run, said = Run(), []
+    monkeypatch.setattr(Run, "say", lambda run, what: said.append(what))
     first = subjects.trained(run, "digits")
     assert len(run.parts) == 1
+    assert "the network for digits is trained first, and kept for every later run ..." in said
+    said.clear()
     monkeypatch.setattr(images, "fit", None)
     second = subjects.trained(run, "digits")
     jax.tree.map(np.testing.assert_array_equal, first.variables, second.variables)
     assert run.facts["dataset"] == "digits"
+    assert [what.split()[:3] for what in said] == [["the", "network", "is"]]
     assert run.facts["network"].startswith("digits-0-")
     logits = second.apply(second.variables, second.image)
     assert metrics.error(logits, second.label) < 0.3
@@ -71,6 +75,11 @@ def test_mistakes_are_one_sentence(tmp_path):
     Image.new("RGB", (300, 400)).save(file)
     with pytest.raises(UserError, match="for 7 classes, but photographs have 1,000"):
         subjects.given(Run(), model, _shapes(model, (1, 224, 224, 3)), photographs=[file])
+
+
+def test_the_network_that_is_kept_begins_with_no_weights_of_another(tmp_path):
+    with pytest.raises(UserError, match=r"^leave out --init-from: our own networks begin anew, and --weights takes"):
+        subjects.trained(Run(init_from=tmp_path), "digits")
 
 
 def _untrained(name):

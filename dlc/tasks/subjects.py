@@ -66,10 +66,13 @@ def problem(name: Name) -> images.Task:
 
 
 def trained(run: Run, name: Name, seed: int = 0) -> Subject:
-    """Our own network for a data set, trained unless an earlier run has done so. Says which of the two it is.
+    """Our own network for a data set, trained unless an earlier run has done so. Says so if it trains, and where it is.
 
-    Raises UserError if the data are not there or the data directory cannot be written.
+    Raises UserError if the data are not there or the data directory cannot be written, and if training is to begin with
+    other weights: the network that is kept would then be another one.
     """
+    if run.init_from:
+        raise UserError("leave out --init-from: our own networks begin anew, and --weights takes their place")
     task = problem(name)
     kept = data.data_dir() / "networks" / _file(task, seed)
     run.facts |= {"dataset": name, "source": task.dataset.source, "network": kept.name}
@@ -77,6 +80,7 @@ def trained(run: Run, name: Name, seed: int = 0) -> Subject:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with files.lock(kept.with_suffix(".lock"), run.say, f"waiting for another process that trains {kept.name}"):
             if not kept.is_file():
+                run.say(f"the network for {name} is trained first, and kept for every later run ...")
                 weights.save(kept, task.model, _trained(run.part(f"network_{seed}"), task, seed))
     except OSError as error:
         raise UserError(

@@ -10,6 +10,7 @@ import pytest
 
 from dlc.errors import UserError
 from dlc.models.convnet import Convnet
+from dlc.run import flags
 from dlc.run.run import Run
 from dlc.tasks import subjects
 
@@ -45,6 +46,21 @@ def test_layers_that_do_not_exist_are_answered_with_those_that_do(name, subject)
         of("dream").on_photographs(replace(of("dream").SMOKE, maps=("conv9",)), Run(), subject)
     with pytest.raises(UserError, match=MAPS):
         of("style").look(replace(of("style").SMOKE, content="conv9"), Run(), subject)
+
+
+@pytest.mark.parametrize("name", [*EXPERIMENTS, "fooling"])
+def test_the_seed_matters_with_weights_too(name):
+    assert "seed" in flags._used(of(name).Config, flags.SHOWN)
+
+
+def test_without_another_network_nothing_is_said_of_one(subject):
+    fooling = of("fooling")
+    variables = subject.model.init(jax.random.key(0), np.zeros((1, 28, 28, 1)))
+    found = fooling.fool(
+        replace(fooling.SMOKE, generations=1, children=2, seeds=1), Run(), replace(subject, variables=variables)
+    )
+    assert "cppn_confidence" in found
+    assert not [name for name in found if "another" in name]
 
 
 def test_a_made_up_painting_has_the_channels_that_are_asked_for():

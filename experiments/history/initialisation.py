@@ -42,7 +42,7 @@ class Config:
     width: Positive[int] = 128  # size of the vectors between layers
     steps: Positive[int] = 400  # training steps; ten or more
     batch: Positive[int] = 64  # examples in a batch
-    lrs: Some[tuple[float, ...]] = (0.003, 0.1)  # learning rates, each with both initialisations
+    lrs: Some[tuple[Positive[float], ...]] = (0.003, 0.1)  # learning rates, each with both initialisations
     seed: NotNegative[int] = 0  # of all random numbers
     seeds: Positive[int] = 8  # number of runs, the first with `seed`; trained at once
 

@@ -53,16 +53,6 @@ def test_the_seed_matters_with_weights_too(name):
     assert "seed" in flags._used(of(name).Config, flags.SHOWN)
 
 
-def test_without_another_network_nothing_is_said_of_one(subject):
-    fooling = of("fooling")
-    variables = subject.model.init(jax.random.key(0), np.zeros((1, 28, 28, 1)))
-    found = fooling.fool(
-        replace(fooling.SMOKE, generations=1, children=2, seeds=1), Run(), replace(subject, variables=variables)
-    )
-    assert "cppn_confidence" in found
-    assert not [name for name in found if "another" in name]
-
-
 def test_a_made_up_painting_has_the_channels_that_are_asked_for():
     from dlc.analysis import style
 

@@ -67,15 +67,21 @@ def read(name: str) -> Experiment:
 
 
 def minutes(name: str) -> str:
-    """The training of one seed on two CPU cores, from the record with the fewest flags, which are named."""
+    """Those of training, or else of all that was timed, from the record with the fewest flags, which are named.
+
+    Of a record with --seeds it is that of one seed; "" if nothing was timed.
+    """
     records = [json.loads(path.read_text("utf-8")) for path in sorted((ROOT / "results").glob(f"{name}.*json"))]
     here = [one for one in records if "experiment" in one and _on_two_cores(one["device"])]
     if not here:
         return ""
     first = min(here, key=lambda one: len(one["command"]))
     flags = " ".join(shlex.split(first["command"])[3:])
-    time = first["seconds"]["train"] / 60 / max(1, len(first["seeds"]))
-    return f"{time:.1f}".replace("0.0", "under 0.1") + (f" ({flags})" if flags and "--seeds" not in flags else "")
+    seconds = first["seconds"]["train"] or sum(first["seconds"].values())
+    if not seconds:
+        return ""
+    time = f"{seconds / 60 / (len(first['seeds']) if '--seeds' in flags else 1):.1f}"
+    return ("under 0.1" if time == "0.0" else time) + (f" ({flags})" if flags and "--seeds" not in flags else "")
 
 
 def examples(name: str) -> Iterator[str]:
@@ -124,7 +130,7 @@ def page() -> Iterator[str]:
     for one in every.values():
         yield f"### {one.name}\n"
         yield f"{one.summary} ([source](../experiments/{one.name.replace('.', '/')}.py))\n"
-        facts = {"Claim": one.claim, "Expect": one.expect, "Minutes of training on two cores": minutes(one.name)}
+        facts = {"Claim": one.claim, "Expect": one.expect, "Minutes on two cores": minutes(one.name)}
         yield "".join(f"- {name}: {value}\n" for name, value in facts.items() if value)
         yield f"```\n{one.commands}\n```\n"
         yield from examples(one.name)

@@ -247,10 +247,13 @@ def test_the_course_has_every_experiment_in_the_order_of_the_lectures():
     assert "python -m experiments.mnist.convnet --seeds 8\n" in convnet.commands
 
 
-def test_minutes_are_those_of_a_seed_in_the_plainest_record(tmp_path, monkeypatch):
+def test_minutes_are_those_of_the_plainest_record_and_of_a_seed_if_it_has_seeds(tmp_path, monkeypatch):
     assert course.minutes("mnist.convnet") == "0.9"  # 52.5 s
     assert course.minutes("mnist.lenet5") == "2.7"  # 483.6 s of three seeds
     assert course.minutes("imagenet.train").startswith("0.7 (--dataset digits32 ")
+    assert course.minutes("history.initialisation") == "1.3"  # 76.4 s: all eight seeds of the plain command
+    assert course.minutes("insight.inversion") == "0.8"  # 47.4 s: it trains nothing
+    assert course.minutes("insight.saliency") == ""  # nothing was timed
     assert course.minutes("imagenet.classify") == ""
 
 

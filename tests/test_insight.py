@@ -13,6 +13,7 @@ import pytest
 from dlc.analysis import fooling
 from dlc.errors import UserError
 from dlc.models.convnet import Convnet
+from dlc.run import flags
 from dlc.run.run import Run
 from dlc.tasks import subjects
 
@@ -59,6 +60,11 @@ def test_a_given_network_is_not_asked_whether_it_agrees_with_itself(monkeypatch)
     small = replace(of("fooling").SMOKE, generations=2, children=3)
     alone, judged = (of("fooling").fool(small, Run(), subject, *judge) for judge in ((), (subject,)))
     assert set(judged) - set(alone) == {f"{name}_fools_another" for name in ("direct", "cppn", "gradient")}
+
+
+@pytest.mark.parametrize("name", [*EXPERIMENTS, "fooling"])
+def test_the_seed_matters_with_weights_too(name):
+    assert "seed" in flags._used(of(name).Config, flags.SHOWN)
 
 
 def test_a_made_up_painting_has_the_channels_that_are_asked_for():

@@ -21,13 +21,17 @@ def quick(tmp_path, monkeypatch):
 
 
 def test_a_network_is_trained_once(quick, monkeypatch):
-    run = Run()
+    run, said = Run(), []
+    monkeypatch.setattr(Run, "say", lambda run, what: said.append(what))
     first = subjects.trained(run, "digits")
     assert len(run.parts) == 1
+    assert "the network for digits is trained first, and kept for every later run ..." in said
+    said.clear()
     monkeypatch.setattr(images, "fit", None)
     second = subjects.trained(run, "digits")
     jax.tree.map(np.testing.assert_array_equal, first.variables, second.variables)
     assert run.facts["dataset"] == "digits"
+    assert [what.split()[:3] for what in said] == [["the", "network", "is"]]
     assert run.facts["network"].startswith("digits-0-")
     logits = second.apply(second.variables, second.image)
     assert metrics.error(logits, second.label) < 0.3

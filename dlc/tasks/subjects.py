@@ -66,7 +66,7 @@ def problem(name: Name) -> images.Task:
 
 
 def trained(run: Run, name: Name, seed: int = 0) -> Subject:
-    """Our own network for a data set, trained unless an earlier run has done so. Says which of the two it is.
+    """Our own network for a data set, trained unless an earlier run has done so. Says so if it trains, and where it is.
 
     Raises UserError if the data are not there, if the data directory cannot be written, or if the run was to begin with
     given weights: what all experiments find again must not depend on the flags of one.
@@ -80,6 +80,7 @@ def trained(run: Run, name: Name, seed: int = 0) -> Subject:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with files.lock(kept.with_suffix(".lock"), run.say, f"waiting for another process that trains {kept.name}"):
             if not kept.is_file():
+                run.say(f"the network for {name} is trained first, and kept for every later run ...")
                 weights.save(kept, task.model, _trained(run.part(f"network_{seed}"), task, seed))
     except OSError as error:
         raise UserError(

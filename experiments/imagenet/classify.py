@@ -40,7 +40,7 @@ DRAWN = 12  # photographs in the figure, at most
 
 @dataclass(frozen=True)
 class Config:
-    photographs: Shown[Positional[tuple[Path, ...]]] = ()  # files
+    photographs: Shown[Positional[tuple[Path, ...]]] = ()  # photographs
     model: Shown[Literal[*NETWORKS]] = "resnet50"  # the network; of published weights that do not know theirs
     classes: Shown[Path | None] = None  # names of other classes than ImageNet's, one a line
     resize: Shown[Positive[int] | None] = None  # the shorter side before the crop; by default the model's own

@@ -37,7 +37,7 @@ from dlc.tasks.subjects import Subject, given, trained
 
 @dataclass(frozen=True)
 class Config:
-    photographs: Shown[Positional[tuple[Path, ...]]] = ()  # files
+    photographs: Shown[Positional[tuple[Path, ...]]] = ()  # photographs; with --weights, instead of a data set
     dataset: Shown[Literal["mnist", "digits"]] = "mnist"  # the data set
     epochs: Positive[int] = 10  # passes over the training set
     test_images: Positive[int] = 200  # test images that are looked at

@@ -35,14 +35,14 @@ from dlc.tasks.subjects import Subject
 
 @dataclass(frozen=True)
 class Config:
-    photographs: Shown[Positional[tuple[Path, ...]]] = ()  # files
+    photographs: Shown[Positional[tuple[Path, ...]]] = ()  # photographs; with --weights, instead of a data set
     dataset: Shown[subjects.Name] = "mnist"  # the data set
     maps: Shown[tuple[str, ...]] = ()  # layers to look into; by default the last two that return maps
-    updates: Shown[Positive[int]] = 100  # steps of the pixels; on photographs a quarter of them at each size
+    updates: Shown[Positive[int]] = 100  # updates of the pixels; on photographs a quarter of them at each size
     octaves: Shown[Positive[int]] = 4  # sizes at which photographs are dreamt on
     jitter: Shown[NotNegative[int]] = 2  # pixels by which an image is shifted, at most; eight times that on photographs
     blur: Shown[NotNegative[float]] = 1.0  # deviation of the Gaussian that blurs the gradient, in pixels; for classes
-    seed: NotNegative[int] = 0  # of all random numbers
+    seed: Shown[NotNegative[int]] = 0  # of all random numbers
 
 
 SMOKE = Config(dataset="digits", updates=30)

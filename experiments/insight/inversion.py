@@ -36,13 +36,13 @@ from dlc.tasks.subjects import Subject
 
 @dataclass(frozen=True)
 class Config:
-    photographs: Shown[Positional[tuple[Path, ...]]] = ()  # files
+    photographs: Shown[Positional[tuple[Path, ...]]] = ()  # photographs; with --weights, instead of a data set
     dataset: Shown[subjects.Name] = "mnist"  # the data set
     maps: Shown[tuple[str, ...]] = ()  # layers to look into; by default all that are not part of another
     test_images: Shown[Positive[int]] = 16  # test images that are looked at
-    updates: Shown[Positive[int]] = 100  # steps of the pixels
+    updates: Shown[Positive[int]] = 100  # updates of the pixels
     smooth: Shown[NotNegative[float]] = 0.1  # weight of the total variation
-    seed: NotNegative[int] = 0  # of all random numbers
+    seed: Shown[NotNegative[int]] = 0  # of all random numbers
 
 
 SMOKE = Config(dataset="digits", test_images=2, updates=10)

@@ -34,10 +34,10 @@ from dlc.tasks.subjects import Subject
 
 @dataclass(frozen=True)
 class Config:
-    photographs: Shown[Positional[tuple[Path, ...]]] = ()  # files
+    photographs: Shown[Positional[tuple[Path, ...]]] = ()  # photographs; with --weights, instead of a data set
     dataset: Shown[subjects.Name] = "mnist"  # the data set
     test_images: Shown[Positive[int]] = 500  # test images that are looked at
-    seed: NotNegative[int] = 0  # of all random numbers
+    seed: Shown[NotNegative[int]] = 0  # of all random numbers
 
 
 SMOKE = Config(dataset="digits", test_images=20)

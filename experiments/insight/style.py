@@ -37,14 +37,14 @@ from dlc.tasks.subjects import Subject
 
 @dataclass(frozen=True)
 class Config:
-    photographs: Shown[Positional[tuple[Path, ...]]] = ()  # files
+    photographs: Shown[Positional[tuple[Path, ...]]] = ()  # photographs; with --weights, instead of a data set
     dataset: Shown[subjects.Name] = "cifar10"  # the data set
     maps: Shown[tuple[str, ...]] = ()  # layers to look into; for the style, and by default the paper's in VGG-19
     content: Shown[str | None] = None  # the layer of the content; by default the paper's, or one in the middle
     weight: Shown[Positive[float]] = 10.0  # of the style's loss, beside that of the content
     smooth: Shown[NotNegative[float]] = 1.0  # weight of the total variation
-    updates: Shown[Positive[int]] = 200  # steps of the pixels
-    seed: NotNegative[int] = 0  # of all random numbers
+    updates: Shown[Positive[int]] = 200  # updates of the pixels
+    seed: Shown[NotNegative[int]] = 0  # of all random numbers
 
 
 SMOKE = Config(dataset="digits32", updates=10)

@@ -50,7 +50,7 @@ def drops(lr: float, steps: int, count: int, rise: int = 0, start: float = 0.0) 
 
 
 def papers_momentum(
-    rate: float | optax.Schedule, momentum: float, weight_decay: float = 0.0
+    rate: float | jax.Array | optax.Schedule, momentum: float, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
     """v <- momentum v - rate (gradient + weight_decay w),  w <- w + v
 

@@ -42,8 +42,8 @@ def gram(maps: Float[Array, "B h w C"]) -> Float[Array, "B C C"]:
     return jnp.einsum("bpc,bpd->bcd", flat, flat) / flat.shape[1]
 
 
-def distance(features: Float[Array, "B ..."], wanted: Float[Array, "B ..."]) -> Float[Array, " B"]:
-    """|features - wanted|^2 / |wanted|^2 for each image: the content loss, and the loss of an inversion [2]."""
+def distance(features: Float[Array, "B ..."], wanted: Float[Array | np.ndarray, "..."]) -> Float[Array, " B"]:
+    """|features - wanted|^2 / |wanted|^2 for each image, or one wanted for all: a content loss, or that of an inversion [2]."""
     apart, size = (jnp.square(jax.lax.collapse(x, 1)).sum(-1) for x in (features - wanted, wanted))
     return apart / jnp.maximum(size, 1e-20)
 

@@ -43,7 +43,11 @@ def gram(maps: Float[Array, "B h w C"]) -> Float[Array, "B C C"]:
 
 
 def distance(features: Float[Array, "B ..."], wanted: Float[Array | np.ndarray, "..."]) -> Float[Array, " B"]:
-    """|features - wanted|^2 / |wanted|^2 for each image, or one wanted for all: a content loss, or that of an inversion [2]."""
+    """|features - wanted|^2 / |wanted|^2 for each image: the content loss, and the loss of an inversion [2].
+
+    `wanted` are features of as many images, or of one for all.
+    """
+    wanted = jnp.asarray(wanted)
     apart, size = (jnp.square(jax.lax.collapse(x, 1)).sum(-1) for x in (features - wanted, wanted))
     return apart / jnp.maximum(size, 1e-20)
 

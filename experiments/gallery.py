@@ -37,5 +37,7 @@ def _exhibit(path: Path, shown: Iterable[Path]) -> Iterator[str]:
     if one["claim"]:
         yield f"- Claim: {one['claim']}"
     found = ", ".join(f"{name.replace('_', ' ')} {record.show(name, value)}" for name, value in one["figures"].items())
-    yield f"- Found: {found}\n"
+    yield f"- Found: {found}"
+    yield from (f"- Not reached: {sentence}" for sentence in one.get("missed", ()))
+    yield ""
     yield f"```\n{one['command']}\n```\n"

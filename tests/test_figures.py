@@ -118,7 +118,7 @@ def transfer(names, count=12, shape=(28, 28, 1), classes=("3", "8")):
 
 def changed(count, shape, classes):
     figure = plot.canvas(plot.WIDEST, 8.4)
-    attacks.changes(figure, noise(count, shape), noise(count, shape), [classes] * count, times=20)
+    attacks.changes(figure, noise(count, shape), noise(count, shape), [classes] * count, times=None)
     return figure
 
 

@@ -36,12 +36,15 @@ def row(axis: Any, pictures: Any, words: Sequence[str], name: str, colors: str =
     axis.spines[:].set_visible(False)
 
 
-def changes(figure: Any, before: Any, after: Any, answers: Sequence[tuple[str, str]], times: int = 1) -> None:
+def changes(figure: Any, before: Any, after: Any, answers: Sequence[tuple[str, str]], times: int | None = 1) -> None:
     """Rows of images [N, H, W, C] (0 to 255) before and after a change, and of `times` the change itself.
+
+    None is as many times as the largest change needs to be seen.
 
     `answers` are what the network says to each image, before and after.
     """
     before, after = np.asarray(before, np.float32), np.asarray(after, np.float32)
+    times = times or max(1, round(100 / max(float(np.abs(after - before).max()), 0.01)))
     inches = figure.get_figure(root=True).get_figwidth() / len(before) - 0.3
     words = [[plot.written(one, inches) for one in said] for said in zip(*answers, strict=True)]
     top, middle, bottom = figure.subplots(3, 1)

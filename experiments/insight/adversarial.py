@@ -116,7 +116,7 @@ def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
     after = np.asarray(jax.jit(subject.apply)(variables, changed)).argmax(-1)
     says = [(subject.classes[a], subject.classes[b]) for a, b in zip(before[:, -1], after, strict=True)]
     figure = plot.canvas(plot.WIDEST, 8.4)
-    attacks.changes(figure, pixels, changed, says, times=20)
+    attacks.changes(figure, pixels, changed, says, times=None)
     run.figure("adversarial", figure)
     return {"found": found.mean(), "distortion": adversarial.distortion(changed, pixels).mean()}
 

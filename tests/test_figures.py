@@ -185,7 +185,7 @@ def best(speed, seeds=6):
     places = np.arange(10, 250, 10)
     curves = 0.02 + 2.3 * np.exp(-speed * places / 100) * RNG.uniform(0.95, 1.05, (seeds, 24))
     steps = 150 / speed * RNG.uniform(0.95, 1.05, seeds) if speed else np.full(seeds, np.inf)
-    return sweep.Best(np.array([0.1]), np.array([90.0]), 0.00123, steps, places, curves, {})
+    return sweep.Best(np.array([90.0]), 0.00123, steps, places, curves, {})
 
 
 def optimisers():

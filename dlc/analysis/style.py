@@ -3,7 +3,7 @@
     loss = lambda pixels: content(...) + 100 * style(...)         # one number
     found = lbfgs(loss, noise, updates=100)                       # found.pixels, found.losses, found.evaluations
 
-Both losses are relative: 1 is as far as features of zero are, so that their weights mean the same in every network. (In
+Both losses are relative: features of zero have a loss of 1, so that weights mean the same in every network. (In
 [1] the content's is a sum over units, and the style's a mean over pairs of maps.)
 
 Glossary: B batch, H W height and width, h w the same of a map, C channels, U updates.

@@ -39,9 +39,8 @@ def row(axis: Any, pictures: Any, words: Sequence[str], name: str, colors: str =
 def changes(figure: Any, before: Any, after: Any, answers: Sequence[tuple[str, str]], times: int | None = 1) -> None:
     """Rows of images [N, H, W, C] (0 to 255) before and after a change, and of `times` the change itself.
 
-    None is as many times as the largest change needs to be seen.
-
-    `answers` are what the network says to each image, before and after.
+    With None, the change is magnified until its largest value can be seen. `answers` are what the network says to each
+    image, before and after.
     """
     before, after = np.asarray(before, np.float32), np.asarray(after, np.float32)
     times = times or max(1, round(100 / max(float(np.abs(after - before).max()), 0.01)))

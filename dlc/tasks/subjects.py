@@ -91,13 +91,7 @@ def trained(run: Run, name: Name, seed: int = 0) -> Subject:
     return _of_dataset(task, model, variables)
 
 
-def given(
-    run: Run,
-    model: Any,
-    variables: Any,
-    name: Name | None = None,
-    photographs: Sequence[Path] = (),
-) -> Subject:
+def given(run: Run, model: Any, variables: Any, name: Name | None = None, photographs: Sequence[Path] = ()) -> Subject:
     """A network whose weights the user gave, with photographs if there are any, else with the data set `name`.
 
     Photographs are resized and cropped as published networks expect it. A network for a data set takes its images as

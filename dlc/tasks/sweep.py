@@ -56,7 +56,7 @@ class Length:
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.steps < 1:
-            raise UserError("the training has not one step: give it more examples than a batch has")
+            raise UserError("the training has no steps: give it at least as many examples as a batch has")
         if self.steps % self.every:
             raise UserError(
                 f"{self.steps} steps cannot be evaluated every {self.every}: choose a multiple of {self.every} steps"
@@ -227,7 +227,6 @@ class Target(NamedTuple):
 class Best(NamedTuple):
     """What `at_best_rate` measured. Steps are those to the target, inf for a run that did not reach it."""
 
-    rates: np.ndarray  # [rates], of the sweep
     swept: np.ndarray  # [rates], the mean of the steps at each rate
     rate: float  # the best one
     steps: np.ndarray  # [S], steps at the best rate
@@ -257,7 +256,7 @@ def at_best_rate(
     rate = float(rates[np.lexsort((np.nan_to_num(swept[..., -1].mean(1), nan=np.inf), needed))[0]])
     found = learn([rate] * len(seeds), seeds)
     steps = trials.steps_to(length.places, found[target.name], target.value)
-    return Best(rates, needed, rate, steps, length.places, found[target.name], found)
+    return Best(needed, rate, steps, length.places, found[target.name], found)
 
 
 def compared(

@@ -63,16 +63,11 @@ def start(run: Run, init: Callable[..., train.State], keys: Any, model: Any = No
 
     They are not read again when the run is resumed from a checkpoint. Files of torchvision or timm can only be read if
     the `model` is given. If they are for another number of classes, the layers that tell the classes apart begin anew.
-    If the run has a mesh, each leaf is created where `sharding.layout` puts it, by the model's `axes`.
+    If the run has a mesh, each leaf is created where `sharding.layout` puts it.
 
-    Raises UserError if the weights do not fit, or if a mesh divides layers and the model does not say how.
+    Raises UserError if the weights do not fit.
     """
-    several, axes = len(keys) > 1, getattr(model, "axes", None)
-    if run.mesh and run.mesh.shape["model"] > 1 and not axes:
-        raise UserError(
-            f"{type(model).__name__} has no layers that devices could share: leave model=N out of --mesh, "
-            "and use data=N or fsdp=N"
-        )
+    several = len(keys) > 1
     known: Any = None
     if run.init_from and not (run.resume and run.checkpoints and run.checkpoints.steps()):  # which hold the weights
         begun = weights.begin(train.variables_of(jax.eval_shape(init, keys[0])), run.init_from, model)
@@ -84,13 +79,11 @@ def start(run: Run, init: Callable[..., train.State], keys: Any, model: Any = No
         begin = _begin(several, init)
         if run.mesh is None:
             return begin
-        return Partial(lambda begin, *words: sharding.kept(begin(*words), run.mesh, axes, several), begin)
+        return Partial(lambda begin, *words: sharding.kept(begin(*words), run.mesh, run.axes, several), begin)
 
     some = keys if several else keys[0]
     state = run.clock.timed("start", run.clock.compiled(init, some, known, wrap=wrap), some, known)
-    if run.mesh and run.plan:
-        return jax.tree.map(_placed, state, sharding.layout(state, run.mesh, axes, several))
-    return state
+    return sharding.kept(state, run.mesh, run.axes, several) if run.mesh and run.plan else state
 
 
 def evaluation(run: Run, loss_fn: train.LossFn, arrays: Any, state: Any, size: int = 64) -> Callable[[Any], Any]:
@@ -123,8 +116,9 @@ def fit(
     A group of steps is one compiled program; every other shape of batches is another one, and all that will be needed
     are compiled before the first step.
 
-    If the run has a mesh, the state stays where it lies there, or else is copied to every device, and the examples of
-    each batch are split. Raises UserError if the devices cannot share a batch equally.
+    If the run has a mesh, the state lies as `sharding.layout` says, by the `axes` of the model that the run keeps, and
+    the examples of each batch are split. Raises UserError if the devices cannot share a batch equally, or if the mesh
+    divides layers and the model does not say how.
 
     Raises Diverged if a loss or weight is no longer finite, Interrupted once a signal came, and Planned before the
     first step if the run only plans.
@@ -133,8 +127,10 @@ def fit(
     plain = step = jax.eval_shape(lambda step: step, step) if run.plan and isinstance(step, Partial) else step
     one = train.over_seeds(step, plan.batch_axis) if several else step
     if run.mesh:
-        state = jax.tree.map(functools.partial(_on, run.mesh), state)
-        step = sharding.on_mesh(step, run.mesh, jax.tree.map(functools.partial(_place, several), state))
+        if run.mesh.shape["model"] > 1 and not run.axes:
+            raise UserError(f"no layers of {run.network or 'this model'} can be shared: leave model=N out of --mesh")
+        state = sharding.kept(state, run.mesh, run.axes, several)
+        step = sharding.on_mesh(step, run.mesh, run.axes)
     axis = 2 if several and plan.batch_axis == 0 else 1  # of the examples in a group of batches
     programs: dict[Any, Any] = {}
     examples = 0
@@ -241,21 +237,6 @@ def _shape(batch: Any, count: int) -> tuple[Any, ...]:
 def _one_of(batches: Any) -> Any:
     """The shapes of one batch of a group."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], jnp.result_type(leaf)), batches)
-
-
-def _placed(leaf: Any, place: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-
-
-def _on(mesh: Any, leaf: Any) -> Any:
-    """A leaf of a state as it lies on the mesh, or else copied to every device of it."""
-    place = getattr(leaf, "sharding", None)
-    return leaf if isinstance(place, NamedSharding) and place.mesh == mesh else sharding.everywhere(leaf, mesh)
-
-
-def _place(several: bool, leaf: Any) -> NamedSharding:
-    """Where a leaf of the state of one seed lies, of a leaf of the states of `several` or of one."""
-    return NamedSharding(leaf.sharding.mesh, PartitionSpec(*leaf.sharding.spec[int(several) :]))
 
 
 def _split_like(mesh: Any, axis: int, leaf: Any) -> jax.ShapeDtypeStruct:

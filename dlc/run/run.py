@@ -78,6 +78,7 @@ class Run:
         self.clock = Tracing() if plan else Clock(self.doing)
         self._told: set[str] = set()
         self.network = ""  # the name of the model's class
+        self.axes: Any = None  # the logical axes of its weights, which `dlc.sharding` cuts
         self.file: Path | None = None
         self.trained = False
         self.untimed = 0  # steps whose lines in the log were lost
@@ -147,7 +148,7 @@ class Run:
         Call it without variables before training: the weights of a run that was killed are then read from its newest
         checkpoint. If several seeds are trained at once, give those of the first.
         """
-        self.network = type(model).__name__
+        self.network, self.axes = type(model).__name__, getattr(model, "axes", None)
         if self.folder and variables is None:
             artifact.write_model(self.folder, model)
         elif self.folder:

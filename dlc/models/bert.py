@@ -36,6 +36,7 @@ class BertConfig:
     dropout: float = 0.1
     dtype: Any = None
     param_dtype: Any = "float32"
+    remat: bool = False  # compute the activations of a block again in the backward pass instead of keeping them
 
 
 class Bert(nn.Module):
@@ -114,7 +115,7 @@ def _encode(c: BertConfig, tokens: Array, segments: Array | None, mask: Array | 
     x = _norm(c, "norm")(x + table(c.context, c.width, name="position")(places))
     x = layers.Dropout(c.dropout)(x, train=train)
     for i in range(c.layers):
-        x = _Block(c, name=f"block{i}")(x, seen, train=train)
+        x = layers.remat(_Block(c, name=f"block{i}"), c.remat)(x, seen, train=train)
     return x, embed
 
 

@@ -52,6 +52,7 @@ class GPTConfig:
     tied: bool = True  # whether the embedding is also the output layer
     dtype: Any = None
     param_dtype: Any = "float32"
+    remat: bool = False  # compute the activations of a block again in the backward pass instead of keeping them
 
 
 class GPT(nn.Module):
@@ -93,7 +94,7 @@ class GPT(nn.Module):
         for i in range(c.layers):
             block = _Block(c, name=f"block{i}")
             if cache is None:
-                x = block(x, train=train)
+                x = layers.remat(block, c.remat)(x, train=train)
             else:
                 x, entry = block(x, cache=cache.layers[i], at=at, train=train)
                 filled.append(entry)

@@ -34,6 +34,7 @@ class TransformerConfig:
     norm_first: bool = False
     dtype: Any = None
     param_dtype: Any = "float32"
+    remat: bool = False  # compute the activations of a layer again in the backward pass instead of keeping them
 
 
 class Memory(NamedTuple):
@@ -72,7 +73,7 @@ class Transformer(nn.Module):
         """The source as the decoder's cross-attention reads it."""
         x, mask = self._embedded(source, 0, train), padding_mask(source)
         for layer in self.encoder:
-            x = layer(x, mask=mask, train=train)
+            x = layers.remat(layer, self.config.remat)(x, mask=mask, train=train)
         return self.encoder_norm(x) if self.config.norm_first else x
 
     def read(self, encoded: Float[Array, "B S D"], source: Int[Array, "B S"]) -> Memory:
@@ -103,7 +104,7 @@ class Transformer(nn.Module):
         for i, (layer, read) in enumerate(zip(self.decoder, memory.layers, strict=True)):
             known: dict[str, Any] = {"memory": read, "memory_mask": memory.mask, "train": train}
             if cache is None:
-                x = layer(x, **known)
+                x = layers.remat(layer, self.config.remat)(x, **known)
             else:
                 x, entry = layer(x, **known, cache=cache.layers[i], at=cache.length)
                 filled.append(entry)

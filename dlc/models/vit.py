@@ -39,6 +39,7 @@ class ViTConfig:
     epsilon: float = 1e-6  # of the norms
     dtype: Any = None
     param_dtype: Any = "float32"
+    remat: bool = False  # compute the activations of a block again in the backward pass instead of keeping them
 
 
 class ViT(nn.Module):
@@ -71,7 +72,7 @@ class ViT(nn.Module):
         places = self.param("position", nn.initializers.normal(0.02), (1, *x.shape[1:]), c.param_dtype)
         x = layers.Dropout(c.dropout)(x + places.astype(x.dtype), train=train)
         for i in range(c.layers):
-            x = _Block(c, name=f"block{i}")(x, train=train)
+            x = layers.remat(_Block(c, name=f"block{i}"), c.remat)(x, train=train)
         x = nn.LayerNorm(c.epsilon, **kinds, name="norm")(x)
         return dense(c.classes, kernel_init=nn.initializers.zeros, name="head")(x[:, 0])
 

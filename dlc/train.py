@@ -26,7 +26,7 @@ import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, Int, Integer, Key, PyTree
 
-from dlc import costs
+from dlc import costs, optim
 from dlc.errors import UserError
 
 Params = Any  # a tree of arrays
@@ -134,6 +134,11 @@ def in_parts(step: Step, parts: int) -> Step:
     """
 
     def parted(step: Step, state: State, batch: Batch) -> tuple[State, Metrics]:
+        if not isinstance(state.opt_state, optim.Accumulated):
+            raise UserError(
+                "a batch in parts needs the optimizer optim.accumulated(tx, parts): this one updates each time"
+            )
+
         def cut(leaf: Array) -> Array:
             if leaf.shape[0] % parts:
                 equal = -(-leaf.shape[0] // parts) * parts

@@ -9,7 +9,7 @@ References:
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dlc import layers
 from dlc.errors import UserError
-from dlc.layers.attention import Attention, padding_mask
+from dlc.layers.attention import AXES, Attention, Axes, padding_mask
 
 PAD = 0  # the token that pads short texts, and to which nothing attends
 
@@ -39,6 +39,12 @@ class BertConfig:
     remat: bool = False  # compute the activations of a block again in the backward pass instead of keeping them
 
 
+AXES_OF_BERT: Axes = {
+    **AXES, "up/kernel": (None, "hidden"), "up/bias": ("hidden",), "down/kernel": ("hidden", None),
+    "token/embedding": ("vocab", None), "head_bias": ("vocab",),
+}  # fmt: skip
+
+
 class Bert(nn.Module):
     """The encoder: from tokens to a vector at every position, and one for the whole text, read at the first position.
 
@@ -48,6 +54,7 @@ class Bert(nn.Module):
     """
 
     config: BertConfig = BertConfig()
+    axes: ClassVar[Axes] = AXES_OF_BERT
 
     @nn.compact
     def __call__(
@@ -73,6 +80,7 @@ class BertMaskedLM(nn.Module):
     """
 
     config: BertConfig = BertConfig()
+    axes: ClassVar[Axes] = AXES_OF_BERT
 
     @nn.compact
     def __call__(

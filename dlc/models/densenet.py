@@ -50,7 +50,7 @@ class DenseNet(nn.Module):
                 y = layers.BatchNorm(**kinds, name=f"transition{i - 1}_norm")(x, train=train)
                 y = _conv(x.shape[-1] // 2, 1, **kinds, name=f"transition{i - 1}_conv")(nn.relu(y))
                 x = pooling.avg_pool(y, (2, 2))
-            parts = (x,)
+            parts: tuple[Array, ...] = (x,)
             for j in range(1, count + 1):
                 layer = layers.remat(_Layer(self.growth, **kinds, name=f"block{i}_layer{j}"), self.remat)
                 parts = (*parts, layer(parts, train=train))

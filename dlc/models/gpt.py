@@ -12,7 +12,7 @@ References:
 
 import functools
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from dlc import layers
 from dlc.errors import UserError
-from dlc.layers.attention import Attention, Cache, KeyValue, Stretch, empty_cache
+from dlc.layers.attention import AXES, Attention, Axes, Cache, KeyValue, Stretch, empty_cache
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,11 @@ class GPT(nn.Module):
     """
 
     config: GPTConfig = GPTConfig()
+    axes: ClassVar[Axes] = {
+        **AXES, "up/kernel": (None, "hidden"), "up/bias": ("hidden",), "down/kernel": ("hidden", None),
+        "gate/kernel": (None, "hidden"), "gate/bias": ("hidden",),
+        "token/embedding": ("vocab", None), "head/kernel": (None, "vocab"),
+    }  # fmt: skip
 
     def cache(self, batch: int, capacity: int) -> Cache:
         """An empty cache for `capacity` tokens of `batch` texts."""

@@ -11,14 +11,14 @@ References:
 
 import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dlc import layers
-from dlc.layers.attention import Attention, Cache, KeyValue, empty_cache, padding_mask, sinusoidal
+from dlc.layers.attention import AXES, Attention, Axes, Cache, KeyValue, empty_cache, padding_mask, sinusoidal
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,10 @@ class Transformer(nn.Module):
     """
 
     config: TransformerConfig = TransformerConfig()
+    axes: ClassVar[Axes] = {
+        **AXES, "up/kernel": (None, "hidden"), "up/bias": ("hidden",), "down/kernel": ("hidden", None),
+        "embed/embedding": ("vocab", None),
+    }  # fmt: skip
 
     def setup(self) -> None:
         c = self.config

@@ -13,7 +13,7 @@ References:
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from dlc import layers
 from dlc.errors import UserError
-from dlc.layers.attention import Attention
+from dlc.layers.attention import AXES, Attention, Axes
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,9 @@ class ViT(nn.Module):
     """
 
     config: ViTConfig = ViTConfig()
+    axes: ClassVar[Axes] = {
+        **AXES, "up/kernel": (None, "hidden"), "up/bias": ("hidden",), "down/kernel": ("hidden", None),
+    }  # fmt: skip
 
     @nn.compact
     def __call__(self, image: Float[Array, "B H W 3"], *, train: bool = False) -> Float[Array, "B K"]:

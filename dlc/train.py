@@ -130,7 +130,7 @@ def in_parts(step: Step, parts: int) -> Step:
     Part i has the examples i, i + parts, i + 2 parts, ... A batch that is split among devices stays where it is: each
     device cuts its own examples.
 
-    Raises UserError if the parts would not be equal.
+    Raises UserError if the parts would not be equal, or devices could not share one equally.
     """
 
     def parted(step: Step, state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -139,12 +139,13 @@ def in_parts(step: Step, parts: int) -> Step:
                 "a batch in parts needs the optimizer optim.accumulated(tx, parts): this one updates each time"
             )
 
+        mesh = jax.sharding.get_abstract_mesh().shape
+        among = mesh.get("data", 1) * mesh.get("fsdp", 1)
+
         def cut(leaf: Array) -> Array:
-            if leaf.shape[0] % parts:
-                equal = -(-leaf.shape[0] // parts) * parts
-                raise UserError(
-                    f"{parts} parts cannot share a batch of {leaf.shape[0]} equally: choose {equal}, for example"
-                )
+            if leaf.shape[0] % (parts * among):
+                equally = f" that {among} devices share equally" if among > 1 else ""
+                raise UserError(f"a batch of {leaf.shape[0]} cannot be cut into {parts} equal parts{equally}")
             return leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1)
 
         def one(carried: State, numbered: tuple[Any, Batch]) -> tuple[State, Any]:
@@ -213,7 +214,7 @@ def compiled(function: Callable[..., Any], *example: Any, donate: bool = True) -
     traced = call.trace(function, *example)
     # XLA's compiler for CPUs drops the barriers behind which a backward pass computes activations again, then computes
     # them as early as it can, and keeps them. Without this pass it leaves the barriers where they are.
-    again = jax.default_backend() == "cpu" and "checkpoint" in costs.operations(traced.jaxpr.jaxpr)
+    again = jax.default_backend() == "cpu" and "remat2" in costs.operations(traced.jaxpr.jaxpr)
     options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if again else None
     return functools.partial(traced.lower().compile(compiler_options=options), function)
 

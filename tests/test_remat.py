@@ -18,7 +18,7 @@ from dlc.models.resnet_cifar import CifarResNet
 from dlc.models.transformer import Transformer, TransformerConfig
 from dlc.models.vit import vit_cifar
 
-SMALL = {"layers": 2, "heads": 2, "width": 16, "dropout": 0.2}
+SMALL = {"layers": 1, "heads": 2, "width": 16, "dropout": 0.2}
 TOKENS = np.random.default_rng(0).integers(1, 20, (4, 9)).astype(np.int32)
 TOKENS[0, 6:] = 0
 TOKENS = jnp.asarray(TOKENS)
@@ -27,33 +27,25 @@ IMAGES = {"image": drawn.normal(4, 16, 16, 3), "label": jnp.arange(4)}
 
 # name -> (model with or without remat, loss, batch, arguments of init, blocks)
 CASES = {
-    "gpt": (lambda again: GPT(GPTConfig(20, 8, **SMALL, remat=again)), losses.next_token, TEXT, (TOKENS[:, 1:],), 2),
+    "gpt": (lambda again: GPT(GPTConfig(20, 8, **SMALL, remat=again)), losses.next_token, TEXT, (TOKENS[:, 1:],), 1),
     "bert": (
         lambda again: BertMaskedLM(BertConfig(20, 9, hidden=32, **SMALL, remat=again)),
-        functools.partial(losses.masked_token, mask_token=3, vocab=20), TEXT, (TOKENS,), 2,
+        functools.partial(losses.masked_token, mask_token=3, vocab=20), TEXT, (TOKENS,), 1,
     ),
     "transformer": (
         lambda again: Transformer(TransformerConfig(20, hidden=32, **SMALL, remat=again)),
-        losses.sequence, PAIR, (TOKENS, TOKENS), 4,
+        losses.sequence, PAIR, (TOKENS, TOKENS), 2,
     ),
-    "vit": (lambda again: vit_cifar(image=16, **SMALL, remat=again), losses.classify, IMAGES, (IMAGES["image"],), 2),
-    "resnet": (lambda again: ResNet((1, 1), remat=again), losses.classify, IMAGES, (IMAGES["image"],), 2),
+    "vit": (lambda again: vit_cifar(image=16, **SMALL, remat=again), losses.classify, IMAGES, (IMAGES["image"],), 1),
+    "resnet": (lambda again: ResNet((1,), remat=again), losses.classify, IMAGES, (IMAGES["image"],), 1),
     "resnet of small images": (
-        lambda again: CifarResNet((1, 1), (8, 16), preact=True, remat=again),
-        losses.classify, IMAGES, (IMAGES["image"],), 2,
+        lambda again: CifarResNet((1,), (8,), stem=8, preact=True, remat=again),
+        losses.classify, IMAGES, (IMAGES["image"],), 1,
     ),
     "densenet": (
-        lambda again: DenseNet((2, 1), growth=4, stem=8, remat=again), losses.classify, IMAGES, (IMAGES["image"],), 3,
+        lambda again: DenseNet((2,), growth=4, stem=8, remat=again), losses.classify, IMAGES, (IMAGES["image"],), 2,
     ),
 }  # fmt: skip
-
-
-def kept_in(jaxpr):
-    """How many parts of a program are computed again."""
-    inner = (kept_in(getattr(value, "jaxpr", value)) for e in jaxpr.eqns for value in jax.tree.leaves(
-        list(e.params.values()), is_leaf=lambda v: hasattr(v, "jaxpr") or hasattr(v, "eqns")
-    ) if hasattr(getattr(value, "jaxpr", value), "eqns"))  # fmt: skip
-    return sum(e.primitive.name == "checkpoint" for e in jaxpr.eqns) + sum(inner)
 
 
 @pytest.mark.parametrize(("make", "loss", "batch", "arguments", "blocks"), CASES.values(), ids=CASES)
@@ -67,11 +59,12 @@ def test_a_model_computes_the_same_with_less_kept(make, loss, batch, arguments, 
     params = variables.pop("params")
 
     def slopes(model, params):
-        """Of a step of training, with what it changes in the statistics, and of an evaluation."""
+        """Of a step of training, with what it changes in the statistics."""
         loss_fn, key = loss(model), jax.random.key(1)
         return jax.value_and_grad(lambda params: loss_fn(params, variables or None, batch, key), has_aux=True)(params)
 
-    one, two = (jax.jit(functools.partial(slopes, model))(params) for model in (plain, again))
+    quickly = {"xla_backend_optimization_level": 0}
+    one, two = (jax.jit(functools.partial(slopes, model), compiler_options=quickly)(params) for model in (plain, again))
     assert all(np.any(leaf) for leaf in jax.tree.leaves(one[0][0]))
 
     def same(a, b):
@@ -81,7 +74,7 @@ def test_a_model_computes_the_same_with_less_kept(make, loss, batch, arguments, 
     traced = [jax.make_jaxpr(functools.partial(model.apply, train=True, mutable=["batch_stats"]))(
         {"params": params, **variables}, *arguments, rngs={"dropout": jax.random.key(0)}
     ) for model in (plain, again)]  # fmt: skip
-    assert [kept_in(jaxpr.jaxpr) for jaxpr in traced] == [0, blocks]
+    assert [sum(e.primitive.name == "remat2" for e in jaxpr.eqns) for jaxpr in traced] == [0, blocks]
 
 
 def test_a_model_begins_with_the_same_weights():
@@ -151,4 +144,4 @@ def test_slopes_in_a_direction():
 def test_the_names_of_the_operations_of_a_program():
     jaxpr = jax.make_jaxpr(lambda x: jax.lax.scan(lambda c, x: (jnp.sin(c) + x, None), 0.0, x))(jnp.ones(3))
     assert {"scan", "sin", "add"} <= costs.operations(jaxpr.jaxpr)
-    assert "checkpoint" not in costs.operations(jaxpr.jaxpr)
+    assert "remat2" not in costs.operations(jaxpr.jaxpr)

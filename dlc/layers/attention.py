@@ -297,7 +297,7 @@ class Attention(nn.Module):
             whole = lax.with_sharding_constraint(jnp.concatenate(each, axis=2), jax.P(at_rest))
             return lax.with_sharding_constraint(whole, jax.P(None, "model"))
 
-        weights = [dense.get_variable("params", name) for name in ("kernel", "bias")[: 1 + dense.use_bias]]
+        weights: list[Array] = [dense.get_variable("params", name) for name in ("kernel", "bias")[: 1 + dense.use_bias]]
         x, kernel, *bias = promote_dtype(x, *weights, dtype=self.dtype)
         y = jnp.einsum("btd,dkgh->btkgh", x, by_head(kernel, "model"))
         y = y + by_head(bias[0][None], None)[None] if bias else y

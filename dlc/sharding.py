@@ -45,7 +45,7 @@ Axes = Mapping[str, tuple[str | None, ...]]  # the end of a weight's name -> a l
 
 NAMES = ("data", "fsdp", "model")
 EXAMPLES = ("data", "fsdp")  # among which the examples of a batch are split
-RULES = {"heads": "model", "hidden": "model", "vocab": "model"}
+RULES = {"heads": "model", "hidden": "model", "rows": "model", "vocab": "model"}
 
 
 def sizes(text: str) -> dict[str, int]:

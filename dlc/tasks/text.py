@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dlc import generate, sharding, tokens, train
+from dlc import generate, optim, sharding, tokens, train
 from dlc.batches import minibatches, padded, random_starts
 from dlc.data import text
 from dlc.errors import UserError
@@ -95,6 +95,7 @@ class Windows:
     evaluate_every: int
     seed: int = 0
     rate: optax.Schedule | float | None = None  # of learning, for the log
+    parts: int = 1  # of a batch, one after another
 
 
 def fit(
@@ -112,6 +113,7 @@ def fit(
     loss reads. Returns the variables and {"validation_loss": nats, ...}. Saves the weights and the figure "curves".
     """
     run.keep(model)
+    tx = optim.accumulated(tx, windows.parts)
 
     def init(key: Any, begun: Any = None) -> train.State:
         variables = begun or model.init(key, jnp.ones((1, 1), jnp.int32))
@@ -133,7 +135,7 @@ def fit(
         step = train.on_device(step, {"tokens": learn})
         batches = minibatches(len(learn), windows.batch, shuffle=True, seeds=seeds)
     plan = Plan(windows.steps, windows.evaluate_every, rate=windows.rate)
-    state = fit_plan(run, state, step, batches, plan, evaluate)
+    state = fit_plan(run, state, train.in_parts(step, windows.parts), batches, plan, evaluate)
     draw_curves(run)
     variables = {"params": sharding.whole(state.params)}
     run.keep(model, variables)

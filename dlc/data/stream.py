@@ -175,7 +175,7 @@ class Batches:
         """The rows of this process [count, rows, ...] as its part of the array [count, B, ...] on all devices."""
         import jax
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             first, end, _ = index[1].indices(self.batch)
             at = bisect.bisect_left(self.rows, first)
             return made[:, at : at + end - first]

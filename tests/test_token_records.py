@@ -7,15 +7,21 @@ import shutil
 from pathlib import Path
 
 import cli
+import jax
 import numpy as np
+import optax
 import pytest
 
-from dlc import files, tokens
+from dlc import files, losses, tokens
 from dlc.batches import windows
 from dlc.data import __main__, _packing, token_records
 from dlc.data._errors import DataDamaged
 from dlc.data.stream import Batches
 from dlc.errors import UserError
+from dlc.models.gpt import GPT, GPTConfig
+from dlc.run.loop import Loop
+from dlc.run.run import Run
+from dlc.tasks import text
 
 END = _packing.END
 
@@ -285,3 +291,44 @@ def test_mistakes_are_one_sentence_and_leave_nothing(command, tmp_path, line, se
 def test_what_is_no_such_folder_is_said(tmp_path):
     with pytest.raises(UserError, match=r"is not a folder of packed texts: python -m dlc.data --records"):
         token_records.opened(tmp_path)
+
+
+# Training
+
+
+def trained(run, folder, **changes):
+    plan = text.Windows(**{"context": 16, "batch": 4, "steps": 9, "evaluate_every": 3} | changes)
+    tokenizer, learn, held = text.packed(run, folder, plan)
+    model = GPT(GPTConfig(vocab=tokenizer.size, context=16, layers=1, heads=1, width=8))
+    return text.fit(run, model, optax.sgd(0.1), losses.next_token(model), learn, {"tokens": held}, plan)
+
+
+@pytest.mark.usefixtures("_plain")
+def test_a_resumed_run_ends_as_an_uninterrupted_one_to_the_bit(folder, tmp_path, monkeypatch):
+    with contextlib.closing(Run(tmp_path / "whole")) as run:
+        expected = trained(run, folder)
+    assert run.facts["source"] == token_records.opened(folder).source
+    assert tokens.same(tokens.load(tmp_path / "whole"), tokens.load(folder))
+    save = Loop.save
+
+    def and_stop(self, done, state):
+        save(self, done, state)
+        if done == 6:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, contextlib.closing(Run(tmp_path / "two")) as run:
+        patch.setattr(Loop, "save", and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            trained(run, folder)
+        run.checkpoints.wait()
+    with contextlib.closing(Run(tmp_path / "two", resume=True)) as run:
+        jax.tree.map(np.testing.assert_array_equal, trained(run, folder), expected)
+    assert [line["step"] for line in run.history] == [3, 3, 6, 6, 9, 9]
+
+
+def test_windows_of_another_length_or_vocabulary_are_refused(folder, tmp_path):
+    with pytest.raises(UserError, match=r"has windows of 16 tokens: give --context 16, or pack anew$"):
+        trained(Run(), folder, context=8)
+    tokens.Characters("abc").save(tmp_path)
+    with pytest.raises(UserError, match=rf"another vocabulary than that of .*--tokenizer {tmp_path}$"):
+        trained(Run(init_from=tmp_path), folder)

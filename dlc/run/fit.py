@@ -95,8 +95,8 @@ def fit(
             `like(first, count)` that returns a tree of ShapeDtypeStructs instead. None: the step gets None.
         evaluate: `evaluate(state) -> numbers`; called, logged and followed by a checkpoint as the plan says.
 
-    The batches of a group are made while the device works on the group before. How long it waited for them, if they
-    have the method `like`, is `run.clock.seconds["input"]`, a part of "train".
+    The batches of a group are made while the device works on the group before. How long it waited for them after
+    the first, if they have the method `like`, is `run.clock.seconds["input"]`, a part of "train".
 
     A group of steps is one compiled program; every other shape of batches is another one, and all that will be needed
     are compiled before the first step.
@@ -137,7 +137,7 @@ def fit(
     seconds, streamed = run.clock.seconds, hasattr(batches, "like")
     with training(run, state, plan.steps) as loop:
         state = loop.state
-        finished = _watched(None)  # the device has nothing to do yet
+        finished: Callable[[], float] | None = None
         if streamed:
             seconds.setdefault("input", 0.0)
         for at, count in plan.groups():
@@ -147,10 +147,10 @@ def fit(
                 at, count = loop.done, at + count - loop.done
             began = time.perf_counter()
             batch = batches(at, count) if batches else None
-            if streamed:
+            if finished:
                 seconds["input"] += max(0.0, time.perf_counter() - max(began, finished()))
             state, metrics = program(batch, count)(state, batch)
-            finished = _watched(metrics) if streamed else finished
+            finished = _watched(metrics) if streamed else None
             done = at + count
             if plan.rate is not None:
                 rate = plan.rate(done - 1) if callable(plan.rate) else plan.rate

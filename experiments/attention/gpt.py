@@ -16,10 +16,9 @@ reaches 1.512 nats in eight minutes on one of two busy cores. The GPU setting wa
     python -m experiments.attention.gpt --layers 6 --heads 6 --width 384 --context 256 --batch 64 --steps 5000 \\
         --warmup 0.02 --dropout 0.2 --evaluate-every 250
     python -m experiments.attention.gpt --text FILE --encoding bpe
+    python -m experiments.attention.gpt --records FOLDER    python -m dlc.data --records FOLDER FILE ... packs texts
     python -m experiments.attention.gpt --weights RUN --prompt "To be"
-    python -m experiments.attention.gpt --weights FOLDER --prompt "What is a cat?" --chat
-
-FOLDER has a GPT-2, Llama, Mistral or Qwen as Hugging Face publishes it. It may also be a file of llama2.c.
+    python -m experiments.attention.gpt --weights FOLDER --prompt "What is a cat?" --chat    of Hugging Face or llama2.c
 """
 
 from dataclasses import dataclass
@@ -37,15 +36,14 @@ from dlc.run.flags import Bound, NotNegative, Positive, Share, Shown
 from dlc.run.launch import launch
 from dlc.run.run import Run
 from dlc.tasks import text
-from dlc.tasks.text import Context
-
-Probability = Annotated[float, Bound(lambda p: 0 < p <= 1, "must be greater than 0 and at most 1, not {}")]
+from dlc.tasks.text import Context, Probability
 
 
 @dataclass(frozen=True)
 class Config:
     dataset: Literal["tiny_shakespeare", "python"] = "tiny_shakespeare"  # the data set
     text: Path | None = None  # a text file of your own; instead of the data set
+    records: Path | None = None  # a folder of packed texts, read as they are needed; instead of the data set
     encoding: Literal["characters", "bpe"] = "characters"  # what a token is
     vocab: Positive[int] = 4096  # size of the vocabulary; of bpe
     prompt: Shown[Annotated[str, Bound(len, "is empty: begin with a letter")]] = "\n"  # the beginning of what it writes
@@ -95,11 +93,12 @@ def train(config: Config, run: Run) -> dict:
     if config.chat:
         raise UserError("--chat asks a model that has learnt to answer: give its folder with --weights FOLDER")
     rate, tx = optimizer(config)
-    tokenizer, learn, held = text.read(run, config.dataset, config.text, config.encoding, config.vocab)
+    plan = text.Windows(config.context, config.batch, config.steps, config.evaluate_every, config.seed, rate)
+    packed = text.packed(run, config.records, plan) if config.records else None
+    tokenizer, learn, held = packed or text.read(run, config.dataset, config.text, config.encoding, config.vocab)
+    held = {"tokens": held if packed else windows(held, config.context)}
     text.prompt(run.weights, tokenizer, config.prompt)  # raises before training if a letter is unknown
     model = network(config, tokenizer.size)
-    plan = text.Windows(config.context, config.batch, config.steps, config.evaluate_every, config.seed, rate)
-    held = {"tokens": windows(held, config.context)}
     variables, figures = text.fit(run, model, tx, losses.next_token(model), learn, held, plan)
     write(config, run, model, variables, tokenizer)
     return figures

@@ -10,13 +10,15 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from dlc import train, weights
+from dlc import sharding, train, weights
 from dlc.batches import BatchesOf
 from dlc.errors import UserError
 from dlc.run import record
 from dlc.run.loop import count_operations, params_of, training
+from dlc.run.plan import Planned
 from dlc.run.run import Run
 
 
@@ -64,8 +66,11 @@ def start(run: Run, init: Callable[..., train.State], keys: Any, model: Any = No
 
     They are not read again when the run is resumed from a checkpoint. Files of torchvision or timm can only be read if
     the `model` is given. If they are for another number of classes, the layers that tell the classes apart begin anew.
+    If the run has a mesh, each leaf is created where `sharding.layout` puts it.
+
     Raises UserError if the weights do not fit.
     """
+    several = len(keys) > 1
     known: Any = None
     if run.init_from and not (run.resume and run.checkpoints and run.checkpoints.steps()):  # which hold the weights
         begun = weights.begin(train.variables_of(jax.eval_shape(init, keys[0])), run.init_from, model)
@@ -73,8 +78,24 @@ def start(run: Run, init: Callable[..., train.State], keys: Any, model: Any = No
         if len(jax.tree.leaves(known)) < len(jax.tree.leaves(begun)):
             run.say(f"{run.init_from} is for another number of classes: the last layer begins anew")
 
-    some, wrap = keys if len(keys) > 1 else keys[0], functools.partial(_begin, len(keys) > 1)
-    return run.clock.timed("start", run.clock.compiled(init, some, known, wrap=wrap), some, known)
+    def wrap(init: Any) -> Partial:
+        begin = _begin(several, init)
+        if run.mesh is None:
+            return begin
+        return Partial(lambda begin, *words: sharding.kept(begin(*words), run.mesh, run.axes, several), begin)
+
+    some = keys if several else keys[0]
+    state = run.clock.timed("start", run.clock.compiled(init, some, known, wrap=wrap), some, known)
+    return sharding.kept(state, run.mesh, run.axes, several) if run.mesh and run.plan else state
+
+
+def evaluation(run: Run, loss_fn: train.LossFn, arrays: Any, state: Any, size: int = 64) -> Callable[[Any], Any]:
+    """`train.evaluation` as a program for states like this one, each batch of `size` shared by the devices."""
+    if run.mesh:
+        among = run.mesh.size // run.mesh.shape["model"]
+        loss_fn, size = sharding.shared_loss(loss_fn, run.mesh), -(-size // among) * among
+    measure = train.evaluation(loss_fn, arrays, size)
+    return run.clock.compiled(sharding.everywhere(measure, run.mesh) if run.mesh else measure, state)
 
 
 def fit(
@@ -101,28 +122,51 @@ def fit(
     A group of steps is one compiled program; every other shape of batches is another one, and all that will be needed
     are compiled before the first step.
 
-    Raises Diverged if a loss or weight is no longer finite, and Interrupted once a signal came.
+    If the run has a mesh, the state lies as `sharding.layout` says, by the `axes` of the model that the run keeps, and
+    the examples of each batch are split. Raises UserError if the devices cannot share a batch equally, or if the mesh
+    divides layers and the model does not say how.
+
+    Raises Diverged if a loss or weight is no longer finite, Interrupted once a signal came, and Planned before the
+    first step if the run only plans.
     """
-    one = train.over_seeds(step, plan.batch_axis) if plan.seeds > 1 else step
-    state = jax.tree.map(jnp.copy, state)
+    several = plan.seeds > 1
+    plain = step = jax.eval_shape(lambda step: step, step) if run.plan and isinstance(step, Partial) else step
+    one = train.over_seeds(step, plan.batch_axis) if several else step
+    if run.mesh:
+        if run.mesh.shape["model"] > 1 and not run.axes:
+            raise UserError(f"no layers of {run.network or 'this model'} can be shared: leave model=N out of --mesh")
+        state = sharding.kept(state, run.mesh, run.axes, several)
+        step = sharding.on_mesh(step, run.mesh, run.axes)
+    axis = 2 if several and plan.batch_axis == 0 else 1  # of the examples in a group of batches
     programs: dict[Any, Any] = {}
     examples = 0
     kinds: dict[Any, tuple[Any, int]] = {}  # shapes of one batch -> the batch, and how many such batches come
-    like = getattr(batches, "like", batches) if batches else lambda first, count: None
-    run.say(f"training {_described(run, state, plan)}")
+    made = getattr(batches, "like", batches) if batches else lambda first, count: None
+    if not run.plan:
+        run.say(f"training {_described(run, state, plan)}")
+
+    def like(at: int, count: int) -> Any:
+        batch = made(at, count)
+        return jax.tree.map(functools.partial(_split_like, run.mesh, axis), batch) if run.mesh else batch
+
+    def given(at: int, count: int) -> Any:
+        batch = batches(at, count) if batches else None
+        return jax.tree.map(functools.partial(_split, run.mesh, axis), batch) if run.mesh else batch
 
     def program(batch: Any, count: int) -> Any:
         shape = _shape(batch, count)
         if shape not in programs:
-            group = functools.partial(_group, plan.seeds > 1, plan.batch_axis, count)
+            group = functools.partial(_group, several, plan.batch_axis, count)
             programs[shape] = run.clock.compiled(step, state, batch, wrap=group, donate=True)
         return programs[shape]
 
+    if not run.plan:
+        state = jax.tree.map(jnp.copy, state)
     saved = run.checkpoints.steps() if run.resume and run.checkpoints else []
     for at, count in plan.groups():
         batch = like(at, count)
         examples += plan.examples(batch)
-        if not saved or at + count > saved[-1]:
+        if not run.plan and (not saved or at + count > saved[-1]):
             program(batch, count)
         single = _one_of(batch)
         _, before = kinds.get(_shape(single, 1), (None, 0))
@@ -130,6 +174,10 @@ def fit(
 
     for single, count in kinds.values():
         count_operations(run, one, state, single, count)
+    if run.plan:
+        first = next(plan.groups(), (0, 0))
+        group = _group(several, plan.batch_axis, first[1], step)
+        raise Planned(run, plain, group, state, like(*first), _described(run, state, plan))
     steps = max(plan.steps, 1)
     per_step = examples // steps if examples % steps == 0 else examples / steps
     run.facts |= {"seeds": plan.seeds, "examples_per_step": per_step}
@@ -146,7 +194,7 @@ def fit(
             if at < loop.done:  # a run that was shorter ended within this group
                 at, count = loop.done, at + count - loop.done
             began = time.perf_counter()
-            batch = batches(at, count) if batches else None
+            batch = given(at, count)
             if finished:
                 seconds["input"] += max(0.0, time.perf_counter() - max(began, finished()))
             state, metrics = program(batch, count)(state, batch)
@@ -216,3 +264,15 @@ def _shape(batch: Any, count: int) -> tuple[Any, ...]:
 def _one_of(batches: Any) -> Any:
     """The shapes of one batch of a group."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], jnp.result_type(leaf)), batches)
+
+
+def _split_like(mesh: Any, axis: int, leaf: Any) -> jax.ShapeDtypeStruct:
+    """The shape of a leaf of batches whose examples, along `axis`, are split among the devices."""
+    if len(leaf.shape) <= axis:
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.result_type(leaf), sharding=NamedSharding(mesh, PartitionSpec()))
+    sharding.fits(leaf.shape[axis], mesh)
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.result_type(leaf), sharding=sharding.split(mesh, axis))
+
+
+def _split(mesh: Any, axis: int, leaf: Any) -> jax.Array:
+    return jax.device_put(leaf, _split_like(mesh, axis, leaf).sharding)

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dlc import generate, tokens, train
+from dlc import generate, sharding, tokens, train
 from dlc.batches import minibatches, padded, random_starts
 from dlc.data import text, token_records
 from dlc.data.stream import Batches
 from dlc.errors import UserError
 from dlc.run import plot
-from dlc.run.fit import Plan, start
+from dlc.run.fit import Plan, evaluation, start
 from dlc.run.fit import fit as fit_plan
 from dlc.run.flags import Bound
 from dlc.run.run import Run
@@ -122,7 +122,7 @@ def fit(
         return train.init(variables["params"], tx, key)
 
     state = start(run, init, train.seed_keys(windows.seed), model)
-    measure = run.clock.compiled(train.evaluation(loss_fn, held, size=64), state)
+    measure = evaluation(run, loss_fn, held, state)
     last: dict[str, float] = {}
 
     def evaluate(state: train.State) -> dict[str, float]:
@@ -143,7 +143,7 @@ def fit(
     with contextlib.closing(learn) if isinstance(learn, Batches) else contextlib.nullcontext():
         state = fit_plan(run, state, step, batches, plan, evaluate)
     draw_curves(run)
-    variables = {"params": state.params}
+    variables = {"params": sharding.whole(state.params)}
     run.keep(model, variables)
     return variables, last or evaluate(state)
 
@@ -169,7 +169,10 @@ def packed(run: Run, folder: Path, windows: Windows) -> tuple[Tokenizer, Batches
     run.facts |= {"dataset": found.name, "source": found.source}
     if run.folder:
         found.tokenizer.save(run.folder)
-    learn = Batches(found.train, token_records.example, batch=windows.batch, seed=windows.seed)
+    if run.mesh:
+        sharding.fits(windows.batch, run.mesh)
+    place = sharding.split(run.mesh, axis=1) if run.mesh else None
+    learn = Batches(found.train, token_records.example, batch=windows.batch, seed=windows.seed, sharding=place)
     return found.tokenizer, learn, np.stack([found.validation[i] for i in range(len(found.validation))])
 
 

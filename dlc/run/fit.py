@@ -1,6 +1,9 @@
 """The training loop that most experiments use."""
 
+import contextlib
 import functools
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -108,6 +111,9 @@ def fit(
             `like(first, count)` that returns a tree of ShapeDtypeStructs instead. None: the step gets None.
         evaluate: `evaluate(state) -> numbers`; called, logged and followed by a checkpoint as the plan says.
 
+    The batches of a group are made while the device works on the group before. How long it waited for them after
+    the first, if they have the method `like`, is `run.clock.seconds["input"]`, a part of "train".
+
     A group of steps is one compiled program; every other shape of batches is another one, and all that will be needed
     are compiled before the first step.
 
@@ -173,15 +179,23 @@ def fit(
     per_step = examples // steps if examples % steps == 0 else examples / steps
     run.facts |= {"seeds": plan.seeds, "examples_per_step": per_step}
 
+    seconds, streamed = run.clock.seconds, hasattr(batches, "like")
     with training(run, state, plan.steps) as loop:
         state = loop.state
+        finished: Callable[[], float] | None = None
+        if streamed:
+            seconds.setdefault("input", 0.0)
         for at, count in plan.groups():
             if at + count <= loop.done:
                 continue
             if at < loop.done:  # a run that was shorter ended within this group
                 at, count = loop.done, at + count - loop.done
+            began = time.perf_counter()
             batch = given(at, count)
+            if finished:
+                seconds["input"] += max(0.0, time.perf_counter() - max(began, finished()))
             state, metrics = program(batch, count)(state, batch)
+            finished = _watched(metrics) if streamed else None
             done = at + count
             if plan.rate is not None:
                 rate = plan.rate(done - 1) if callable(plan.rate) else plan.rate
@@ -193,6 +207,19 @@ def fit(
                     loop.evaluate(done, evaluate, state)
                 loop.save(done, state)
     return state
+
+
+def _watched(results: Any) -> Callable[[], float]:
+    """A function that returns when these were computed, or the present time if they are not yet."""
+    times: list[float] = []
+
+    def watch() -> None:
+        with contextlib.suppress(Exception):  # which the loop meets, too
+            jax.block_until_ready(results)
+            times.append(time.perf_counter())
+
+    threading.Thread(target=watch, daemon=True).start()
+    return lambda: times[0] if times else time.perf_counter()
 
 
 def _described(run: Run, state: Any, plan: Plan) -> str:

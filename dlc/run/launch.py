@@ -29,6 +29,7 @@ from dlc.run.signals import Interrupted, obeyed
 from dlc.weights.sources import names_its_model
 
 MISSED = 5
+SLOW_INPUT = 0.05  # share of the time of training that may be spent waiting for batches without a word
 PLANNED = 1024  # devices of a CPU that a plan may have
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 UNWRITABLE |= {errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
@@ -277,9 +278,12 @@ def _conclude(run: Run, result: dict[str, Any]) -> None:
     if result["claim"]:
         rows["claim"] = result["claim"]
     seconds = result["seconds"]
-    shown = {name: value for name, value in seconds.items() if value >= 0.05 and name != "save"}
+    shown = {name: value for name, value in seconds.items() if value >= 0.05 and name not in ("save", "input")}
     if shown:
         rows["time"] = ", ".join(f"{value:.1f} s {gerund(name)}" for name, value in shown.items())
+    if (waited := seconds.get("input", 0.0)) > SLOW_INPUT * seconds["train"]:
+        share = f"{100 * waited / seconds['train']:.0f} % of the time of training was spent waiting for batches"
+        rows["input"] = f"{share}: more --workers make them faster, where cores are free"
     if result["examples_per_second"]:
         rows["speed"] = f"{result['examples_per_second']:,.0f} examples/s on {result['device']['kind']}"
     rows["figures"] = f"{run.folder}/figures"

@@ -333,6 +333,18 @@ def test_weights_of_a_state_of_several_networks_are_said_to_be_so(tmp_path):
 # What people see
 
 
+def events(folder):
+    """The last (step, value) that TensorBoard finds for every name."""
+    (file,) = folder.glob("events.*")  # in the run's own folder, whose name TensorBoard then shows
+    content, at, seen = file.read_bytes(), 0, {}
+    while at < len(content):
+        (size,) = struct.unpack_from("<Q", content, at)
+        event = Event.FromString(content[at + 12 : at + 12 + size])
+        at += 12 + size + 4
+        seen |= {value.tag: (event.step, value) for value in event.summary.value}
+    return seen
+
+
 def test_tensorboard_shows_training_beside_test_and_the_figures(tmp_path):
     run = Run(tmp_path)
     with contextlib.closing(run):
@@ -340,13 +352,7 @@ def test_tensorboard_shows_training_beside_test_and_the_figures(tmp_path):
             loop.report(2, {"loss": 1.0, "learning_rate": 0.1}, examples=4)
             loop.evaluate(2, lambda state: {"test_loss": 2.0, "validation_error": 0.5, "contrast": 1.0}, {})
         run.figure("square", Figure(figsize=(1, 1)))
-    (file,) = tmp_path.glob("events.*")  # in the run's own folder, whose name TensorBoard then shows
-    content, at, seen = file.read_bytes(), 0, {}
-    while at < len(content):
-        (size,) = struct.unpack_from("<Q", content, at)
-        event = Event.FromString(content[at + 12 : at + 12 + size])
-        at += 12 + size + 4
-        seen |= {value.tag: (event.step, value) for value in event.summary.value}
+    seen = events(tmp_path)
     assert seen.keys() == {
         "loss/train", "learning_rate", "examples_per_second", "loss/test", "error/validation", "contrast", "square"
     }  # fmt: skip
@@ -355,6 +361,21 @@ def test_tensorboard_shows_training_beside_test_and_the_figures(tmp_path):
     assert step == 2
     assert square.image.encoded_image_string == (tmp_path / "figures" / "square.png").read_bytes()
     assert square.image.width > 50
+
+
+def test_a_resumed_run_shows_tensorboard_what_counts_of_the_earlier_one_even_if_the_clock_is_set_back(
+    tmp_path, monkeypatch
+):
+    for now, resume in ((2e9, False), (1e9, True), (1e9, True)):
+        monkeypatch.setattr(log.time, "time", lambda now=now: now)
+        run = Run(tmp_path, resume)
+        with contextlib.closing(run), training(run, {"n": jnp.int32(0)}, steps=4) as here:
+            for done in range(here.done + 1, 5):
+                here.report(done, {"loss": float(done)})
+                here.save(done, {"n": jnp.int32(done)})
+    seen = events(tmp_path)
+    assert seen.keys() == {"loss/train", "steps_per_second"}
+    assert (seen["loss/train"][0], seen["loss/train"][1].simple_value) == (4, 4.0)
 
 
 def test_nothing_takes_long_in_silence():

@@ -61,6 +61,7 @@ def launch(
     module = sys.modules[(train or show).__module__]
     argv = sys.argv[1:] if argv is None else argv
     process.keep_printing()
+    process.keep_programs_whole()
     console = Console(stderr=True)
     start, folder, resume = "", None, False
     sys.unraisablehook = _hide_late_futures

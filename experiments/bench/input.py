@@ -75,7 +75,12 @@ def trained(network: Network, batch: int, size: int, source: str, workers: int) 
     step, variables = train.make_step(loss, optax.sgd(0.01)), dict(jax.jit(model.init)(jax.random.key(0), seen))
     state = train.init(variables.pop("params"), optax.sgd(0.01), jax.random.key(0), aux=variables or None)
     run, onward = Run(console=Console(file=io.StringIO())), Onward(batches, workers == STAYS)
-    signal.signal(signal.SIGTERM, lambda *_: (batches.close(), sys.exit()))  # the end of `timing.Worker`
+
+    def ended(signum: int, frame: Any) -> None:  # by `timing.Worker`
+        batches.close()
+        sys.exit()
+
+    signal.signal(signal.SIGTERM, ended)
 
     def measure(what: str = "time") -> float:
         if what == "waiting":  # in the last training

@@ -50,23 +50,26 @@ _tellings, _gatherings = itertools.count(), itertools.count()  # of `told` and `
 
 
 class Place(NamedTuple):
-    """A process among several: where process 0 can be reached, how many there are, and which this one is."""
+    """A process among several. Without these values JAX finds them: Slurm, Kubernetes, ... started the processes."""
 
-    coordinator: str
-    processes: int
-    process: int
+    coordinator: str | None = None  # where the others reach process 0, as HOST:PORT
+    processes: int | None = None  # how many there are
+    process: int | None = None  # which of them this one is
+
+    def words(self) -> list[str]:
+        """The flags that say this."""
+        if self.coordinator is None:
+            return ["--cluster"]
+        return [word for name, value in self._asdict().items() for word in (f"--{name}", str(value))]
 
 
-def place(cluster: bool, coordinator: str | None, processes: int | None, process: int | None) -> Place | bool:
-    """What `together` takes: the place of this process, True if JAX finds it, False if the process is alone.
-
-    Raises UserError if the flags of these names contradict each other.
-    """
+def place(cluster: bool, coordinator: str | None, processes: int | None, process: int | None) -> Place | None:
+    """What these flags say; None if the process is alone. Raises UserError if they contradict each other."""
     given = [value is not None for value in (coordinator, processes, process)]
     if cluster and any(given):
         raise UserError("--cluster lets JAX find the other processes: leave out --coordinator, --processes, --process")
-    if cluster or not any(given):
-        return cluster
+    if not any(given):
+        return Place() if cluster else None
     if coordinator is None or processes is None or process is None:
         raise UserError(
             "--coordinator HOST:PORT, --processes N and --process I belong together: give all three, or --cluster, "
@@ -76,17 +79,9 @@ def place(cluster: bool, coordinator: str | None, processes: int | None, process
         raise UserError(
             f'--coordinator is written as HOST:PORT, the address of process 0 for the others, not as "{coordinator}"'
         )
-    if process >= processes:
-        raise UserError(f"--process counts from 0: of {processes} processes the last is {processes - 1}, not {process}")
+    if not 0 <= process < processes:
+        raise UserError(f"--process counts from 0: with --processes {processes} it cannot be {process}")
     return Place(coordinator, processes, process)
-
-
-def words(found: Place | bool) -> list[str]:
-    """The flags that gave `found`."""
-    if isinstance(found, bool):
-        return ["--cluster"] * found
-    names = ("--coordinator", "--processes", "--process")
-    return [word for name, value in zip(names, found, strict=True) for word in (name, str(value))]
 
 
 def count() -> int:
@@ -170,8 +165,8 @@ def shared(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def together(found: Place | bool, say: Callable[[str], None], last: Callable[[], None]) -> Iterator[None]:
-    """Inside, this process works with the others, if `found` says that there are any.
+def together(found: Place | None, say: Callable[[str], None], last: Callable[[], None]) -> Iterator[None]:
+    """Inside, this process works with the others, if there are any.
 
     The block ends when the lead reaches its end. If another process ends early, this one calls `say` with a sentence
     that names it, and `last`, and exits with the code of the other, or with DIED if that has died. If this process ends
@@ -179,10 +174,8 @@ def together(found: Place | bool, say: Callable[[str], None], last: Callable[[],
 
     Raises UserError if the processes cannot be brought together.
     """
-    if not found:
-        yield
-        return
-    _join(found, say)
+    if found:
+        _join(found, say)
     if count() == 1:
         yield
         return
@@ -207,9 +200,9 @@ def together(found: Place | bool, say: Callable[[str], None], last: Callable[[],
         watcher.join()
 
 
-def _join(found: Place | bool, say: Callable[[str], None]) -> None:
+def _join(found: Place, say: Callable[[str], None]) -> None:
     """Lets JAX find the other processes."""
-    where = f" at {found.coordinator}" if isinstance(found, Place) else ""
+    where = f" at {found.coordinator}" if found.coordinator else ""
 
     def too_late() -> None:
         say(
@@ -226,7 +219,9 @@ def _join(found: Place | bool, say: Callable[[str], None]) -> None:
     timer.start()
     try:
         jax.distributed.initialize(
-            *(found if isinstance(found, Place) else ()),
+            coordinator_address=found.coordinator,
+            num_processes=found.processes,
+            process_id=found.process,
             initialization_timeout=WAIT + 60,  # when it is over, JAX aborts
             heartbeat_timeout_seconds=2 * SILENT,
         )

@@ -33,7 +33,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
@@ -116,7 +118,7 @@ def kept(state: Any, devices: Mesh, axes: Axes | None = None, stacked: bool = Fa
     places = layout(state, devices, axes, stacked)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state)):
         return jax.lax.with_sharding_constraint(state, places)
-    return jax.device_put(state, places)
+    return jax.tree.map(put, state, places)
 
 
 def everywhere(tree: Any, devices: Mesh) -> Any:
@@ -126,14 +128,41 @@ def everywhere(tree: Any, devices: Mesh) -> Any:
     def copy(leaf: Any) -> Any:
         if isinstance(leaf, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-        return jax.device_put(leaf, place)
+        return put(leaf, place)
 
     return jax.tree.map(copy, tree)
 
 
+def to_all(function: Partial, devices: Mesh) -> Partial:
+    """`function`, whose results lie on every device, where every process can read them."""
+    place = NamedSharding(devices, PartitionSpec())
+
+    def copied(function: Partial, *arguments: Any) -> Any:
+        return jax.lax.with_sharding_constraint(function(*arguments), place)
+
+    return Partial(copied, function)
+
+
+def put(leaf: Any, place: NamedSharding) -> jax.Array:
+    """An array where `place` says. Of several processes each gives all of it, and keeps the parts of its devices."""
+    if place.is_fully_addressable or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
+        return jax.device_put(leaf, place)
+    if jax.dtypes.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(put(jax.random.key_data(leaf), place), impl=jax.random.key_impl(leaf))
+    # `device_put` would compare the arrays of all processes, which takes seconds for a data set.
+    host = np.asarray(leaf, jnp.result_type(leaf))
+    return jax.make_array_from_callback(host.shape, place, lambda at: host[at])
+
+
 def whole(tree: Any) -> Any:
-    """The tree with each array whole on the first device, for what one device does after training."""
-    return jax.device_put(tree, jax.local_devices()[0])
+    """The tree with each array whole on the first device of this process, for what one device does after training."""
+
+    def gather(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        return jax.device_put(leaf, jax.local_devices()[0])
+
+    return jax.tree.map(gather, tree)
 
 
 def shared(function: Callable[[Any, Batch], Any], devices: Mesh) -> Any:

@@ -50,38 +50,25 @@ _tellings, _gatherings = itertools.count(), itertools.count()  # of `told` and `
 
 
 class Place(NamedTuple):
-    """A process among several. Without these values JAX finds them: Slurm, Kubernetes, ... started the processes."""
+    """A process among several."""
 
-    coordinator: str | None = None  # where the others reach process 0, as HOST:PORT
-    processes: int | None = None  # how many there are
-    process: int | None = None  # which of them this one is
-
-    def words(self) -> list[str]:
-        """The flags that say this."""
-        if self.coordinator is None:
-            return ["--cluster"]
-        return [word for name, value in self._asdict().items() for word in (f"--{name}", str(value))]
+    process: int | None  # which of them, from 0
+    processes: int | None  # how many there are
+    coordinator: str | None  # where the others reach process 0, as HOST:PORT
 
 
-def place(cluster: bool, coordinator: str | None, processes: int | None, process: int | None) -> Place | None:
-    """What these flags say; None if the process is alone. Raises UserError if they contradict each other."""
-    given = [value is not None for value in (coordinator, processes, process)]
-    if cluster and any(given):
-        raise UserError("--cluster lets JAX find the other processes: leave out --coordinator, --processes, --process")
-    if not any(given):
-        return Place() if cluster else None
-    if coordinator is None or processes is None or process is None:
+def place(text: str) -> Place:
+    """The place that a text such as "0/2@10.0.0.1:1234" says, or "auto", if JAX can find it.
+
+    Raises UserError if the text has another form.
+    """
+    found = re.fullmatch(r"(\d{1,6})/([1-9]\d{0,5})@((?:\[[0-9a-fA-F:.]+\]|[^\s:@\[\]]+):[1-9]\d{0,4})", text)
+    if text != "auto" and not (found and int(found[1]) < int(found[2])):
         raise UserError(
-            "--coordinator HOST:PORT, --processes N and --process I belong together: give all three, or --cluster, "
-            "where Slurm, Open MPI, Kubernetes or a TPU pod started the processes"
+            'several processes are written as "0/2@HOST:PORT", for the first of two with the address of the first, or '
+            f'as "auto" where Slurm, Open MPI, Kubernetes or a TPU pod started them, not as "{text}"'
         )
-    if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):[1-9]\d{0,4}", coordinator):
-        raise UserError(
-            f'--coordinator is written as HOST:PORT, the address of process 0 for the others, not as "{coordinator}"'
-        )
-    if not 0 <= process < processes:
-        raise UserError(f"--process counts from 0: with --processes {processes} it cannot be {process}")
-    return Place(coordinator, processes, process)
+    return Place(int(found[1]), int(found[2]), found[3]) if found else Place(None, None, None)
 
 
 def count() -> int:
@@ -228,11 +215,11 @@ def _join(found: Place, say: Callable[[str], None]) -> None:
     except Exception as error:
         why = str(error).splitlines()[0]
         if "RPC server" in why:
-            raise UserError(f"process 0 cannot listen{where}: choose another port for --coordinator") from None
+            raise UserError(f"process 0 cannot listen{where}: choose another port") from None
         if "should be defined" in why or "must be defined" in why:
             raise UserError(
-                "--cluster finds no Slurm, Open MPI, Kubernetes or TPU pod around this process: "
-                "give --coordinator HOST:PORT, --processes N and --process I"
+                "--cluster auto finds no Slurm, Open MPI, Kubernetes or TPU pod around this process: "
+                "give --cluster I/N@HOST:PORT"
             ) from None
         raise UserError(f"JAX cannot bring the processes together{where}: {why}") from error
     finally:

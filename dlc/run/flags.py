@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union
 
 import tyro
 
-from dlc import files, hosts
+from dlc import files
 from dlc.errors import UserError
 
 T = TypeVar("T")
@@ -86,20 +86,13 @@ class ParallelOptions(ModelOptions):
     mesh: Annotated[str | None, tyro.conf.arg(metavar="data=N,fsdp=N,model=N")] = None
     """Devices that share each batch (data), the weights too (fsdp), or each layer (model)."""
     plan: bool = False  # say what lies where and how much memory a device needs, and train nothing
-    cluster: bool = False  # one of several processes, started by Slurm, Open MPI, Kubernetes or on a TPU pod
-    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
-    """One of several processes, which find process 0 here."""
-    processes: Positive[int] | None = None  # how many there are
-    process: NotNegative[int] | None = None  # which of them this one is, from 0
+    cluster: Annotated[str | None, tyro.conf.arg(metavar="I/N@HOST:PORT|auto")] = None
+    """Process I of N, which meet there; auto: as Slurm, ... say."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.place() and self.weights:
-            raise UserError("--weights does not train, and needs no other processes: leave out what names them")
-
-    def place(self) -> hosts.Place | None:
-        """The place of this process among several; None if it is alone."""
-        return hosts.place(self.cluster, self.coordinator, self.processes, self.process)
+        if self.cluster and self.weights:
+            raise UserError("leave out --cluster: --weights does not train, and needs no other processes")
 
 
 class Parsed(NamedTuple):

@@ -69,17 +69,17 @@ def launch(
         kind = flags.ParallelOptions if parallel else flags.ModelOptions if show else flags.Options
         config, options = flags.parse(name, start, help_of(module), default, smoke, kind, argv)
         command = " ".join([start, shlex.join(argv)]).rstrip()
-        place = options.place() if parallel else None
-        start = " ".join([start, *(place.words() if place else ())])
+        cluster = getattr(options, "cluster", None)
+        start += f" --cluster {cluster}" if cluster else ""
         say = functools.partial(_say, console)
-        with hosts.together(place, say, lambda: _say_how_to_resume(console, start, folder)):
+        with hosts.together(cluster and hosts.place(cluster), say, lambda: _say_how_to_resume(console, start, folder)):
             mesh = _mesh(options)
             require(options.require)
             if train and getattr(options, "plan", False):
                 for line in plan.lines(plan.of(train, config, Run(None, False, console, mesh=mesh, plan=True))):
                     print(line)
                 return
-            hosts.same("flags", [str(config), {k: str(v) for k, v in vars(options).items() if k != "process"}])
+            hosts.same("flags", [str(config), {k: str(v) for k, v in vars(options).items() if k != "cluster"}])
             folder, resume = _folder(options, name), bool(options.resume)
             source, init_from = getattr(options, "weights", None), getattr(options, "init_from", None)
             if resume:

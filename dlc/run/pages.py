@@ -41,7 +41,7 @@ FIRST = (
     "--steps 960",
     "python -m experiments.attention.seq2seq",
 )  # the rows of README.md's table; docs/results.md has all
-WHERE = ("--out", "--resume", "--require", "--save-every", "--cluster", "--coordinator", "--processes", "--process")
+WHERE = ("--out", "--resume", "--require", "--save-every", "--cluster")
 EXAMPLES = "python -m experiments.attention.bert"  # the record whose examples README.md shows
 BEGIN, END = "<!-- results: written by `make results` -->", "<!-- end of results -->"
 

@@ -12,8 +12,13 @@ NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}  # what
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file under another name and renames it: a reader finds the old content or all of the new one."""
     fresh = path.with_name(f"{path.name}.new")
-    fresh.write_bytes(content if isinstance(content, bytes) else printable(content).encode())
-    fresh.replace(path)
+    try:
+        fresh.write_bytes(content if isinstance(content, bytes) else printable(content).encode())
+        fresh.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            fresh.unlink()  # on a full disk every byte counts
+        raise
 
 
 def printable(text: str) -> str:

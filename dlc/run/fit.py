@@ -275,4 +275,4 @@ def _split_like(mesh: Any, axis: int, leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _split(mesh: Any, axis: int, leaf: Any) -> jax.Array:
-    return jax.device_put(leaf, _split_like(mesh, axis, leaf).sharding)
+    return sharding.put(leaf, _split_like(mesh, axis, leaf).sharding)

@@ -1,12 +1,15 @@
-"""Files that several processes may want at once: written whole, and locked."""
+"""Files that several processes may want at once: written whole, locked, and with a checksum where they are JSON."""
 
 import contextlib
 import errno
+import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}  # what file systems without locks answer
+SEAL = "crc32"  # the last key of a sealed object
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -14,6 +17,32 @@ def write_whole(path: Path, content: str | bytes) -> None:
     fresh = path.with_name(f"{path.name}.new")
     fresh.write_bytes(content if isinstance(content, bytes) else printable(content).encode())
     fresh.replace(path)
+
+
+def sealed(content: dict[str, Any], indent: int | None = 2) -> str:
+    """The object as JSON, with a checksum by which `unsealed` notices that a file was altered."""
+    content = {name: value for name, value in content.items() if name != SEAL}
+    return json.dumps({**content, SEAL: _checksum(content)}, indent=indent) + "\n"
+
+
+def unsealed(text: str | bytes) -> dict[str, Any]:
+    """The object that `sealed` wrote. One without a checksum, as earlier versions wrote it, is believed.
+
+    Raises ValueError if it is damaged.
+    """
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(content, dict):
+        raise ValueError("it is not an object")
+    if (expected := content.pop(SEAL, None)) is not None and expected != _checksum(content):
+        raise ValueError("it was altered: its checksum differs")
+    return content
+
+
+def _checksum(content: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content).encode())
 
 
 def printable(text: str) -> str:

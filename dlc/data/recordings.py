@@ -21,7 +21,7 @@ def sites(path: Path, count: int) -> Float32[np.ndarray, "N S"]:
     try:
         with path.open("rb") as file:
             answers = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, EOFError, MemoryError, OverflowError, zipfile.BadZipFile):
         raise UserError(f"{path} cannot be read: give an array of images x sites that numpy.save has written") from None
     if not isinstance(answers, np.ndarray) or answers.ndim != 2 or not answers.size:
         kind = f"of shape {answers.shape}" if isinstance(answers, np.ndarray) else "several arrays"

@@ -172,7 +172,7 @@ def resumed(folder: Path, name: str, config: Any) -> str:
     old = load(folder, name, type(config))
     if _changed(old, config):
         content |= {"command": _replaced(content["command"], old, config), "config": to_json(config)}
-        files.write_whole(folder / "config.json", json.dumps(content, indent=2) + "\n")
+        files.write_whole(folder / "config.json", files.sealed(content))
     return content["command"]
 
 
@@ -196,7 +196,7 @@ def save(folder: Path, name: str, config: Any, command: str, begun: dict[str, Pa
     """Writes `config.json`, which `load` reads. `begun` has the paths of `--weights` and `--init-from`."""
     paths = {option: str(path.absolute()) for option, path in (begun or {}).items() if path}
     content = {"experiment": name, "command": command, **paths, "config": to_json(config)}
-    files.write_whole(folder / "config.json", json.dumps(content, indent=2) + "\n")
+    files.write_whole(folder / "config.json", files.sealed(content))
 
 
 def run_of(weights: Path) -> Path | None:
@@ -205,7 +205,7 @@ def run_of(weights: Path) -> Path | None:
     None if no run wrote them. Published weights have a config.json, too.
     """
     for folder in (weights, *weights.absolute().parents[:2]):
-        with contextlib.suppress(OSError, ValueError, TypeError):
+        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
             if "experiment" in json.loads((folder / "config.json").read_bytes()):
                 return folder
     return None
@@ -214,16 +214,18 @@ def run_of(weights: Path) -> Path | None:
 def read(folder: Path) -> dict[str, Any]:
     """What `save` wrote: experiment, command and config. Raises UserError if it is missing or damaged."""
     try:
-        content = json.loads((folder / "config.json").read_bytes())
+        content = files.unsealed((folder / "config.json").read_bytes())
         kinds = {"experiment": str, "command": str, "config": dict}
         if not all(isinstance(content[key], kind) for key, kind in kinds.items()):
+            raise TypeError
+        if not all(isinstance(content.get(key, ""), str) for key in ("weights", "init_from")):
             raise TypeError
         shlex.split(content["command"])
     except OSError as error:
         reason = f"its config.json cannot be read ({error.strerror})"
         raise UserError(f"{folder} is not the folder of a run: {reason}") from None
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{folder}/config.json is damaged; start a new run") from None
+        raise UserError(f"{folder}/config.json is damaged or was altered; start a new run") from None
     return content
 
 
@@ -242,7 +244,7 @@ def load(folder: Path, name: str, kind: type) -> Any:
             raise TypeError
         return config
     except TypeError:
-        raise UserError(f"{folder}/config.json is damaged; start a new run") from None
+        raise UserError(f"{folder}/config.json is damaged or was altered; start a new run") from None
 
 
 def from_json(kind: type, fields: dict[str, Any]) -> Any:

@@ -22,7 +22,7 @@ from dlc import losses, sharding, train, weights
 from dlc.errors import UserError
 from dlc.models.densenet import DenseNet
 from dlc.models.mlp import MLP
-from dlc.run import log, record
+from dlc.run import log, loop, record
 from dlc.run.fit import Plan, fit, start
 from dlc.run.loop import Diverged, training
 from dlc.run.run import Run
@@ -370,3 +370,42 @@ def test_nothing_takes_long_in_silence():
     assert said[:2] == [f"training MLP, 1 weights, on digits, 10 steps, {where}", "compiling ..."]
     assert said[2] == "evaluating ..."
     assert said[4:] == ["translating ..."]
+
+
+def counted(folder, steps, resume=False, until=None):
+    """A loop that reports and evaluates at every step; a signal comes at step `until`."""
+    run, said = Run(folder, resume), []
+    run.say = said.append
+    with contextlib.closing(run), contextlib.suppress(Interrupted), training(run, {"n": jnp.int32(0)}, steps) as loop:
+        for done in range(loop.done + 1, steps + 1):
+            if done == until:
+                run.signals.stop = signal.SIGTERM
+            loop.report(done, {"loss": float(done)})
+            loop.evaluate(done, lambda state: {"test_loss": float(done)}, {})  # noqa: B023, called at once
+            loop.evaluate(done, lambda state: {"rate": float(done)}, {})  # noqa: B023
+            if done % 5 == 0 or done == until:
+                loop.save(done, {"n": jnp.int32(done)})
+    return run, said
+
+
+def test_a_log_stays_short_however_long_the_run_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "LINES", 8)
+    monkeypatch.setattr(loop.Run, "doing", lambda self, what: None)
+    whole, said = counted(None, 40)
+    assert {line["step"] for line in whole.history} == {1, *range(5, 45, 5)}
+    assert len(whole.history) == 3 * 9  # one report and both evaluations
+    assert len([line for line in said if line.startswith("step ")]) == 2 * 9
+    counted(tmp_path, 40, until=18)
+    _, said = counted(tmp_path, 40, resume=True)
+    assert "resuming after step 18" in said
+    assert not [line for line in said if "damaged" in line]
+    assert numbers_of(log.read(tmp_path)) == numbers_of(whole.history)
+    assert len(counted(None, 8)[0].history) == 3 * 8
+
+
+def test_a_run_that_was_longer_than_its_log_becomes_longer_still(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "LINES", 8)
+    counted(tmp_path, 20, until=17)
+    resumed, said = counted(tmp_path, 30, resume=True)
+    assert not [line for line in said if "damaged" in line]
+    assert [line["step"] for line in resumed.history if "loss" in line] == [1, 3, 6, 9, 12, 15, 18, 20, 24, 28, 30]

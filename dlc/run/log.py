@@ -25,6 +25,11 @@ def read(folder: Path) -> Iterator[dict[str, Any]]:
         yield line
 
 
+def is_evaluation(line: dict[str, Any]) -> bool:
+    """Whether a line is that of an evaluation; otherwise it reports training steps, and has their speed."""
+    return not any(speed in line for speed in SPEEDS)
+
+
 def _is_line(line: Any) -> bool:
     """Whether `Log.write` writes such lines: a step, seconds by what they were spent on, and numbers or summaries."""
     if not (isinstance(line, dict) and type(line.get("step")) is int):
@@ -88,8 +93,7 @@ def _tag(name: str, line: dict[str, Any]) -> str:
     for held_out in ("test", "validation"):
         if name.startswith(f"{held_out}_"):
             return f"{name.removeprefix(f'{held_out}_')}/{held_out}"
-    reported = any(speed in line for speed in SPEEDS)  # by training steps, not by an evaluation
-    return f"{name}/train" if reported and name not in (*SPEEDS, "learning_rate") else name
+    return name if is_evaluation(line) or name in (*SPEEDS, "learning_rate") else f"{name}/train"
 
 
 def _tensorboard() -> Any:

@@ -17,8 +17,9 @@ import pytest
 from flax.core import freeze
 from safetensors.numpy import load_file, save_file
 
-from dlc import files, weights
+from dlc import weights
 from dlc.errors import UserError
+from dlc.files import unsealed
 from dlc.models.bert import Bert, BertConfig, BertMaskedLM
 from dlc.models.densenet import DenseNet
 from dlc.models.gpt import GPT, GPTConfig
@@ -114,8 +115,9 @@ def test_arrays_on_several_devices_are_saved_whole(tmp_path):
 PROGRAM = """
 import sys
 import flax.linen as nn
-from dlc import files, weights
+from dlc import weights
 from dlc.errors import UserError
+from dlc.files import unsealed
 
 class Net(nn.Module):
     width: int
@@ -282,7 +284,7 @@ def test_folders_and_files_without_weights(tmp_path, saved):
         weights.load(tmp_path / "empty")
     weights.write_model(tmp_path / "empty", MODEL)
     assert [path.name for path in (tmp_path / "empty").iterdir()] == ["model.json"]
-    assert weights.rebuild(files.unsealed((tmp_path / "empty" / "model.json").read_bytes())) == MODEL
+    assert weights.rebuild(unsealed((tmp_path / "empty" / "model.json").read_bytes())) == MODEL
     with pytest.raises(UserError, match=r"the run in .*empty has not saved any weights yet"):
         weights.load(tmp_path / "empty")
     (tmp_path / "empty" / "model.json").write_text("{")

@@ -130,7 +130,7 @@ def crc32c(content: bytes) -> int:
     start = np.array([0xFFFFFFFF], np.uint32)
     for level in range(len(content).bit_length()):
         if len(content) >> level & 1:
-            start = _carried(start, level)  # type: ignore[assignment]
+            start = _carried(start, level)
     return int(sums.sum() ^ start[0]) ^ 0xFFFFFFFF
 
 
@@ -143,7 +143,7 @@ def _carried(sums: np.ndarray, level: int) -> np.ndarray:
 @functools.cache
 def _carry_table(level: int) -> np.ndarray:
     """What `_carried` makes of each byte of a checksum, uint32 [4, 256]."""
-    byte = np.arange(256, dtype=np.uint32)
+    byte: Any = np.arange(256, dtype=np.uint32)
     if level:
         return np.stack([_carried(_carried(byte << 8 * place, level - 1), level - 1) for place in range(4)])
     lowest = byte

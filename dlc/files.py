@@ -15,7 +15,7 @@ SEAL = "crc32"  # the last key of a sealed object
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file under another name and renames it: a reader finds the old content or all of the new one."""
     fresh = path.with_name(f"{path.name}.new")
-    fresh.write_bytes(content if isinstance(content, bytes) else printable(content).encode())
+    fresh.write_bytes(content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
     fresh.replace(path)
 
 
@@ -32,22 +32,17 @@ def unsealed(text: str | bytes) -> dict[str, Any]:
     """
     try:
         content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError("it is not an object")
+        if (expected := content.pop(SEAL, None)) is not None and expected != _checksum(content):
+            raise ValueError("it was altered: its checksum differs")
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    if not isinstance(content, dict):
-        raise ValueError("it is not an object")
-    if (expected := content.pop(SEAL, None)) is not None and expected != _checksum(content):
-        raise ValueError("it was altered: its checksum differs")
     return content
 
 
 def _checksum(content: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(content).encode())
-
-
-def printable(text: str) -> str:
-    """The text, or the name of a file, with escapes for what is not UTF-8: such a name cannot be printed or drawn."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def lock(path: Path, say: Callable[[str], None], waiting: str = "") -> contextlib.AbstractContextManager[Any]:

@@ -243,7 +243,7 @@ def load(folder: Path, name: str, kind: type) -> Any:
         if not all(_fits(hint, getattr(config, name)) for name, hint in hints.items()):
             raise TypeError
         return config
-    except TypeError:
+    except (TypeError, RecursionError):
         raise UserError(f"{folder}/config.json is damaged or was altered; start a new run") from None
 
 

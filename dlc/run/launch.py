@@ -20,7 +20,7 @@ import jax
 from rich.console import Console
 
 from dlc import files, process, sharding, weights
-from dlc.errors import Stopped, UserError
+from dlc.errors import Stopped, UserError, printable
 from dlc.run import flags, log, record
 from dlc.run.clock import gerund
 from dlc.run.run import Run
@@ -247,7 +247,7 @@ def _hide_late_futures(unraisable: Any) -> None:
 
 
 def _say(console: Console, sentence: str, style: str | None = None) -> None:
-    console.print(sentence, style=style, highlight=False, markup=False, soft_wrap=True)
+    console.print(printable(sentence), style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def _say_how_to_resume(console: Console, start: str, folder: Path | None) -> None:
@@ -269,4 +269,4 @@ def _conclude(run: Run, result: dict[str, Any]) -> None:
     rows["record"] = f"{run.folder}/result.json"
     width = max(map(len, rows))
     for key, value in rows.items():
-        print(f"{key:{width}}  {value}")
+        print(printable(f"{key:{width}}  {value}"))

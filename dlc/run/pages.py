@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dlc import files, process
-from dlc.errors import UserError
+from dlc.errors import UserError, printable
 from dlc.run import flags, record
 from dlc.run.launch import cannot_write
 
@@ -239,13 +239,13 @@ def main(arguments: list[str] | None = None, root: Path | None = None) -> int:
         if not (root / "README.md").is_file():
             raise UserError(f"{root} is not a checkout of dlc: results/, docs/ and README.md are written in one")
         for run in options.runs:
-            print(f"added {add(root, run.expanduser()).relative_to(root)}")
+            print(printable(f"added {add(root, run.expanduser()).relative_to(root)}"))
         write(root)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        print(f"error: {cannot_write(error)}", file=sys.stderr)
+        print(printable(f"error: {cannot_write(error)}"), file=sys.stderr)
         return 2
     print("wrote docs/results.md and the table in README.md")
     return 0

@@ -24,6 +24,7 @@ from PIL import Image
 from rich.console import Console
 
 from dlc import files
+from dlc.errors import printable
 from dlc.run import notebook
 from dlc.run.clock import Clock
 from dlc.run.log import Log
@@ -90,7 +91,7 @@ class Run:
 
     def say(self, line: str) -> None:
         """Prints one line for the person who watches."""
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
     def doing(self, what: str) -> None:
         """Prints what takes time now, each once, unless the bar of training is shown."""

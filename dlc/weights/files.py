@@ -28,7 +28,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dlc.errors import UserError
-from dlc.files import printable
 
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 # From dtypes to the names that safetensors uses.
@@ -157,7 +156,7 @@ def _check_zip(file: Path, path: Path) -> bool:
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} is damaged: fetch it again\n{printable(str(error))}") from None
+        raise UserError(f"{path} is damaged: fetch it again\n{error}") from None
 
 
 def _unpack(path: Path, opener: Callable[..., Any], to: Path) -> None:

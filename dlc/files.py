@@ -15,8 +15,13 @@ SEAL = "crc32"  # the last key of a sealed object
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file under another name and renames it: a reader finds the old content or all of the new one."""
     fresh = path.with_name(f"{path.name}.new")
-    fresh.write_bytes(content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
-    fresh.replace(path)
+    try:
+        fresh.write_bytes(content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
+        fresh.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            fresh.unlink()  # on a full disk every byte counts
+        raise
 
 
 def sealed(content: dict[str, Any], indent: int | None = 2) -> str:

@@ -49,7 +49,7 @@ def training(run: Run, state: Any, steps: int) -> Iterator["Loop"]:
     run.facts["steps"] = steps
     run.facts["seconds_to_first_step"] = round(time.perf_counter() - process.STARTED, 3)
     if run.folder:
-        run.log = log.Log(run.folder, run.history, done)
+        run.log = log.Log(run.folder, run.history)
     run.trained |= done < steps
     if run.folder and run.trained:
         record.add_origin(run, done)

@@ -14,6 +14,7 @@
 """
 
 import contextlib
+import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -106,12 +107,13 @@ class Run:
         if self.folder:
             self.doing("drawing figures")
             (self.folder / "figures").mkdir(exist_ok=True)
-            file = self.folder / "figures" / f"{name}.png"
+            png = io.BytesIO()
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box is drawn, which says enough
-                figure.savefig(file, bbox_inches="tight")
+                figure.savefig(png, format="png", bbox_inches="tight")
+            files.write_whole(self.folder / "figures" / f"{name}.png", png.getvalue())
             if self.log:
-                self.log.figure(name, file.read_bytes(), self.history[-1]["step"] if self.history else 0)
+                self.log.figure(name, png.getvalue(), self.history[-1]["step"] if self.history else 0)
 
     def animation(self, name: str, frames: np.ndarray, seconds: int | float) -> None:
         """Saves frames [T, H, W, 3] (uint8) as figures/<name>.gif, which plays for `seconds`, over and over.
@@ -128,8 +130,9 @@ class Run:
             (self.folder / "figures").mkdir(exist_ok=True)
             colours = Image.fromarray(frames.reshape(-1, *frames.shape[2:])).quantize(64, dither=Image.Dither.NONE)
             first, *rest = [Image.fromarray(f).quantize(palette=colours, dither=Image.Dither.NONE) for f in frames]
-            file = self.folder / "figures" / f"{name}.gif"
-            first.save(file, save_all=True, append_images=rest, duration=[10 * int(t) for t in lasts], loop=0)
+            gif, times = io.BytesIO(), [10 * int(t) for t in lasts]
+            first.save(gif, format="gif", save_all=True, append_images=rest, duration=times, loop=0)
+            files.write_whole(self.folder / "figures" / f"{name}.gif", gif.getvalue())
 
     def text(self, name: str, content: str) -> None:
         """Saves a text as <name>.txt."""

@@ -61,10 +61,12 @@ def prepare(folder: Path) -> None:
         "DLC_DATA": str(folder / "data"),
         "XDG_CACHE_HOME": str(folder / "cache"),
         "HOME": str(folder),
+        "TMPDIR": str(folder / "tmp"),
         "JAX_PLATFORMS": "cpu",
         "COLUMNS": "100",
         "OPENBLAS_NUM_THREADS": "1",  # no threads in the process that starts the others
     }
+    (folder / "tmp").mkdir(exist_ok=True)
     os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
     sys.path.insert(1, str(HERE.parent))  # runs.py
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), str(HERE.parent)])

@@ -24,7 +24,7 @@ from dlc.weights.checkpoint import Checkpoints
 
 assert launch
 FORK = multiprocessing.get_context("fork")
-SILENT = 120.0  # seconds after which a program that should have ended is called stuck
+SILENT = 300.0  # seconds after which a program that should have ended is called stuck
 TIMES = ("seconds", "examples_per_second", "steps_per_second", "crc32")  # of a line of the log
 
 
@@ -60,6 +60,16 @@ class Program:
             self.process.join()
             raise Stuck(f"did not end within {seconds:.0f} s")
         return code
+
+    def others(self) -> list[int]:
+        """The processes that the program has started and that are still there."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):  # it has just ended
+                state, _, group = path.read_text().rpartition(")")[2].split()[:3]
+                if int(group) == self.pid and state != "Z":
+                    found.append(int(path.parent.name))
+        return found
 
     def said(self) -> str:
         """Everything that this program, and others with the same file, printed."""

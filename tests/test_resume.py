@@ -79,17 +79,19 @@ def test_a_run_goes_on_within_a_group_of_steps(tmp_path):
 def test_flags_that_only_say_how_to_compute_may_differ_and_are_kept(tmp_path):
     def parsed(*argv):
         words = ["--resume", str(tmp_path), *argv]
-        return flags.parse("imagenet.train", "", "", classes.Config(), classes.SMOKE, flags.ModelOptions, words).config
+        return flags.parse("imagenet.train", "", "", classes.Config(), classes.SMOKE, flags.ParallelOptions, words)
 
-    begun = classes.Config(workers=8, mesh="data=2", epochs=3)
+    begun = classes.Config(workers=8, epochs=3)
     command = "python -m experiments.imagenet.train --workers 8 --mesh=data=2 --epochs 3"
-    flags.save(tmp_path, "imagenet.train", begun, command)
-    config = parsed("--workers", "0", "--mesh", "data=1")
-    assert config == dataclasses.replace(begun, workers=0, mesh="data=1")
+    flags.save(tmp_path, "imagenet.train", begun, command, flags.ParallelOptions(mesh="data=2"))
+    config, options = parsed("--workers", "0", "--mesh", "fsdp=4")
+    assert config == dataclasses.replace(begun, workers=0)
+    assert options.mesh == "fsdp=4"
     assert flags.resumed(tmp_path, "imagenet.train", config) == (
-        "python -m experiments.imagenet.train --epochs 3 --mesh data=1 --workers 0"
+        "python -m experiments.imagenet.train --mesh=data=2 --epochs 3 --workers 0"
     )
-    assert parsed() == config  # those of the run now
+    assert parsed().config == config  # those of the run now
+    assert parsed().options.mesh == "data=2"  # that which it began with
     with pytest.raises(UserError, match=r"with --epochs 3 \(not 4\): .*; what it has learnt so far depends on that"):
         parsed("--epochs", "4")
 

@@ -7,13 +7,15 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from dlc import train, weights
+from dlc import sharding, train, weights
 from dlc.batches import BatchesOf
 from dlc.errors import UserError
 from dlc.run import record
 from dlc.run.loop import count_operations, params_of, training
+from dlc.run.plan import Planned
 from dlc.run.run import Run
 
 
@@ -61,8 +63,16 @@ def start(run: Run, init: Callable[..., train.State], keys: Any, model: Any = No
 
     They are not read again when the run is resumed from a checkpoint. Files of torchvision or timm can only be read if
     the `model` is given. If they are for another number of classes, the layers that tell the classes apart begin anew.
-    Raises UserError if the weights do not fit.
+    If the run has a mesh, each leaf is created where `sharding.layout` puts it, by the model's `axes`.
+
+    Raises UserError if the weights do not fit, or if a mesh divides layers and the model does not say how.
     """
+    several, axes = len(keys) > 1, getattr(model, "axes", None)
+    if run.mesh and run.mesh.shape["model"] > 1 and not axes:
+        raise UserError(
+            f"{type(model).__name__} has no layers that devices could share: leave model=N out of --mesh, "
+            "and use data=N or fsdp=N"
+        )
     known: Any = None
     if run.init_from and not (run.resume and run.checkpoints and run.checkpoints.steps()):  # which hold the weights
         begun = weights.begin(train.variables_of(jax.eval_shape(init, keys[0])), run.init_from, model)
@@ -70,8 +80,26 @@ def start(run: Run, init: Callable[..., train.State], keys: Any, model: Any = No
         if len(jax.tree.leaves(known)) < len(jax.tree.leaves(begun)):
             run.say(f"{run.init_from} is for another number of classes: the last layer begins anew")
 
-    some, wrap = keys if len(keys) > 1 else keys[0], functools.partial(_begin, len(keys) > 1)
-    return run.clock.timed("start", run.clock.compiled(init, some, known, wrap=wrap), some, known)
+    def wrap(init: Any) -> Partial:
+        begin = _begin(several, init)
+        if run.mesh is None:
+            return begin
+        return Partial(lambda begin, *words: sharding.kept(begin(*words), run.mesh, axes, several), begin)
+
+    some = keys if several else keys[0]
+    state = run.clock.timed("start", run.clock.compiled(init, some, known, wrap=wrap), some, known)
+    if run.mesh and run.plan:
+        return jax.tree.map(_placed, state, sharding.layout(state, run.mesh, axes, several))
+    return state
+
+
+def evaluation(run: Run, loss_fn: train.LossFn, arrays: Any, state: Any, size: int = 64) -> Callable[[Any], Any]:
+    """`train.evaluation` as a program for states like this one, each batch of `size` shared by the devices."""
+    if run.mesh:
+        among = run.mesh.size // run.mesh.shape["model"]
+        loss_fn, size = sharding.shared_loss(loss_fn, run.mesh), -(-size // among) * among
+    measure = train.evaluation(loss_fn, arrays, size)
+    return run.clock.compiled(sharding.everywhere(measure, run.mesh) if run.mesh else measure, state)
 
 
 def fit(
@@ -95,28 +123,48 @@ def fit(
     A group of steps is one compiled program; every other shape of batches is another one, and all that will be needed
     are compiled before the first step.
 
-    Raises Diverged if a loss or weight is no longer finite, and Interrupted once a signal came.
+    If the run has a mesh, the state stays where it lies there, or else is copied to every device, and the examples of
+    each batch are split. Raises UserError if the devices cannot share a batch equally.
+
+    Raises Diverged if a loss or weight is no longer finite, Interrupted once a signal came, and Planned before the
+    first step if the run only plans.
     """
-    one = train.over_seeds(step, plan.batch_axis) if plan.seeds > 1 else step
-    state = jax.tree.map(jnp.copy, state)
+    several = plan.seeds > 1
+    plain = step = jax.eval_shape(lambda step: step, step) if run.plan and isinstance(step, Partial) else step
+    one = train.over_seeds(step, plan.batch_axis) if several else step
+    if run.mesh:
+        state = jax.tree.map(functools.partial(_on, run.mesh), state)
+        step = sharding.on_mesh(step, run.mesh, jax.tree.map(functools.partial(_place, several), state))
+    axis = 2 if several and plan.batch_axis == 0 else 1  # of the examples in a group of batches
     programs: dict[Any, Any] = {}
     examples = 0
     kinds: dict[Any, tuple[Any, int]] = {}  # shapes of one batch -> the batch, and how many such batches come
-    like = getattr(batches, "like", batches) if batches else lambda first, count: None
-    run.say(f"training {_described(run, state, plan)}")
+    made = getattr(batches, "like", batches) if batches else lambda first, count: None
+    if not run.plan:
+        run.say(f"training {_described(run, state, plan)}")
+
+    def like(at: int, count: int) -> Any:
+        batch = made(at, count)
+        return jax.tree.map(functools.partial(_split_like, run.mesh, axis), batch) if run.mesh else batch
+
+    def given(at: int, count: int) -> Any:
+        batch = batches(at, count) if batches else None
+        return jax.tree.map(functools.partial(_split, run.mesh, axis), batch) if run.mesh else batch
 
     def program(batch: Any, count: int) -> Any:
         shape = _shape(batch, count)
         if shape not in programs:
-            group = functools.partial(_group, plan.seeds > 1, plan.batch_axis, count)
+            group = functools.partial(_group, several, plan.batch_axis, count)
             programs[shape] = run.clock.compiled(step, state, batch, wrap=group, donate=True)
         return programs[shape]
 
+    if not run.plan:
+        state = jax.tree.map(jnp.copy, state)
     saved = run.checkpoints.steps() if run.resume and run.checkpoints else []
     for at, count in plan.groups():
         batch = like(at, count)
         examples += plan.examples(batch)
-        if not saved or at + count > saved[-1]:
+        if not run.plan and (not saved or at + count > saved[-1]):
             program(batch, count)
         single = _one_of(batch)
         _, before = kinds.get(_shape(single, 1), (None, 0))
@@ -124,6 +172,10 @@ def fit(
 
     for single, count in kinds.values():
         count_operations(run, one, state, single, count)
+    if run.plan:
+        first = next(plan.groups(), (0, 0))
+        group = _group(several, plan.batch_axis, first[1], step)
+        raise Planned(run, plain, group, state, like(*first), _described(run, state, plan))
     steps = max(plan.steps, 1)
     per_step = examples // steps if examples % steps == 0 else examples / steps
     run.facts |= {"seeds": plan.seeds, "examples_per_step": per_step}
@@ -135,7 +187,7 @@ def fit(
                 continue
             if at < loop.done:  # a run that was shorter ended within this group
                 at, count = loop.done, at + count - loop.done
-            batch = batches(at, count) if batches else None
+            batch = given(at, count)
             state, metrics = program(batch, count)(state, batch)
             done = at + count
             if plan.rate is not None:
@@ -189,3 +241,30 @@ def _shape(batch: Any, count: int) -> tuple[Any, ...]:
 def _one_of(batches: Any) -> Any:
     """The shapes of one batch of a group."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], jnp.result_type(leaf)), batches)
+
+
+def _placed(leaf: Any, place: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+
+def _on(mesh: Any, leaf: Any) -> Any:
+    """A leaf of a state as it lies on the mesh, or else copied to every device of it."""
+    place = getattr(leaf, "sharding", None)
+    return leaf if isinstance(place, NamedSharding) and place.mesh == mesh else sharding.everywhere(leaf, mesh)
+
+
+def _place(several: bool, leaf: Any) -> NamedSharding:
+    """Where a leaf of the state of one seed lies, of a leaf of the states of `several` or of one."""
+    return NamedSharding(leaf.sharding.mesh, PartitionSpec(*leaf.sharding.spec[int(several) :]))
+
+
+def _split_like(mesh: Any, axis: int, leaf: Any) -> jax.ShapeDtypeStruct:
+    """The shape of a leaf of batches whose examples, along `axis`, are split among the devices."""
+    if len(leaf.shape) <= axis:
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.result_type(leaf), sharding=NamedSharding(mesh, PartitionSpec()))
+    sharding.fits(leaf.shape[axis], mesh)
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.result_type(leaf), sharding=sharding.split(mesh, axis))
+
+
+def _split(mesh: Any, axis: int, leaf: Any) -> jax.Array:
+    return jax.device_put(leaf, _split_like(mesh, axis, leaf).sharding)

@@ -79,6 +79,15 @@ class ModelOptions(Options):
             raise UserError(f"{given[0]} and {given[1]} exclude each other: leave one of them out")
 
 
+@dataclasses.dataclass(frozen=True)
+class ParallelOptions(ModelOptions):
+    """How to run an experiment, whatever its configuration, on one device or several."""
+
+    mesh: Annotated[str | None, tyro.conf.arg(metavar="data=N,fsdp=N,model=N")] = None
+    """Devices that share each batch (data), the weights too (fsdp), or each layer (model)."""
+    plan: bool = False  # say what lies where and how much memory a device needs, and train nothing
+
+
 class Parsed(NamedTuple):
     """What the command line says."""
 
@@ -119,6 +128,8 @@ def parse(name: str, prog: str, summary: str, default: Any, smoke: Any, kind: ty
     check(parsed.options)
     if peek.resume:
         _check_resumed(peek.resume, default, parsed.config)
+    if peek.resume and found.run.__dict__.get("mesh", "") is None:
+        parsed = parsed._replace(options=dataclasses.replace(parsed.options, mesh=read(peek.resume).get("mesh")))
     if weights and (idle := sorted(_changed(default, parsed.config) - _used(type(default), SHOWN))):
         flags = ", ".join(f"--{field.replace('_', '-')}" for field in idle)
         raise UserError(f"leave out {flags}: --weights does not train, so that would have no effect")
@@ -192,10 +203,13 @@ def to_json(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=lambda path: str(path.absolute())))
 
 
-def save(folder: Path, name: str, config: Any, command: str, begun: dict[str, Path | None] | None = None) -> None:
-    """Writes `config.json`, which `load` reads. `begun` has the paths of `--weights` and `--init-from`."""
-    paths = {option: str(path.absolute()) for option, path in (begun or {}).items() if path}
-    content = {"experiment": name, "command": command, **paths, "config": to_json(config)}
+def save(folder: Path, name: str, config: Any, command: str, options: Any = None) -> None:
+    """Writes `config.json`, which `load` reads: of the options, `--weights`, `--init-from` and `--mesh`."""
+    given = {option: getattr(options, option, None) for option in ("weights", "init_from", "mesh")}
+    words = {
+        name: str(value.absolute() if isinstance(value, Path) else value) for name, value in given.items() if value
+    }
+    content = {"experiment": name, "command": command, **words, "config": to_json(config)}
     files.write_whole(folder / "config.json", files.sealed(content))
 
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import functools
 import inspect
+import math
 import os
 import re
 import shlex
@@ -21,13 +22,14 @@ from rich.console import Console
 
 from dlc import files, process, sharding, weights
 from dlc.errors import Stopped, UserError, printable
-from dlc.run import flags, log, record
+from dlc.run import flags, log, plan, record
 from dlc.run.clock import gerund
 from dlc.run.run import Run
 from dlc.run.signals import Interrupted, obeyed
 from dlc.weights.sources import names_its_model
 
 MISSED = 5
+PLANNED = 1024  # devices of a CPU that a plan may have
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 UNWRITABLE |= {errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
 
@@ -41,6 +43,7 @@ def launch(
     show: Callable[[Any, Run, Any, Any], Figures] | None = None,
     published: Callable[[Any], Any] | None = None,
     argv: list[str] | None = None,
+    parallel: bool = False,
 ) -> None:
     """Runs an experiment from the command line and exits: 0, or non-zero with one sentence for what went wrong.
 
@@ -49,6 +52,7 @@ def launch(
         default, smoke: configurations; the small one is for `--smoke`.
         show: `show(config, run, model, variables) -> figures`, which `--weights` reaches without training.
         published: `published(config) -> model` for files of published weights that do not say which model they are.
+        parallel: whether it trains with `dlc.run.fit`, and so on as many devices as `--mesh` says.
 
     Exit codes: 2 a mistake in the flags, a file or the disk; 3 data that cannot be obtained; 4 diverged; 5 a target
     that was not reached; 130 and 143 interrupted.
@@ -61,19 +65,22 @@ def launch(
     sys.unraisablehook = _hide_late_futures
     try:
         (name, start), claim, about = _started(module), claim_of(module), subject_of(module)
-        kind = flags.ModelOptions if show else flags.Options
+        kind = flags.ParallelOptions if parallel else flags.ModelOptions if show else flags.Options
         config, options = flags.parse(name, start, help_of(module), default, smoke, kind, argv)
-        if mesh := getattr(config, "mesh", None):
-            process.offer_cpu_devices(min(sharding.size(mesh), process.cores()))
+        mesh = _mesh(options)
         require(options.require)
+        if train and getattr(options, "plan", False):
+            for line in plan.lines(plan.of(train, config, Run(None, False, console, mesh=mesh, plan=True))):
+                print(line)
+            return
         command = " ".join([start, shlex.join(argv)]).rstrip()
         folder, resume = options.resume or new_folder(options.out, name), bool(options.resume)
         source, init_from = getattr(options, "weights", None), getattr(options, "init_from", None)
         if resume:
             init_from = (begun := flags.read(folder).get("init_from")) and Path(begun)
         else:
-            flags.save(folder, name, config, command, {"weights": source, "init_from": init_from})
-        run = Run(folder, resume, console, options.save_every, init_from)
+            flags.save(folder, name, config, command, options)
+        run = Run(folder, resume, console, options.save_every, init_from, mesh)
         run.file = Path(module.__file__ or "")
         how_to_resume = functools.partial(_say_how_to_resume, console, start, folder)
         with contextlib.ExitStack() as stack:
@@ -112,6 +119,16 @@ def launch(
         _say(console, f"error: {cannot_write(error)}", style="red")
         _say_how_to_resume(console, start, folder)
         sys.exit(2)
+
+
+def _mesh(options: Any) -> jax.sharding.Mesh | None:
+    """The devices that `--mesh` names: a CPU is offered as that many, up to its cores, or for a plan as all of them."""
+    text = getattr(options, "mesh", None)
+    if text is None:
+        return None
+    count = math.prod(sharding.sizes(text).values())
+    process.offer_cpu_devices(min(count, PLANNED if options.plan else process.cores()))
+    return sharding.mesh(text)
 
 
 def _shown(source: Path, config: Any, run: Run, show: Any, published: Any) -> Figures:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 from rich.console import Console
@@ -27,7 +28,7 @@ from rich.console import Console
 from dlc import files
 from dlc.errors import printable
 from dlc.run import notebook
-from dlc.run.clock import Clock
+from dlc.run.clock import Clock, Tracing
 from dlc.run.log import Log
 from dlc.run.signals import Signals
 from dlc.weights import artifact
@@ -44,6 +45,8 @@ class Run:
         resume: whether training continues from the folder's checkpoints.
         save_every: seconds of training between checkpoints, at least.
         init_from: a file or run whose weights training starts from, or None.
+        mesh: the devices among which states and batches are spread, or None for the first device alone.
+        plan: whether `fit` says what it would do, and how much memory that takes, instead of training.
         weights: the folder or file that holds the weights that are shown.
         history: the lines of the log.
         facts: what the record says besides its figures, such as the data set.
@@ -61,17 +64,20 @@ class Run:
         console: Console | None = None,
         save_every: int | float = 0.0,
         init_from: Path | None = None,
+        mesh: jax.sharding.Mesh | None = None,
+        plan: bool = False,
     ):
         folder = Path(folder) if folder else None
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.resume, self.save_every, self.init_from = folder, resume, save_every, init_from
+        self.mesh, self.plan = mesh, plan
         self.console = console or notebook.console()
         self.weights = folder
         self.history: list[dict[str, Any]] = []
         self.facts: dict[str, Any] = {}
         self.missed: list[str] = []
-        self.clock = Clock(self.doing)
+        self.clock = Tracing() if plan else Clock(self.doing)
         self._told: set[str] = set()
         self.network = ""  # the name of the model's class
         self.file: Path | None = None
@@ -158,7 +164,7 @@ class Run:
         When the run is resumed, finished parts are read back from their last checkpoints and the others continue.
         """
         folder = self.folder and self.folder / name
-        part = Run(folder, self.resume, self.console, self.save_every, self.init_from)
+        part = Run(folder, self.resume, self.console, self.save_every, self.init_from, self.mesh, self.plan)
         part.signals, part.file = self.signals, self.file
         self.parts.append(part)
         self.say(f"{name}:")

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dlc import generate, tokens, train
+from dlc import generate, sharding, tokens, train
 from dlc.batches import minibatches, padded, random_starts
 from dlc.data import text
 from dlc.errors import UserError, printable
 from dlc.run import plot
-from dlc.run.fit import Plan, start
+from dlc.run.fit import Plan, evaluation, start
 from dlc.run.fit import fit as fit_plan
 from dlc.run.flags import Bound
 from dlc.run.run import Run
@@ -118,7 +118,7 @@ def fit(
         return train.init(variables["params"], tx, key)
 
     state = start(run, init, train.seed_keys(windows.seed), model)
-    measure = run.clock.compiled(train.evaluation(loss_fn, held, size=64), state)
+    measure = evaluation(run, loss_fn, held, state)
     last: dict[str, float] = {}
 
     def evaluate(state: train.State) -> dict[str, float]:
@@ -135,7 +135,7 @@ def fit(
     plan = Plan(windows.steps, windows.evaluate_every, rate=windows.rate)
     state = fit_plan(run, state, step, batches, plan, evaluate)
     draw_curves(run)
-    variables = {"params": state.params}
+    variables = {"params": sharding.whole(state.params)}
     run.keep(model, variables)
     return variables, last or evaluate(state)
 

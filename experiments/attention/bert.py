@@ -122,4 +122,4 @@ def guess(config: Config, run: Run, model: BertMaskedLM, variables: dict, tokeni
 
 
 if __name__ == "__main__":
-    launch(train, Config(), SMOKE, show)
+    launch(train, Config(), SMOKE, show, parallel=True)

@@ -122,4 +122,4 @@ def write(config: Config, run: Run, model: GPT, variables: dict, tokenizer: text
 
 
 if __name__ == "__main__":
-    launch(train, Config(), SMOKE, show)
+    launch(train, Config(), SMOKE, show, parallel=True)

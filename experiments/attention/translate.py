@@ -95,4 +95,4 @@ def attend(run: Run, model: Transformer, variables: dict, tokenizer: tokens.BPE,
 
 
 if __name__ == "__main__":
-    launch(train, Config(), SMOKE, show)
+    launch(train, Config(), SMOKE, show, parallel=True)

@@ -28,7 +28,7 @@ from dlc import augment, batches, data, losses, optim
 from dlc.models.vit import ViT, attention_rollout, vit_cifar
 from dlc.prepare import mean_and_std, standardise
 from dlc.run import plot
-from dlc.run.flags import Free, NotNegative, Positive, Share, Shown
+from dlc.run.flags import NotNegative, Positive, Share, Shown
 from dlc.run.launch import launch
 from dlc.run.run import Run
 from dlc.tasks import images, text
@@ -50,7 +50,6 @@ class Config:
     smoothing: Share = 0.1  # share of each target that is spread evenly over all classes
     seed: NotNegative[int] = 0  # of all random numbers
     seeds: Positive[int] = 1  # number of runs, the first with `seed`; trained at once
-    mesh: Free[str] = "data=1"  # devices that share each batch; on a CPU, its cores
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights are float32
 
 
@@ -73,7 +72,7 @@ def train(config: Config, run: Run) -> dict:
     tx = optax.chain(optax.clip_by_global_norm(1.0), adam)
     translate = augment.of_images(partial(augment.translate, pixels=4, mode="constant"))
     changes = [translate] if config.dataset == "digits32" else [translate, augment.of_images(augment.flip)]
-    epochs = images.Epochs(config.epochs, config.batch, True, config.seed, config.seeds, rate, config.mesh)
+    epochs = images.Epochs(config.epochs, config.batch, True, config.seed, config.seeds, rate)
     variables, measured = images.fit(run, task, tx, epochs, augment.chained(*changes))
     draw(run, task, variables)
     return {"test_error": measured["test_error"]}
@@ -110,4 +109,4 @@ def overlaid(some: np.ndarray, weights: np.ndarray) -> Figure:
 
 
 if __name__ == "__main__":
-    launch(train, Config(), SMOKE, show)
+    launch(train, Config(), SMOKE, show, parallel=True)

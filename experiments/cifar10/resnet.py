@@ -25,7 +25,7 @@ from dlc import augment, batches, data
 from dlc.errors import UserError
 from dlc.models import resnet_cifar
 from dlc.prepare import mean_image, standardise
-from dlc.run.flags import Free, NotNegative, Positive, Share, Shown, Some
+from dlc.run.flags import NotNegative, Positive, Share, Shown, Some
 from dlc.run.launch import launch
 from dlc.run.run import Run
 from dlc.tasks import compare, images
@@ -51,7 +51,6 @@ class Config:
     factor: Positive[int] = 10  # by which the wide network is wider
     seed: NotNegative[int] = 0  # of all random numbers
     seeds: Positive[int] = 1  # number of runs, the first with `seed`; trained at once
-    mesh: Free[str] = "data=1"  # devices that share each batch; on a CPU, its cores
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights and statistics are float32
 
 
@@ -101,7 +100,7 @@ def train(config: Config, run: Run) -> dict:
     tx = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(rate, momentum=0.9))
     mean, classes = mean_image(cifar.train["image"]), len(cifar.classes)
     per_epoch = batches.steps_per_epoch(len(cifar.train["label"]), config.batch)
-    epochs = images.Epochs(config.steps / per_epoch, config.batch, True, config.seed, config.seeds, rate, config.mesh)
+    epochs = images.Epochs(config.steps / per_epoch, config.batch, True, config.seed, config.seeds, rate)
 
     networks = {(v, d): network(config, v, d, classes) for v in config.variants for d in config.depths}
     histories, errors = {}, {}
@@ -122,4 +121,4 @@ def show(config: Config, run: Run, model: resnet_cifar.CifarResNet, variables: d
 
 
 if __name__ == "__main__":
-    launch(train, Config(), SMOKE, show)
+    launch(train, Config(), SMOKE, show, parallel=True)

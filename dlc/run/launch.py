@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax.errors import FlaxError
 from rich.console import Console
 
 from dlc import files, process, sharding, weights
@@ -87,6 +88,7 @@ def launch(
             stack.enter_context(_alone(folder, console))
             stack.enter_context(obeyed(run.signals, run.say, how_to_resume))
             stack.enter_context(contextlib.closing(run))
+            stack.enter_context(_within_memory(run))
             if resume:
                 command = stack.enter_context(_resumed(run, folder, name, config))
             if source and show:
@@ -142,7 +144,23 @@ def _shown(source: Path, config: Any, run: Run, show: Any, published: Any) -> Fi
     run.weights = source
     run.history = list(log.read(source if source.is_dir() else source.parent))  # of the run that left them, if one did
     run.facts["weights"] = str(source)
-    return show(config, run, model, variables)
+    try:
+        return show(config, run, model, variables)
+    except FlaxError as error:
+        reason = str(error).partition(" (http")[0]
+        raise UserError(f"{source} has weights that do not fit the model it describes: {reason}") from None
+
+
+@contextlib.contextmanager
+def _within_memory(run: Run) -> Iterator[None]:
+    """Says in one sentence that memory ran out: Stopped, if training had begun."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        kind = Stopped if any(each.trained for each in (run, *run.parts)) else UserError
+        raise kind("memory does not suffice: choose a smaller batch, network or data set") from None
 
 
 def cannot_write(error: OSError) -> str:

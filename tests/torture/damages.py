@@ -110,7 +110,7 @@ def _harmed(place: str, what: str, times: int, seed: int, seconds: float) -> dic
     copy = folder / "copy" / subject.whole.name
     expected = _used(subject, copy)
     for i in range(times):
-        if time.monotonic() > end:
+        if time.monotonic() > end and i >= len(HARMS):
             break
         name, harm = pairs[i % len(pairs)]
         state = rng.getstate()

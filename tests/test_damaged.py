@@ -12,7 +12,7 @@ import pytest
 from cli import assert_refused, folder_of, here
 
 from dlc import files, weights
-from dlc.data import _cache, load
+from dlc.data import _cache, load, recordings
 from dlc.errors import UserError
 from dlc.models.squeezenet import squeezenet1_1
 from dlc.run import log, pages, record
@@ -101,6 +101,20 @@ def test_lost_origins_and_records_are_said(run, here):
     pages.load(run / "result.json")
 
 
+def test_a_text_that_was_changed_since_the_run_began_is_refused(tmp_path, here):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("To be or not to be, that is the question. " * 50)
+    gpt = ("experiments.attention.gpt", "--text", mine)
+    code, _, stderr = here(*gpt, "--smoke", "--steps", 4, "--evaluate-every", 2, "--out", tmp_path / "out")
+    assert code == 0, stderr
+    run = folder_of(tmp_path / "out")
+    shutil.rmtree(run / "checkpoints" / "4")  # as if it had been killed
+    flipped(mine, b"question")
+    assert_refused(here(*gpt[:1], "--resume", run), "the text has changed since the run began: it was mine.txt, sha256")
+    flipped(mine, b"puestion")
+    assert here(*gpt[:1], "--resume", run)[0] == 0
+
+
 def test_a_changed_digit_in_a_record_is_refused(run):
     assert pages.load(run / "result.json")["experiment"] == "mnist.mlp"
     flipped(run / "result.json", b"0.1")
@@ -132,6 +146,17 @@ def test_what_describes_prepared_arrays_is_checked_too(tmp_path):
     flipped(_cache.folder(tmp_path, "digits") / "meta.json", b"scikit")
     with pytest.raises(UserError, match=r"are damaged .*its checksum differs"):
         _cache.read(tmp_path, "digits")
+
+
+def test_a_damaged_header_of_an_array_is_refused(tmp_path):
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (" + bytes(8)  # NumPy gives it to Python's tokenizer
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.write(tmp_path / "a.npy", "a.npy")
+    with pytest.raises(UserError, match=r"a\.npy cannot be read"):
+        recordings.sites(tmp_path / "a.npy", 1)
+    with pytest.raises(UserError, match=r"a\.npz is not an \.npz of plain arrays"):
+        weights.load(tmp_path / "a.npz", squeezenet1_1())
 
 
 # Published files

@@ -10,6 +10,7 @@ import os
 import tempfile
 import zlib
 from pathlib import Path
+from tokenize import TokenError  # which NumPy lets through for a damaged header
 
 import numpy as np
 
@@ -51,7 +52,7 @@ def read(root: Path, name: str) -> Dataset | None:
         return Dataset(name, splits["train"], splits["test"], tuple(meta.get("classes", ())), meta["source"])
     except FileNotFoundError as error:
         what = f"{Path(error.filename).name} is missing"
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, SyntaxError, TokenError) as error:
         what = str(error)
     raise DataDamaged(f"the prepared arrays of {name} in {here} are damaged ({what})")
 

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from dlc import files, process
+from dlc.errors import UserError
 from dlc.run import flags
 from dlc.run.run import Run
 
@@ -74,10 +75,20 @@ def origin(command: str, *packages: str, file: Path | None = None) -> dict[str, 
 
 
 def add_origin(run: Run, done: int) -> None:
-    """Adds to `origins.json` that this process trains now, after `done` steps."""
+    """Adds to `origins.json` that this process trains now, after `done` steps.
+
+    Raises UserError if the run began with another text of the user's own.
+    """
     assert run.folder
     found = {"device": device(), "versions": versions(), "commit": commit(run.file)}
     earlier = _origins(run.folder)
+    if "sha256" in (source := run.facts.get("source", "")):
+        found["source"] = source
+        if done and (others := [one["source"] for one in earlier if one.get("source", source) != source]):
+            raise UserError(
+                f"the text has changed since the run began: it was {others[0]}, and is {source}; restore it, or start "
+                "a new run"
+            )
     if done and not earlier:
         run.say(f"origins.json is damaged: the record will not say where the first {done} steps were trained")
     if found not in earlier:

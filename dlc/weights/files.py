@@ -19,6 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from tokenize import TokenError
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -43,6 +44,7 @@ BEGINNINGS = {
     b"version https://git-lfs": "a pointer of Git LFS and not the weights: fetch them with `git lfs pull`",
     b"<": "a web page: fetch the file again, from its download link",
 }  # fmt: skip
+DAMAGED = (ValueError, SyntaxError, TokenError)  # what NumPy raises for the header of an array
 BOMB = "becomes suspiciously large when it is unpacked: unpack it yourself, if you trust it"
 LARGE, RATIO = 2**26, 100  # bytes: more are unpacked only if they are at most so many times the packed ones
 UNPACK: dict[str, Callable[..., Any]] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
@@ -188,7 +190,7 @@ def _npz(file: Path, path: Path) -> dict[str, Tensor]:
     try:
         with np.load(file) as archive:  # without pickles
             arrays = dict(archive)
-    except (ValueError, OSError, EOFError, MemoryError, OverflowError, zlib.error, zipfile.BadZipFile) as error:
+    except (*DAMAGED, OSError, EOFError, MemoryError, OverflowError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not an .npz of plain arrays, or it is truncated: fetch it again\n{error}") from None
     return {
         name: Tensor(array.shape, FLOATS.get(str(array.dtype), str(array.dtype)), functools.partial(np.asarray, array))

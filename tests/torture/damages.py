@@ -433,9 +433,11 @@ def pictures(whole: Path) -> Subject:
 
     def use(folder: Path) -> Any:
         found = _folder.folder(folder)
-        return {
-            str(path.relative_to(folder)): digest(images.decode(path)) for path, _ in (*found.train, *found.validation)
-        }
+        every = [path for path, _ in (*found.train, *found.validation)]
+        here = {str(path.relative_to(folder)): digest(images.decode(path)) for path in every}
+        names = [path.relative_to(whole) for path in whole.rglob("*.*")]
+        gone = {str(name): "said" for name in names if not (folder / name).exists()}
+        return here | gone  # that one was removed, only its owner knows
 
     return Subject(whole, use, blind=(".jpg",))
 

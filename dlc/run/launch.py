@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax.errors import FlaxError
 from rich.console import Console
 
 from dlc import files, hosts, process, sharding, weights
-from dlc.errors import Stopped, UserError
+from dlc.errors import Stopped, UserError, printable
 from dlc.run import flags, log, plan, record
 from dlc.run.clock import gerund
 from dlc.run.run import Run
@@ -96,6 +97,7 @@ def launch(
                 stack.enter_context(_alone(folder, console))
                 stack.enter_context(obeyed(run.signals, run.say, how_to_resume))
                 stack.enter_context(contextlib.closing(run))
+                stack.enter_context(_within_memory(run))
                 if resume and hosts.lead():
                     command = stack.enter_context(_resumed(run, folder, name, config))
                 if source and show:
@@ -168,7 +170,23 @@ def _shown(source: Path, config: Any, run: Run, show: Any, published: Any) -> Fi
     run.weights = source
     run.history = list(log.read(source if source.is_dir() else source.parent))  # of the run that left them, if one did
     run.facts["weights"] = str(source)
-    return show(config, run, model, variables)
+    try:
+        return show(config, run, model, variables)
+    except FlaxError as error:
+        reason = str(error).partition(" (http")[0]
+        raise UserError(f"{source} has weights that do not fit the model it describes: {reason}") from None
+
+
+@contextlib.contextmanager
+def _within_memory(run: Run) -> Iterator[None]:
+    """Says in one sentence that memory ran out: Stopped, if training had begun."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        kind = Stopped if any(each.trained for each in (run, *run.parts)) else UserError
+        raise kind("memory does not suffice: choose a smaller batch, network or data set") from None
 
 
 def cannot_write(error: OSError) -> str:
@@ -296,7 +314,7 @@ def _hide_late_futures(unraisable: Any) -> None:
 
 
 def _say(console: Console, sentence: str, style: str | None = None) -> None:
-    console.print(sentence, style=style, highlight=False, markup=False, soft_wrap=True)
+    console.print(printable(sentence), style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def _say_how_to_resume(console: Console, start: str, folder: Path | None) -> None:
@@ -321,4 +339,4 @@ def _conclude(run: Run, result: dict[str, Any]) -> None:
     rows["record"] = f"{run.folder}/result.json"
     width = max(map(len, rows))
     for key, value in rows.items():
-        print(f"{key:{width}}  {value}")
+        print(printable(f"{key:{width}}  {value}"))

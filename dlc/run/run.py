@@ -26,6 +26,7 @@ from PIL import Image
 from rich.console import Console
 
 from dlc import files, hosts
+from dlc.errors import printable
 from dlc.run import notebook
 from dlc.run.clock import Clock, Tracing
 from dlc.run.log import Log
@@ -99,7 +100,7 @@ class Run:
 
     def say(self, line: str) -> None:
         """Prints one line for the person who watches."""
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
     def doing(self, what: str) -> None:
         """Prints what takes time now, each once, unless the bar of training is shown."""

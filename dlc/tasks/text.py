@@ -16,7 +16,7 @@ from dlc import generate, optim, sharding, tokens, train
 from dlc.batches import minibatches, padded, random_starts
 from dlc.data import text, token_records
 from dlc.data.stream import Batches
-from dlc.errors import UserError
+from dlc.errors import UserError, printable
 from dlc.run import plot
 from dlc.run.fit import Plan, evaluation, start
 from dlc.run.fit import fit as fit_plan
@@ -316,7 +316,7 @@ def write(run: Run, model: Any, variables: Any, tokenizer: Tokenizer, prompt: Pr
     context = model.config.context
     if prompt.ids.size > context:
         run.say(f"the prompt has {prompt.ids.size} tokens and the context {context}: the model reads the last ones")
-    print(prompt.text, end="")
+    print(printable(prompt.text), end="")
     emit = stream(tokenizer, prompt.ids[0])
     sample = partial(generate.sample, model, variables["params"], prompt.ids, stop=prompt.stop, emit=emit, **options)
     written = run.clock.timed("generate", sample)
@@ -337,7 +337,7 @@ def stream(tokenizer: Tokenizer, before: Any = ()) -> Callable[[Any], None]:
         ids.append(int(token[0]))
         letters = tokenizer.decode(shown + ids)[len(tokenizer.decode(shown)) :]
         if not letters.endswith("\ufffd") or len(ids) > 4:  # a letter has at most four bytes
-            print(letters, end="", flush=True)
+            print(printable(letters), end="", flush=True)  # a model may have learnt what a terminal obeys
             shown[:] = ids
             ids.clear()
 

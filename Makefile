@@ -35,6 +35,7 @@ peers: .venv/.peers
 	$(PYTEST) -m peers
 
 torture: .venv/.dev
+	-@$(INSTALL) '.[torture]'
 	$(BIN)/python -m tests.torture $(TORTURE)
 
 check: .venv/.dev

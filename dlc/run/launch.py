@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax.errors import FlaxError
 from rich.console import Console
 
 from dlc import files, hosts, process, sharding, weights
-from dlc.errors import Stopped, UserError
+from dlc.errors import Stopped, UserError, printable
 from dlc.run import flags, log, plan, record
 from dlc.run.clock import gerund
 from dlc.run.run import Run
@@ -29,6 +30,7 @@ from dlc.run.signals import Interrupted, obeyed
 from dlc.weights.sources import names_its_model
 
 MISSED = 5
+SLOW_INPUT = 0.05  # share of the time of training that may be spent waiting for batches without a word
 PLANNED = 1024  # devices of a CPU that a plan may have
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 UNWRITABLE |= {errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
@@ -61,6 +63,7 @@ def launch(
     module = sys.modules[(train or show).__module__]
     argv = sys.argv[1:] if argv is None else argv
     process.keep_printing()
+    process.keep_programs_whole()
     console = Console(stderr=True)
     start, folder, resume = "", None, False
     sys.unraisablehook = _hide_late_futures
@@ -94,6 +97,7 @@ def launch(
                 stack.enter_context(_alone(folder, console))
                 stack.enter_context(obeyed(run.signals, run.say, how_to_resume))
                 stack.enter_context(contextlib.closing(run))
+                stack.enter_context(_within_memory(run))
                 if resume and hosts.lead():
                     command = stack.enter_context(_resumed(run, folder, name, config))
                 if source and show:
@@ -166,7 +170,23 @@ def _shown(source: Path, config: Any, run: Run, show: Any, published: Any) -> Fi
     run.weights = source
     run.history = list(log.read(source if source.is_dir() else source.parent))  # of the run that left them, if one did
     run.facts["weights"] = str(source)
-    return show(config, run, model, variables)
+    try:
+        return show(config, run, model, variables)
+    except FlaxError as error:
+        reason = str(error).partition(" (http")[0]
+        raise UserError(f"{source} has weights that do not fit the model it describes: {reason}") from None
+
+
+@contextlib.contextmanager
+def _within_memory(run: Run) -> Iterator[None]:
+    """Says in one sentence that memory ran out: Stopped, if training had begun."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        kind = Stopped if any(each.trained for each in (run, *run.parts)) else UserError
+        raise kind("memory does not suffice: choose a smaller batch, network or data set") from None
 
 
 def cannot_write(error: OSError) -> str:
@@ -294,7 +314,7 @@ def _hide_late_futures(unraisable: Any) -> None:
 
 
 def _say(console: Console, sentence: str, style: str | None = None) -> None:
-    console.print(sentence, style=style, highlight=False, markup=False, soft_wrap=True)
+    console.print(printable(sentence), style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def _say_how_to_resume(console: Console, start: str, folder: Path | None) -> None:
@@ -307,13 +327,16 @@ def _conclude(run: Run, result: dict[str, Any]) -> None:
     if result["claim"]:
         rows["claim"] = result["claim"]
     seconds = result["seconds"]
-    shown = {name: value for name, value in seconds.items() if value >= 0.05 and name != "save"}
+    shown = {name: value for name, value in seconds.items() if value >= 0.05 and name not in ("save", "input")}
     if shown:
         rows["time"] = ", ".join(f"{value:.1f} s {gerund(name)}" for name, value in shown.items())
+    if (waited := seconds.get("input", 0.0)) > SLOW_INPUT * seconds["train"]:
+        share = f"{100 * waited / seconds['train']:.0f} % of the time of training was spent waiting for batches"
+        rows["input"] = f"{share}: more --workers make them faster, where cores are free"
     if result["examples_per_second"]:
         rows["speed"] = f"{result['examples_per_second']:,.0f} examples/s on {result['device']['kind']}"
     rows["figures"] = f"{run.folder}/figures"
     rows["record"] = f"{run.folder}/result.json"
     width = max(map(len, rows))
     for key, value in rows.items():
-        print(f"{key:{width}}  {value}")
+        print(printable(f"{key:{width}}  {value}"))

@@ -52,7 +52,7 @@ def training(run: Run, state: Any, steps: int) -> Iterator["Loop"]:
         run.log = log.Log(run.folder, run.history)
     run.trained |= done < steps
     if run.folder and run.trained:
-        record.add_origin(run.folder, run.file)
+        record.add_origin(run, done)
     run.signals.training = True
     try:
         with progress.bar(steps, done, run.console) as bar:

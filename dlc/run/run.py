@@ -26,6 +26,7 @@ from PIL import Image
 from rich.console import Console
 
 from dlc import files, hosts
+from dlc.errors import printable
 from dlc.run import notebook
 from dlc.run.clock import Clock, Tracing
 from dlc.run.log import Log
@@ -81,6 +82,7 @@ class Run:
         self.clock = Tracing() if plan else Clock(self.doing)
         self._told: set[str] = set()
         self.network = ""  # the name of the model's class
+        self.axes: Any = None  # the logical axes of its weights, which `dlc.sharding` cuts
         self.file: Path | None = None
         self.trained = False
         self.untimed = 0  # steps whose lines in the log were lost
@@ -98,7 +100,7 @@ class Run:
 
     def say(self, line: str) -> None:
         """Prints one line for the person who watches."""
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
     def doing(self, what: str) -> None:
         """Prints what takes time now, each once, unless the bar of training is shown."""
@@ -151,7 +153,7 @@ class Run:
         Call it without variables before training: the weights of a run that was killed are then read from its newest
         checkpoint. If several seeds are trained at once, give those of the first.
         """
-        self.network = type(model).__name__
+        self.network, self.axes = type(model).__name__, getattr(model, "axes", None)
         if self.folder and variables is None:
             artifact.write_model(self.folder, model)
         elif self.folder:

@@ -13,6 +13,7 @@ from cli import finish, folder_of, lines, python, start
 
 from dlc import hosts
 from dlc.errors import UserError
+from dlc.run import cluster
 
 TIMES = {"seconds", "examples_per_second"}  # of a line of the log
 
@@ -95,7 +96,7 @@ def test_a_process_alone_is_the_lead_and_hears_itself(tmp_path):
     assert hosts.agreed(15) == 15
     hosts.same("flags", object())
     hosts.shared(tmp_path / "nowhere")
-    with hosts.together(None, pytest.fail, pytest.fail):
+    with cluster.together(None, pytest.fail, pytest.fail):
         pass
 
 
@@ -109,7 +110,7 @@ def test_a_process_alone_is_the_lead_and_hears_itself(tmp_path):
     ],
 )
 def test_the_place_of_a_process_is_read_from_one_word(text, expected):
-    assert hosts.place(text) == expected
+    assert cluster.place(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_the_place_of_a_process_is_read_from_one_word(text, expected):
 )
 def test_another_word_is_refused(text):
     with pytest.raises(UserError, match=r'^several processes are written as "0/2@HOST:PORT"'):
-        hosts.place(text)
+        cluster.place(text)
 
 
 def test_all_processes_hear_the_lead_and_each_other_and_the_store_stays_small(several):
@@ -165,33 +166,33 @@ def test_a_folder_that_is_not_shared_is_refused_by_all(several, tmp_path, monkey
 
 def test_the_lead_misses_a_process_that_falls_silent_but_not_one_that_left(several, monkeypatch):
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(hosts.time, "monotonic", lambda: clock.now)
-    monkeypatch.setattr(hosts.socket, "gethostname", lambda: "node")
+    monkeypatch.setattr(cluster.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(cluster.socket, "gethostname", lambda: "node")
     live, left = threading.Barrier(3), threading.Barrier(3)
 
     def sign():
-        hosts._live({})
+        cluster._live({})
         live.wait(10)
         if hosts.index() == 1:
-            hosts._sign(hosts.LEFT)
+            cluster._sign(cluster.LEFT)
         left.wait(10)
         if not hosts.lead():
             return None
         signs, ends = {}, []
-        for second in range(hosts.SILENT + 3):
+        for second in range(cluster.SILENT + 3):
             clock.now = float(second)
-            ends.append(hosts._live(signs))
-        assert ends[: hosts.SILENT + 1] == [None] * (hosts.SILENT + 1)
+            ends.append(cluster._live(signs))
+        assert ends[: cluster.SILENT + 1] == [None] * (cluster.SILENT + 1)
         return ends[-1]
 
-    sentence = f"process 2 on node has died: nothing was heard of it for {hosts.SILENT} s"
-    assert several(3, sign)[0] == [sentence, hosts.DIED]
+    sentence = f"process 2 on node has died: nothing was heard of it for {cluster.SILENT} s"
+    assert several(3, sign)[0] == [sentence, cluster.DIED]
 
 
 def test_the_first_end_counts(several):
     def end():
-        hosts._declare(f"process {hosts.index()} stopped", hosts.index() + 1)
-        return hosts._live({})
+        cluster._declare(f"process {hosts.index()} stopped", hosts.index() + 1)
+        return cluster._live({})
 
     first, *others = several(3, end)
     assert others == [first] * 2

@@ -368,7 +368,8 @@ class Validation:
         held = self.task.held
         batch = held(0, 1)
         _, logits = self._program(variables)(variables, batch)
-        image, logits, label = (np.asarray(leaf) for leaf in (batch["image"][0], logits, batch["label"][0]))
+        found = sharding.whole((batch["image"][0], logits, batch["label"][0]))
+        image, logits, label = map(np.asarray, found)
         shown = slice(held.examples)  # without the copies that fill up a batch
         figure = plot.mistakes(image[shown], logits[shown].astype(np.float32), label[shown], self.task.found.classes)
         self.run.figure("mistakes", figure)

@@ -33,7 +33,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
@@ -45,7 +47,7 @@ Axes = Mapping[str, tuple[str | None, ...]]  # the end of a weight's name -> a l
 
 NAMES = ("data", "fsdp", "model")
 EXAMPLES = ("data", "fsdp")  # among which the examples of a batch are split
-RULES = {"heads": "model", "hidden": "model", "vocab": "model"}
+RULES = {"heads": "model", "hidden": "model", "rows": "model", "vocab": "model"}
 
 
 def sizes(text: str) -> dict[str, int]:
@@ -117,24 +119,49 @@ def kept(state: Any, devices: Devices, axes: Axes | None = None, stacked: bool =
     places = layout(state, devices, axes, stacked)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state)):
         return jax.lax.with_sharding_constraint(state, places)
-    return jax.tree.map(_put, state, places)
+    return jax.tree.map(put, state, places)
 
 
 def everywhere(tree: Any, devices: Devices) -> Any:
     """The tree with a copy of each array on every device."""
-    return jax.tree.map(lambda leaf: _put(leaf, NamedSharding(devices, PartitionSpec())), tree)
+    return jax.tree.map(lambda leaf: put(leaf, NamedSharding(devices, PartitionSpec())), tree)
 
 
-def _put(leaf: Any, place: NamedSharding) -> Any:
-    """A copy of an array at a place; of a shape, the shape of such a copy."""
+def to_all(function: Partial, devices: Mesh) -> Partial:
+    """`function`, whose results lie on every device, where every process can read them."""
+    place = NamedSharding(devices, PartitionSpec())
+
+    def copied(function: Partial, *arguments: Any) -> Any:
+        return jax.lax.with_sharding_constraint(function(*arguments), place)
+
+    return Partial(copied, function)
+
+
+def put(leaf: Any, place: NamedSharding) -> Any:
+    """A copy of an array where `place` says; of a shape, the shape of such a copy.
+
+    Of several processes each gives the whole array, and keeps the parts of its own devices.
+    """
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-    return jax.device_put(leaf, place)
+    if place.is_fully_addressable or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
+        return jax.device_put(leaf, place)
+    if jax.dtypes.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(put(jax.random.key_data(leaf), place), impl=jax.random.key_impl(leaf))
+    # `device_put` would compare the arrays of all processes, which takes seconds for a data set.
+    host = np.asarray(leaf, jnp.result_type(leaf))
+    return jax.make_array_from_callback(host.shape, place, lambda at: host[at])
 
 
 def whole(tree: Any) -> Any:
-    """The tree with each array whole on the first device, for what one device does after training."""
-    return jax.device_put(tree, jax.local_devices()[0])
+    """The tree with each array whole on the first device of this process, for what one device does after training."""
+
+    def gather(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        return jax.device_put(leaf, jax.local_devices()[0])
+
+    return jax.tree.map(gather, tree)
 
 
 def shared(function: Callable[[Any, Batch], Any], devices: Devices) -> Any:

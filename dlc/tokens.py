@@ -24,6 +24,7 @@ from dlc.files import write_whole
 PAD, START, END, UNKNOWN, MASK = range(5)  # the special ids of the vocabularies that are trained here
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<mask>")
 FILE = "tokenizer.json"
+LONGEST = 1024  # bytes of a piece of llama2.c
 
 Ids = Sequence[int] | np.ndarray | Array
 
@@ -91,6 +92,9 @@ class BPE:
     """
 
     def __init__(self, tokenizer: Any) -> None:
+        ids = tokenizer.get_vocab().values()
+        if max(ids, default=0) >= 2 * len(ids):  # arrays of that many rows would be made for them
+            raise UserError(f"a vocabulary of {len(ids):,} tokens has the id {max(ids):,}: fetch it again")
         tokenizer.no_padding()
         tokenizer.no_truncation()
         # Ours read "<s>" in a text as three characters. Published vocabularies read their names, such as [MASK].
@@ -278,7 +282,7 @@ def _load_llama2c(vocabulary: Path) -> BPE:
     while at < len(content):
         score, length = struct.unpack_from("<fi", content, at)
         piece = content[at + 8 : at + 8 + length].decode("utf-8").strip("\n" if len(scores) in (1, 2) else "")
-        if length < 1 or at + 8 + length > len(content) or piece in scores:
+        if not 1 <= length <= LONGEST or at + 8 + length > len(content) or piece in scores:
             raise ValueError(f"piece {len(scores)} is damaged")
         scores[piece] = score
         at += 8 + length

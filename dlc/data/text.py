@@ -11,6 +11,7 @@ Published files are kept in `<data dir>/sources/<name>/`. A user's own files are
 import bz2
 import gzip
 import hashlib
+import io
 import lzma
 import zlib
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ __all__ = [
 
 SHORTEST = 1000  # characters of a user's text
 FEWEST = 100  # pairs of a user's translations
+LARGE, RATIO = 2**26, 100  # bytes: more are unpacked only if they are at most so many times the packed ones
 
 
 class Text(NamedTuple):
@@ -170,12 +172,17 @@ def content(path: Path) -> tuple[str, str]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     sha256 = hashlib.sha256(content).hexdigest()[:12]
+    module: Any
     for begin, module in ((b"\x1f\x8b", gzip), (b"BZh", bz2), (b"\xfd7zXZ\0", lzma)):
         if content.startswith(begin) or (module is gzip and path.suffix == ".gz"):
+            most = max(LARGE, RATIO * len(content))
             try:
-                content = module.decompress(content)
+                with module.open(io.BytesIO(content)) as packed:
+                    content = packed.read(most + 1)
             except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
                 raise UserError(f"{path} cannot be decompressed: {error}") from error
+            if len(content) > most:
+                raise UserError(f"{path} becomes suspiciously large when it is unpacked: unpack it, if you trust it")
             break
     try:
         text = content.decode("utf-8-sig")

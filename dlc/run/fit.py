@@ -78,13 +78,8 @@ def start(run: Run, init: Callable[..., train.State], keys: Any, model: Any = No
         if len(jax.tree.leaves(known)) < len(jax.tree.leaves(begun)):
             run.say(f"{run.init_from} is for another number of classes: the last layer begins anew")
 
-    def wrap(init: Any) -> Partial:
-        begin = _begin(several, init)
-        if run.mesh is None:
-            return begin
-        return Partial(lambda begin, *words: sharding.kept(begin(*words), run.mesh, run.axes, several), begin)
-
     some = keys if several else keys[0]
+    wrap = functools.partial(_begin, several, run.mesh, tuple((run.axes or {}).items()))
     state = run.clock.timed("start", run.clock.compiled(init, some, known, wrap=wrap), some, known)
     return sharding.kept(state, run.mesh, run.axes, several) if run.mesh and run.plan else state
 
@@ -130,8 +125,10 @@ def fit(
     first step if the run only plans.
     """
     several = plan.seeds > 1
-    plain = step = jax.eval_shape(lambda step: step, step) if run.plan and isinstance(step, Partial) else step
     one = train.over_seeds(step, plan.batch_axis) if several else step
+    if run.plan and isinstance(step, Partial):
+        step = jax.eval_shape(lambda step: step, step)  # the data that it carries are not copied to any device
+    plain = step
     if run.mesh:
         if run.mesh.shape["model"] > 1 and not run.axes:
             raise UserError(f"no layers of {run.network or 'this model'} can be shared: leave model=N out of --mesh")
@@ -239,8 +236,8 @@ def _described(run: Run, state: Any, plan: Plan) -> str:
     return ", ".join(filter(None, words))
 
 
-def _begin(several: bool, init: Any) -> Partial:
-    """`init` for a key, or several, and those of its variables that are known, the others being None."""
+def _begin(several: bool, mesh: Any, axes: tuple[Any, ...], init: Any) -> Partial:
+    """`init` for a key, or several, and those of its variables that are known, the others being None; on the mesh."""
 
     def begin(init: Any, key: Any, known: Any) -> train.State:
         if known is None:
@@ -250,7 +247,10 @@ def _begin(several: bool, init: Any) -> Partial:
         return init(key, filled)
 
     one = Partial(begin, init if isinstance(init, Partial) else Partial(init))
-    return train.for_each_seed(one, (0, None)) if several else one
+    every = train.for_each_seed(one, (0, None)) if several else one
+    if mesh is None:
+        return every
+    return Partial(lambda every, *words: sharding.kept(every(*words), mesh, dict(axes), several), every)
 
 
 def _group(several: bool, batch_axis: Literal[0] | None, count: int, step: train.Step) -> train.Step:
@@ -275,4 +275,4 @@ def _split_like(mesh: Any, axis: int, leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _split(mesh: Any, axis: int, leaf: Any) -> jax.Array:
-    return jax.device_put(leaf, _split_like(mesh, axis, leaf).sharding)
+    return sharding.put(leaf, _split_like(mesh, axis, leaf).sharding)

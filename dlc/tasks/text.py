@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dlc import generate, sharding, tokens, train
+from dlc import generate, optim, sharding, tokens, train
 from dlc.batches import minibatches, padded, random_starts
 from dlc.data import text, token_records
 from dlc.data.stream import Batches
-from dlc.errors import UserError
+from dlc.errors import UserError, printable
 from dlc.run import plot
 from dlc.run.fit import Plan, evaluation, start
 from dlc.run.fit import fit as fit_plan
@@ -98,6 +98,13 @@ class Windows:
     evaluate_every: int
     seed: int = 0
     rate: optax.Schedule | float | None = None  # of learning, for the log
+    parts: int = 1  # of a batch, one after another
+
+    @classmethod
+    def of(cls, config: Any, rate: optax.Schedule, context: int | None = None) -> "Windows":
+        """Those of an experiment's configuration."""
+        numbers = config.batch, config.steps, config.evaluate_every, config.seed
+        return cls(context, *numbers, rate, config.accumulate)
 
 
 def fit(
@@ -116,6 +123,7 @@ def fit(
     loss reads. Returns the variables and {"validation_loss": nats, ...}. Saves the weights and the figure "curves".
     """
     run.keep(model)
+    tx = optim.accumulated(tx, windows.parts)
 
     def init(key: Any, begun: Any = None) -> train.State:
         variables = begun or model.init(key, jnp.ones((1, 1), jnp.int32))
@@ -140,6 +148,7 @@ def fit(
         step = train.on_device(step, {"tokens": learn})
         batches = minibatches(len(learn), windows.batch, shuffle=True, seeds=seeds)
     plan = Plan(windows.steps, windows.evaluate_every, rate=windows.rate)
+    step = train.in_parts(step, windows.parts)
     with contextlib.closing(learn) if isinstance(learn, Batches) else contextlib.nullcontext():
         state = fit_plan(run, state, step, batches, plan, evaluate)
     draw_curves(run)
@@ -307,7 +316,7 @@ def write(run: Run, model: Any, variables: Any, tokenizer: Tokenizer, prompt: Pr
     context = model.config.context
     if prompt.ids.size > context:
         run.say(f"the prompt has {prompt.ids.size} tokens and the context {context}: the model reads the last ones")
-    print(prompt.text, end="")
+    print(printable(prompt.text), end="")
     emit = stream(tokenizer, prompt.ids[0])
     sample = partial(generate.sample, model, variables["params"], prompt.ids, stop=prompt.stop, emit=emit, **options)
     written = run.clock.timed("generate", sample)
@@ -328,7 +337,7 @@ def stream(tokenizer: Tokenizer, before: Any = ()) -> Callable[[Any], None]:
         ids.append(int(token[0]))
         letters = tokenizer.decode(shown + ids)[len(tokenizer.decode(shown)) :]
         if not letters.endswith("\ufffd") or len(ids) > 4:  # a letter has at most four bytes
-            print(letters, end="", flush=True)
+            print(printable(letters), end="", flush=True)  # a model may have learnt what a terminal obeys
             shown[:] = ids
             ids.clear()
 

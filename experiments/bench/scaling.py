@@ -83,7 +83,7 @@ def trained(network: Network, devices: int, batch: int, on_cpu: bool) -> Callabl
 
 @dataclass(frozen=True)
 class Config:
-    networks: Some[tuple[Network, ...]] = ("convnet", "resnet20", "gpt")  # networks that learn
+    learners: Some[tuple[Network, ...]] = ("convnet", "resnet20", "gpt")  # networks that learn
     devices: Some[tuple[Positive[int], ...]] = (1, 2)  # devices of each mesh
     rounds: Positive[int] = 11  # how often each form is timed
     out: Path = Path("runs")  # folder in which the run gets a folder of its own
@@ -125,7 +125,7 @@ def measured(config: Config) -> Iterator[Bench]:
     if max(config.devices) > there:
         raise UserError(f"{max(config.devices)} devices are more than the {there} that there are: give fewer --devices")
     rows: dict[str, dict[str, str]] = {}
-    for network in config.networks:
+    for network in config.learners:
         rows |= rows_of(network, config, on_cpu)
     how = f"Training, float32, data on the devices; medians of {config.rounds} interleaved chunks of steps. "
     how += "Each device is a core." if on_cpu else ""

@@ -112,7 +112,7 @@ def fit(
         evaluate: `evaluate(state) -> numbers`; called, logged and followed by a checkpoint as the plan says.
 
     The batches of a group are made while the device works on the group before. How long it waited for them after
-    the first, if they have the method `like`, is `run.clock.seconds["input"]`, a part of "train".
+    the first, if they have an attribute `workers`, is `run.clock.seconds["input"]`, a part of "train".
 
     A group of steps is one compiled program; every other shape of batches is another one, and all that will be needed
     are compiled before the first step.
@@ -179,7 +179,7 @@ def fit(
     per_step = examples // steps if examples % steps == 0 else examples / steps
     run.facts |= {"seeds": plan.seeds, "examples_per_step": per_step}
 
-    seconds, streamed = run.clock.seconds, hasattr(batches, "like")
+    seconds, streamed = run.clock.seconds, hasattr(batches, "workers")
     with training(run, state, plan.steps) as loop:
         state = loop.state
         finished: Callable[[], float] | None = None

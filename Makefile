@@ -1,6 +1,7 @@
 # make run      an environment in .venv, then the lecture's MNIST program
 # make test     the tests, offline, on all cores
 # make peers    the tests against PyTorch
+# make torture  what is lost when runs and files are harmed, in twenty minutes at most; longer: TORTURE='--times 50 --minutes 120'
 # make check    ruff and types
 # make smoke    every experiment, small
 # make bench    timings beside PyTorch, and what training took
@@ -18,7 +19,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # finish early take over tests of others. One file in one process: .venv/bin/python -m pytest tests/test_losses.py
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations 10
 
-.PHONY: help run test peers check smoke bench gpu gallery results clean
+.PHONY: help run test peers torture check smoke bench gpu gallery results clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -32,6 +33,10 @@ test: .venv/.dev
 
 peers: .venv/.peers
 	$(PYTEST) -m peers
+
+torture: .venv/.dev
+	-@$(INSTALL) '.[torture]'
+	$(BIN)/python -m tests.torture $(TORTURE)
 
 check: .venv/.dev
 	$(BIN)/ruff check

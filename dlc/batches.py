@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Int
 
@@ -38,7 +39,7 @@ def minibatches(examples: int, batch: int, shuffle: bool = False, seeds: Sequenc
         own = [np.stack([epoch(i // steps, seed)[i % steps] for i in range(first, first + count)]) for seed in seeds]
         return np.stack(own, axis=1) if shuffle and len(seeds) > 1 else own[0]
 
-    return rows
+    return _shaped(rows, (len(seeds), batch) if shuffle and len(seeds) > 1 else (batch,))
 
 
 def random_starts(tokens: int, length: int, batch: int, seeds: Sequence[int] = (0,)) -> BatchesOf:
@@ -60,7 +61,14 @@ def random_starts(tokens: int, length: int, batch: int, seeds: Sequence[int] = (
         several = np.array(drawn, np.int32)
         return several if len(seeds) > 1 else several[:, 0]
 
-    return starts
+    return _shaped(starts, (len(seeds), batch) if len(seeds) > 1 else (batch,))
+
+
+def _shaped(batches: BatchesOf, one: tuple[int, ...]) -> BatchesOf:
+    """`batches`, int32 [count, *one], with a method `like` that gives their shapes without making them."""
+    like = functools.lru_cache(maxsize=4)(lambda count: jax.ShapeDtypeStruct((count, *one), np.int32))
+    batches.like = lambda first, count: like(count)  # type: ignore[attr-defined]
+    return batches
 
 
 def steps_per_epoch(examples: int, batch: int) -> int:

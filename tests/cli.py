@@ -1,7 +1,6 @@
 """Running experiments from tests: in processes as a person does, or in the tests' own process, which is faster."""
 
 import inspect
-import json
 import os
 import re
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dlc import files
 from dlc.run.launch import launch
 from dlc.weights.checkpoint import Checkpoints
 
@@ -76,7 +76,7 @@ def folder_of(out):
 
 
 def lines(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [files.unsealed(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def weights(folder):

@@ -30,7 +30,7 @@ def killed(run: Run, done: int, at: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def two_networks(run: Run, kill: int = 0) -> Any:
+def two_networks(run: Run, kill: int = 0, steps: int = 60) -> Any:
     """A generator of numbers against a critic: a state of two `State`s, two losses, none called `loss`."""
 
     def critic_loss(params, aux, batch, key):
@@ -62,7 +62,7 @@ def two_networks(run: Run, kill: int = 0) -> Any:
         killed(run, int(state[0].step), kill)
         return {"mean": state[1].params["mean"]}
 
-    return fit(run, (critic, generator), step, batches, Plan(60, evaluate_every=10, report_every=5), evaluate)
+    return fit(run, (critic, generator), step, batches, Plan(steps, evaluate_every=10, report_every=5), evaluate)
 
 
 def without_data(run: Run, kill: int = 0) -> Any:

@@ -31,3 +31,11 @@ def test_shuffled_minibatches_are_a_new_permutation_each_epoch_and_a_function_of
 def test_a_batch_that_cannot_be_filled_is_refused(batch):
     with pytest.raises(UserError, match=f"a batch of {batch} cannot be drawn from {N} examples: choose 1 to {N}"):
         batches.minibatches(N, batch)
+
+
+@pytest.mark.parametrize("seeds", [(4,), (4, 5)])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_the_shapes_of_batches_are_known_before_they_are_made(seeds, shuffle):
+    for of in (batches.minibatches(N, B, shuffle, seeds), batches.random_starts(N, 6, B, seeds)):
+        made, like = of(3, 4), of.like(3, 4)
+        assert (like.shape, like.dtype) == (made.shape, made.dtype)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from cli import assert_refused, assert_same_weights, folder_of, here, lines
 
+from dlc import files
 from dlc.errors import Stopped, UserError
 from dlc.run import flags, pages, record
 from dlc.run.fit import Plan, fit
@@ -167,9 +168,9 @@ def test_the_commit_is_that_of_the_experiments_checkout(tmp_path):
 
 
 def test_a_record_that_is_older_than_its_run_is_no_result(four, tmp_path):
-    config = json.loads((four / "config.json").read_text())
+    config = files.unsealed((four / "config.json").read_text())
     config["config"]["epochs"] = 6
-    (four / "config.json").write_text(json.dumps(config))
+    (four / "config.json").write_text(files.sealed(config))
     with pytest.raises(UserError, match="is being trained longer, and its record is an earlier one"):
         pages.add(tmp_path, four)
 

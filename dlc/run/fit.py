@@ -1,6 +1,9 @@
 """The training loop that most experiments use."""
 
+import contextlib
 import functools
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -63,16 +66,11 @@ def start(run: Run, init: Callable[..., train.State], keys: Any, model: Any = No
 
     They are not read again when the run is resumed from a checkpoint. Files of torchvision or timm can only be read if
     the `model` is given. If they are for another number of classes, the layers that tell the classes apart begin anew.
-    If the run has a mesh, each leaf is created where `sharding.layout` puts it, by the model's `axes`.
+    If the run has a mesh, each leaf is created where `sharding.layout` puts it.
 
-    Raises UserError if the weights do not fit, or if a mesh divides layers and the model does not say how.
+    Raises UserError if the weights do not fit.
     """
-    several, axes = len(keys) > 1, getattr(model, "axes", None)
-    if run.mesh and run.mesh.shape["model"] > 1 and not axes:
-        raise UserError(
-            f"{type(model).__name__} has no layers that devices could share: leave model=N out of --mesh, "
-            "and use data=N or fsdp=N"
-        )
+    several = len(keys) > 1
     known: Any = None
     if run.init_from and not (run.resume and run.checkpoints and run.checkpoints.steps()):  # which hold the weights
         begun = weights.begin(train.variables_of(jax.eval_shape(init, keys[0])), run.init_from, model)
@@ -80,17 +78,10 @@ def start(run: Run, init: Callable[..., train.State], keys: Any, model: Any = No
         if len(jax.tree.leaves(known)) < len(jax.tree.leaves(begun)):
             run.say(f"{run.init_from} is for another number of classes: the last layer begins anew")
 
-    def wrap(init: Any) -> Partial:
-        begin = _begin(several, init)
-        if run.mesh is None:
-            return begin
-        return Partial(lambda begin, *words: sharding.kept(begin(*words), run.mesh, axes, several), begin)
-
     some = keys if several else keys[0]
+    wrap = functools.partial(_begin, several, run.mesh, tuple((run.axes or {}).items()))
     state = run.clock.timed("start", run.clock.compiled(init, some, known, wrap=wrap), some, known)
-    if run.mesh and run.plan:
-        return jax.tree.map(_placed, state, sharding.layout(state, run.mesh, axes, several))
-    return state
+    return sharding.kept(state, run.mesh, run.axes, several) if run.mesh and run.plan else state
 
 
 def evaluation(run: Run, loss_fn: train.LossFn, arrays: Any, state: Any, size: int = 64) -> Callable[[Any], Any]:
@@ -120,21 +111,29 @@ def fit(
             `like(first, count)` that returns a tree of ShapeDtypeStructs instead. None: the step gets None.
         evaluate: `evaluate(state) -> numbers`; called, logged and followed by a checkpoint as the plan says.
 
+    The batches of a group are made while the device works on the group before. How long it waited for them after
+    the first, if they have the method `like`, is `run.clock.seconds["input"]`, a part of "train".
+
     A group of steps is one compiled program; every other shape of batches is another one, and all that will be needed
     are compiled before the first step.
 
-    If the run has a mesh, the state stays where it lies there, or else is copied to every device, and the examples of
-    each batch are split. Raises UserError if the devices cannot share a batch equally.
+    If the run has a mesh, the state lies as `sharding.layout` says, by the `axes` of the model that the run keeps, and
+    the examples of each batch are split. Raises UserError if the devices cannot share a batch equally, or if the mesh
+    divides layers and the model does not say how.
 
     Raises Diverged if a loss or weight is no longer finite, Interrupted once a signal came, and Planned before the
     first step if the run only plans.
     """
     several = plan.seeds > 1
-    plain = step = jax.eval_shape(lambda step: step, step) if run.plan and isinstance(step, Partial) else step
     one = train.over_seeds(step, plan.batch_axis) if several else step
+    if run.plan and isinstance(step, Partial):
+        step = jax.eval_shape(lambda step: step, step)  # the data that it carries are not copied to any device
+    plain = step
     if run.mesh:
-        state = jax.tree.map(functools.partial(_on, run.mesh), state)
-        step = sharding.on_mesh(step, run.mesh, jax.tree.map(functools.partial(_place, several), state))
+        if run.mesh.shape["model"] > 1 and not run.axes:
+            raise UserError(f"no layers of {run.network or 'this model'} can be shared: leave model=N out of --mesh")
+        state = sharding.kept(state, run.mesh, run.axes, several)
+        step = sharding.on_mesh(step, run.mesh, run.axes)
     axis = 2 if several and plan.batch_axis == 0 else 1  # of the examples in a group of batches
     programs: dict[Any, Any] = {}
     examples = 0
@@ -180,15 +179,23 @@ def fit(
     per_step = examples // steps if examples % steps == 0 else examples / steps
     run.facts |= {"seeds": plan.seeds, "examples_per_step": per_step}
 
+    seconds, streamed = run.clock.seconds, hasattr(batches, "like")
     with training(run, state, plan.steps) as loop:
         state = loop.state
+        finished: Callable[[], float] | None = None
+        if streamed:
+            seconds.setdefault("input", 0.0)
         for at, count in plan.groups():
             if at + count <= loop.done:
                 continue
             if at < loop.done:  # a run that was shorter ended within this group
                 at, count = loop.done, at + count - loop.done
+            began = time.perf_counter()
             batch = given(at, count)
+            if finished:
+                seconds["input"] += max(0.0, time.perf_counter() - max(began, finished()))
             state, metrics = program(batch, count)(state, batch)
+            finished = _watched(metrics) if streamed else None
             done = at + count
             if plan.rate is not None:
                 rate = plan.rate(done - 1) if callable(plan.rate) else plan.rate
@@ -200,6 +207,19 @@ def fit(
                     loop.evaluate(done, evaluate, state)
                 loop.save(done, state)
     return state
+
+
+def _watched(results: Any) -> Callable[[], float]:
+    """A function that returns when these were computed, or the present time if they are not yet."""
+    times: list[float] = []
+
+    def watch() -> None:
+        with contextlib.suppress(Exception):  # which the loop meets, too
+            jax.block_until_ready(results)
+            times.append(time.perf_counter())
+
+    threading.Thread(target=watch, daemon=True).start()
+    return lambda: times[0] if times else time.perf_counter()
 
 
 def _described(run: Run, state: Any, plan: Plan) -> str:
@@ -216,8 +236,8 @@ def _described(run: Run, state: Any, plan: Plan) -> str:
     return ", ".join(filter(None, words))
 
 
-def _begin(several: bool, init: Any) -> Partial:
-    """`init` for a key, or several, and those of its variables that are known, the others being None."""
+def _begin(several: bool, mesh: Any, axes: tuple[Any, ...], init: Any) -> Partial:
+    """`init` for a key, or several, and those of its variables that are known, the others being None; on the mesh."""
 
     def begin(init: Any, key: Any, known: Any) -> train.State:
         if known is None:
@@ -227,7 +247,10 @@ def _begin(several: bool, init: Any) -> Partial:
         return init(key, filled)
 
     one = Partial(begin, init if isinstance(init, Partial) else Partial(init))
-    return train.for_each_seed(one, (0, None)) if several else one
+    every = train.for_each_seed(one, (0, None)) if several else one
+    if mesh is None:
+        return every
+    return Partial(lambda every, *words: sharding.kept(every(*words), mesh, dict(axes), several), every)
 
 
 def _group(several: bool, batch_axis: Literal[0] | None, count: int, step: train.Step) -> train.Step:
@@ -243,21 +266,6 @@ def _one_of(batches: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], jnp.result_type(leaf)), batches)
 
 
-def _placed(leaf: Any, place: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-
-
-def _on(mesh: Any, leaf: Any) -> Any:
-    """A leaf of a state as it lies on the mesh, or else copied to every device of it."""
-    place = getattr(leaf, "sharding", None)
-    return leaf if isinstance(place, NamedSharding) and place.mesh == mesh else sharding.everywhere(leaf, mesh)
-
-
-def _place(several: bool, leaf: Any) -> NamedSharding:
-    """Where a leaf of the state of one seed lies, of a leaf of the states of `several` or of one."""
-    return NamedSharding(leaf.sharding.mesh, PartitionSpec(*leaf.sharding.spec[int(several) :]))
-
-
 def _split_like(mesh: Any, axis: int, leaf: Any) -> jax.ShapeDtypeStruct:
     """The shape of a leaf of batches whose examples, along `axis`, are split among the devices."""
     if len(leaf.shape) <= axis:
@@ -267,4 +275,4 @@ def _split_like(mesh: Any, axis: int, leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _split(mesh: Any, axis: int, leaf: Any) -> jax.Array:
-    return jax.device_put(leaf, _split_like(mesh, axis, leaf).sharding)
+    return sharding.put(leaf, _split_like(mesh, axis, leaf).sharding)

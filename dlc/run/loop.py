@@ -24,10 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlc import costs, process, train
+from dlc import costs, hosts, process, train
 from dlc.errors import UserError
 from dlc.run import log, progress, record
 from dlc.run.run import Run
+
+LINES = 10_000  # of reports in a log, and as many of evaluations: a longer run logs some of them, evenly spread
 
 
 class Diverged(UserError):
@@ -42,18 +44,19 @@ def training(run: Run, state: Any, steps: int) -> Iterator["Loop"]:
 
     Raises UserError if the run is resumed and none of its checkpoints can be read.
     """
-    done, state = _restored(run, state)
+    every = -(-steps // LINES) or 1
+    done, state = _restored(run, state, every)
     run.facts["steps"] = steps
     run.facts["seconds_to_first_step"] = round(time.perf_counter() - process.STARTED, 3)
     if run.folder:
-        run.log = log.Log(run.folder, run.history, done)
+        run.log = log.Log(run.folder, run.history)
     run.trained |= done < steps
     if run.folder and run.trained:
-        record.add_origin(run.folder, run.file)
+        record.add_origin(run, done)
     run.signals.training = True
     try:
         with progress.bar(steps, done, run.console) as bar:
-            yield Loop(run, state, done, steps, bar)
+            yield Loop(run, state, done, steps, every, bar)
     finally:
         run.signals.training = False
     if run.checkpoints:
@@ -75,15 +78,18 @@ class Loop:
         done: the number of steps that led to it.
     """
 
-    def __init__(self, run: Run, state: Any, done: int, steps: int, bar: progress.Bar):
+    def __init__(self, run: Run, state: Any, done: int, steps: int, every: int, bar: progress.Bar):
         self.state, self.done = state, done
-        self._run, self._steps, self._bar = run, steps, bar
+        self._run, self._steps, self._every, self._bar = run, steps, every, bar
+        self._logged = {True: -1, False: -1}  # the step of the last line of an evaluation, and of a report
+        for line in run.history:
+            self._logged[log.is_evaluation(line)] = line["step"]
         self._pending: tuple[int, Any, int | float] | None = None
         self._last, self._clock, self._saved = done, time.perf_counter(), -float("inf")
 
     def due(self, done: int, every: int) -> bool:
         """Whether to evaluate and save now: every `every` steps, after the last one, and when a signal came."""
-        return done % every == 0 or done == self._steps or self._run.signals.stop is not None
+        return done % every == 0 or done == self._steps or self._run.signals.agree() is not None
 
     def report(self, done: int, metrics: train.Metrics, examples: int | float = 0) -> None:
         """Logs the means of `metrics`, those of the steps since the last report up to number `done`.
@@ -99,14 +105,16 @@ class Loop:
         self._pending = done, metrics, examples
 
     def evaluate(self, done: int, evaluate: Callable[[Any], dict[str, Any]], state: Any) -> dict[str, Any]:
-        """Logs, prints and returns the numbers `evaluate(state)`; with several seeds each is an array [S]."""
+        """Logs, prints and returns the numbers `evaluate(state)`; with several seeds each is an array [S].
+
+        Of more than `LINES` evaluations only every second, third, ... one is logged and printed.
+        """
         self._flush()
         if done == self._steps:
             self._run.say("evaluating ...")
         numbers = self._run.clock.timed("evaluate", evaluate, state)
         means = {name: record.summary(value) for name, value in numbers.items()}
-        if means:
-            self._write(done, means)
+        if means and self._write(done, means):
             self._run.say(f"step {done}  {_shown(means)}")
         self._clock = time.perf_counter()
         return numbers
@@ -118,8 +126,8 @@ class Loop:
         `train.State` in the state); UserError if the disk is full.
         """
         self._flush()
-        run, stop = self._run, self._run.signals.stop
-        if stop or done == self._steps or time.perf_counter() - self._saved >= run.save_every:
+        run, stop = self._run, self._run.signals.agree()
+        if stop or done == self._steps or hosts.told(time.perf_counter() - self._saved >= run.save_every):
             params = params_of(state)
             if params and not run.clock.compiled(_finite, params)(params):
                 self._diverged(f"a weight is no longer finite after step {done}")
@@ -150,14 +158,21 @@ class Loop:
         self._bar.update(done, f"{_shown(means)}  {rate:,.0f} {unit.removesuffix('_per_second')}/s")
         self._last, self._clock = done, now
 
-    def _write(self, done: int, values: dict[str, Any]) -> None:
+    def _write(self, done: int, values: dict[str, Any]) -> bool:
+        """Logs a line, unless the log would become too long: whether it does is a matter of steps only."""
         for name in ("step", "seconds"):
             if name in values:
                 raise UserError(f"a metric cannot be called {name}, which the log needs: give it another name")
+        kind = log.is_evaluation(values)
+        last = self._logged[kind]
+        if done // self._every == last // self._every and done not in (last, self._steps):
+            return False
+        self._logged[kind] = done
         line = {"step": done, **values, "seconds": dict(self._run.clock.seconds)}
         self._run.history.append(line)
         if self._run.log:
             self._run.log.write(line)
+        return True
 
     def _check_finite(self, name: str, values: np.ndarray, done: int) -> None:
         if np.isfinite(values).all():
@@ -176,17 +191,17 @@ class Loop:
         raise Diverged(f"{what}{kept}: try a lower learning rate")
 
 
-def _restored(run: Run, state: Any) -> tuple[int, Any]:
-    if not (run.folder and run.checkpoints):
+def _restored(run: Run, state: Any, every: int) -> tuple[int, Any]:
+    if not run.checkpoints:
         return 0, state
     run.checkpoints.open()
     if not run.resume:
         return 0, state
     done, state = run.checkpoints.restore(state, run.say) or (0, state)
-    run.history = [line for line in log.read(run.folder) if line["step"] <= done]
+    run.history = [line for line in log.read(run.checkpoints.folder.parent) if line["step"] <= done]
     logged = max((line["step"] for line in run.history), default=0)
-    if logged < done:
-        run.untimed = done - logged
+    run.untimed = done - logged
+    if run.untimed >= every:
         run.say(f"log.jsonl is damaged: steps {logged + 1} to {done} are missing from it and from the curves")
     for line in run.history:
         run.clock.seconds |= line.get("seconds", {})

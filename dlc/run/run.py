@@ -14,6 +14,7 @@
 """
 
 import contextlib
+import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,8 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from dlc import files
+from dlc import files, hosts
+from dlc.errors import printable
 from dlc.run import notebook
 from dlc.run.clock import Clock, Tracing
 from dlc.run.log import Log
@@ -39,7 +41,7 @@ class Run:
     In a notebook it shows its bar and its figures.
 
     Attributes:
-        folder: where files are written, made if it is not there, or None.
+        folder: where files are written, made if it is not there, or None; of several processes, only the lead has it.
         resume: whether training continues from the folder's checkpoints.
         save_every: seconds of training between checkpoints, at least.
         init_from: a file or run whose weights training starts from, or None.
@@ -66,8 +68,10 @@ class Run:
         plan: bool = False,
     ):
         folder = Path(folder) if folder else None
-        if folder:
+        if folder and hosts.lead():
             folder.mkdir(parents=True, exist_ok=True)
+        self.checkpoints = Checkpoints(folder / "checkpoints") if folder else None
+        self._place, folder = folder, folder if hosts.lead() else None
         self.folder, self.resume, self.save_every, self.init_from = folder, resume, save_every, init_from
         self.mesh, self.plan = mesh, plan
         self.console = console or notebook.console()
@@ -78,6 +82,7 @@ class Run:
         self.clock = Tracing() if plan else Clock(self.doing)
         self._told: set[str] = set()
         self.network = ""  # the name of the model's class
+        self.axes: Any = None  # the logical axes of its weights, which `dlc.sharding` cuts
         self.file: Path | None = None
         self.trained = False
         self.untimed = 0  # steps whose lines in the log were lost
@@ -85,7 +90,6 @@ class Run:
         self.figures: dict[str, Any] = {}
         self.work: list[tuple[Callable[[], float], int]] = []  # operations of one step, and how many steps
         self.signals = Signals()
-        self.checkpoints = Checkpoints(folder / "checkpoints") if folder else None
         self.log: Log | None = None
 
     def __repr__(self) -> str:
@@ -96,7 +100,7 @@ class Run:
 
     def say(self, line: str) -> None:
         """Prints one line for the person who watches."""
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
     def doing(self, what: str) -> None:
         """Prints what takes time now, each once, unless the bar of training is shown."""
@@ -111,12 +115,13 @@ class Run:
         if self.folder:
             self.doing("drawing figures")
             (self.folder / "figures").mkdir(exist_ok=True)
-            file = self.folder / "figures" / f"{name}.png"
+            png = io.BytesIO()
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box is drawn, which says enough
-                figure.savefig(file, bbox_inches="tight")
+                figure.savefig(png, format="png", bbox_inches="tight")
+            files.write_whole(self.folder / "figures" / f"{name}.png", png.getvalue())
             if self.log:
-                self.log.figure(name, file.read_bytes(), self.history[-1]["step"] if self.history else 0)
+                self.log.figure(name, png.getvalue(), self.history[-1]["step"] if self.history else 0)
 
     def animation(self, name: str, frames: np.ndarray, seconds: int | float) -> None:
         """Saves frames [T, H, W, 3] (uint8) as figures/<name>.gif, which plays for `seconds`, over and over.
@@ -133,8 +138,9 @@ class Run:
             (self.folder / "figures").mkdir(exist_ok=True)
             colours = Image.fromarray(frames.reshape(-1, *frames.shape[2:])).quantize(64, dither=Image.Dither.NONE)
             first, *rest = [Image.fromarray(f).quantize(palette=colours, dither=Image.Dither.NONE) for f in frames]
-            file = self.folder / "figures" / f"{name}.gif"
-            first.save(file, save_all=True, append_images=rest, duration=[10 * int(t) for t in lasts], loop=0)
+            gif, times = io.BytesIO(), [10 * int(t) for t in lasts]
+            first.save(gif, format="gif", save_all=True, append_images=rest, duration=times, loop=0)
+            files.write_whole(self.folder / "figures" / f"{name}.gif", gif.getvalue())
 
     def text(self, name: str, content: str) -> None:
         """Saves a text as <name>.txt."""
@@ -147,7 +153,7 @@ class Run:
         Call it without variables before training: the weights of a run that was killed are then read from its newest
         checkpoint. If several seeds are trained at once, give those of the first.
         """
-        self.network = type(model).__name__
+        self.network, self.axes = type(model).__name__, getattr(model, "axes", None)
         if self.folder and variables is None:
             artifact.write_model(self.folder, model)
         elif self.folder:
@@ -159,7 +165,7 @@ class Run:
 
         When the run is resumed, finished parts are read back from their last checkpoints and the others continue.
         """
-        folder = self.folder and self.folder / name
+        folder = self._place and self._place / name
         part = Run(folder, self.resume, self.console, self.save_every, self.init_from, self.mesh, self.plan)
         part.signals, part.file = self.signals, self.file
         self.parts.append(part)

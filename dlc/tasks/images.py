@@ -69,7 +69,7 @@ class Task:
         among = devices.size // devices.shape["model"]
         size = -(-size // among) * among
         answer = train.in_batches(sharding.shared(forward, devices), self.dataset.test, size)
-        return sharding.everywhere(answer, devices)
+        return sharding.to_all(sharding.everywhere(answer, devices), devices)
 
     def measure(self) -> Callable[[Any], dict[str, Any]]:
         """`logits -> {"test_loss", "test_error"}`, arrays [S] for logits [S, N, K]."""

@@ -91,7 +91,7 @@ def train(config: Config, run: Run) -> dict:
     held = text.hidden(held, tokenizer, 0.15)
     loss_fn = losses.masked_token(model, tokenizer.mask, tokenizer.size, config.mask_share, (tokens.UNKNOWN,))
     rate = optim.triangle(config.lr, config.steps, config.warmup)
-    plan = text.Windows(None, config.batch, config.steps, config.evaluate_every, config.seed, rate, config.accumulate)
+    plan = text.Windows.of(config, rate)
     variables, measured = text.fit(run, model, optimizer(config, rate), loss_fn, learn, held, plan)
     guess(config, run, model, variables, tokenizer)
     perplexity = float(np.exp(measured["validation_loss"]))

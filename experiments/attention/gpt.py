@@ -15,6 +15,7 @@ reaches 1.512 nats in eight minutes on one of two busy cores. The GPU setting wa
     python -m experiments.attention.gpt --layers 6 --heads 6 --width 384 --context 256 --batch 64 --steps 5000 \\
         --warmup 0.02 --dropout 0.2 --evaluate-every 250
     python -m experiments.attention.gpt --text FILE --encoding bpe
+    python -m experiments.attention.gpt --records FOLDER    python -m dlc.data --records FOLDER FILE ... packs texts
     python -m experiments.attention.gpt --weights RUN --prompt "To be"
     python -m experiments.attention.gpt --weights FOLDER --prompt "What is a cat?" --chat
 """
@@ -34,15 +35,14 @@ from dlc.run.flags import Bound, Free, NotNegative, Positive, Share, Shown
 from dlc.run.launch import launch
 from dlc.run.run import Run
 from dlc.tasks import text
-from dlc.tasks.text import Context
-
-Probability = Annotated[float, Bound(lambda p: 0 < p <= 1, "must be greater than 0 and at most 1, not {}")]
+from dlc.tasks.text import Context, Probability
 
 
 @dataclass(frozen=True)
 class Config:
     dataset: Literal["tiny_shakespeare", "python"] = "tiny_shakespeare"  # the data set
     text: Path | None = None  # a text file of your own; instead of the data set
+    records: Path | None = None  # a folder of packed texts, read as they are needed; instead of the data set
     encoding: Literal["characters", "bpe"] = "characters"  # what a token is
     vocab: Positive[int] = 4096  # size of the vocabulary; of bpe
     prompt: Shown[Annotated[str, Bound(len, "is empty: begin with a letter")]] = "\n"  # the beginning of what it writes
@@ -94,12 +94,12 @@ def train(config: Config, run: Run) -> dict:
     if config.chat:
         raise UserError("--chat asks a model that has learnt to answer: give its folder with --weights FOLDER")
     rate, tx = optimizer(config)
-    tokenizer, learn, held = text.read(run, config.dataset, config.text, config.encoding, config.vocab)
+    plan = text.Windows.of(config, rate, config.context)
+    packed = text.packed(run, config.records, plan) if config.records else None
+    tokenizer, learn, held = packed or text.read(run, config.dataset, config.text, config.encoding, config.vocab)
+    held = {"tokens": held if packed else windows(held, config.context)}
     text.prompt(run.weights, tokenizer, config.prompt)  # raises before training if a letter is unknown
     model = network(config, tokenizer.size)
-    numbers = config.batch, config.steps, config.evaluate_every, config.seed
-    plan = text.Windows(config.context, *numbers, rate, config.accumulate)
-    held = {"tokens": windows(held, config.context)}
     variables, figures = text.fit(run, model, tx, losses.next_token(model), learn, held, plan)
     write(config, run, model, variables, tokenizer)
     return figures

@@ -210,7 +210,21 @@ def logged(folder):
 
 def test_two_processes_stop_together_and_their_run_goes_on_in_one(tmp_path):
     """A worker gets SIGTERM; both stop; the run goes on here, as if one process had done it all."""
-    flags = ["--smoke", "--hidden", "8", "--batch", "96", "--save-every", "0", "--mesh", "data=2", "--out", tmp_path]
+    flags = [
+        "--smoke",
+        "--hidden",
+        "8",
+        "--batch",
+        "96",
+        "--epochs",
+        "6",
+        "--save-every",
+        "0",
+        "--mesh",
+        "data=2",
+        "--out",
+        tmp_path,
+    ]
     module, where = "experiments.mnist.mlp", address()
     lead = start(module, *flags, "--cluster", f"0/2@{where}", XLA_FLAGS="")
     worker = start("killed", "SIGTERM", "dlc.run.loop.Loop.evaluate", module, *flags, "--cluster", f"1/2@{where}")

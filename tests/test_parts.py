@@ -147,7 +147,7 @@ def test_the_optimizer_computes_its_update_once_a_batch():
 
 
 def test_what_cannot_be_cut_is_refused():
-    with pytest.raises(UserError, match=r"^a batch of 12 cannot be cut into 5 equal parts$"):
+    with pytest.raises(UserError, match=r"^a batch of 12 cannot be cut into 5 equal parts"):
         begun(5)
     step = train.in_parts(train.make_step(mean_loss, optax.sgd(0.1)), 3)
     state = train.init({"w": jnp.ones(5), "b": jnp.zeros(())}, optax.sgd(0.1), jax.random.key(0))

@@ -389,6 +389,7 @@ class Validation:
             _same_classes(logits, task.found)
             right = {k: metrics.among_top_k(logits, label, k) for k in (1, 5)}
             each = {"loss": losses.cross_entropy(logits, label), "error": ~right[1], "top5_error": ~right[5]}
-            return {name: jnp.where(counts, value, 0).sum(dtype=jnp.float32) for name, value in each.items()}, logits
+            sums = {name: jnp.where(counts, value, 0).sum(dtype=jnp.float32) for name, value in each.items()}
+            return sharding.everywhere((sums, logits), self.run.mesh) if self.run.mesh else (sums, logits)
 
         return summed

@@ -187,13 +187,13 @@ from pathlib import Path
 from dlc import hosts, sharding
 from dlc.weights.checkpoint import Checkpoints
 devices = sharding.mesh("data=4")
-whole = np.arange(24, dtype=np.float32).reshape(8, 3)
+whole = np.arange(8000, dtype=np.float32).reshape(8, 1000)
 place = sharding.split(devices)
-state = {"w": jax.make_array_from_callback((8, 3), place, lambda index: whole[index])}
+state = {"w": jax.make_array_from_callback((8, 1000), place, lambda index: whole[index])}
 checkpoints = Checkpoints(Path(sys.argv[3]))
 checkpoints.save(1, state)
 checkpoints.wait()
-like = {"w": jax.make_array_from_callback((8, 3), place, lambda index: 0 * whole[index])}
+like = {"w": jax.make_array_from_callback((8, 1000), place, lambda index: 0 * whole[index])}
 step, restored = checkpoints.restore(like, print)
 for shard in restored["w"].addressable_shards:
     np.testing.assert_array_equal(shard.data, whole[shard.index])
@@ -230,5 +230,5 @@ def test_a_state_split_among_processes_is_written_by_all_of_them(tmp_path, check
     assert [process.returncode for process in both] == [0, 0], said
     assert all("the same 1" in text for text in said)
     assert all("back to 1 the checkpoint of step 2 is damaged" in text for text in said), said
-    _, restored = checkpoints.restore({"w": jnp.zeros((8, 3))}, print)  # in one process, on one device
-    np.testing.assert_array_equal(restored["w"], np.arange(24).reshape(8, 3))
+    _, restored = checkpoints.restore({"w": jnp.zeros((8, 1000))}, print)  # in one process, on one device
+    np.testing.assert_array_equal(restored["w"], np.arange(8000).reshape(8, 1000))

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import jax
 import pytest
-from cli import finish, folder_of, lines, python, start
+from cli import finish, folder_of, lines, start
 
 from dlc import hosts
 from dlc.errors import UserError
@@ -208,7 +208,15 @@ def logged(folder):
     return [{key: value for key, value in line.items() if key not in TIMES} for line in lines(folder)]
 
 
-def test_two_processes_stop_together_and_their_run_goes_on_in_one(tmp_path):
+def test_other_processes_without_a_need_are_refused(here):
+    code, _, said = here("experiments.mnist.mlp", "--weights", "runs/x", "--cluster", "auto")
+    assert (code, said) == (2, "error: leave out --cluster: --weights does not train, and needs no other processes\n")
+    code, _, said = here("experiments.mnist.mlp", "--smoke", "--cluster", "2")
+    assert code == 2
+    assert said.startswith('error: several processes are written as "0/2@HOST:PORT"')
+
+
+def test_two_processes_stop_together_and_their_run_goes_on_in_one(tmp_path, here):
     """A worker gets SIGTERM; both stop; the run goes on here, as if one process had done it all."""
     flags = [
         "--smoke",
@@ -243,8 +251,8 @@ def test_two_processes_stop_together_and_their_run_goes_on_in_one(tmp_path):
     assert not (run / "result.json").exists()
     done = [line["step"] for line in lines(run)][-1]
 
-    assert python(module, "--resume", run)[0] == 0  # its mesh is known
-    assert python(module, *flags[:-1], tmp_path / "whole")[0] == 0
+    assert here(module, "--resume", run)[0] == 0  # its mesh is known
+    assert here(module, *flags[:-1], tmp_path / "whole")[0] == 0
     whole = folder_of(tmp_path / "whole")
     assert done < max(line["step"] for line in lines(run))
     assert logged(run) == logged(whole)

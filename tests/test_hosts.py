@@ -9,11 +9,13 @@ from types import SimpleNamespace
 
 import jax
 import pytest
-from cli import finish, folder_of, lines, start
+from cli import finish, folder_of, here, lines, start
 
 from dlc import hosts
 from dlc.errors import UserError
 from dlc.run import cluster
+
+assert here  # a fixture
 
 TIMES = {"seconds", "examples_per_second"}  # of a line of the log
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import jax
 import pytest
-from cli import finish, folder_of, here, lines, start
+from cli import assert_refused, finish, folder_of, here, lines, start
 
 from dlc import hosts
 from dlc.errors import UserError
@@ -211,11 +211,9 @@ def logged(folder):
 
 
 def test_other_processes_without_a_need_are_refused(here):
-    code, _, said = here("experiments.mnist.mlp", "--weights", "runs/x", "--cluster", "auto")
-    assert (code, said) == (2, "error: leave out --cluster: --weights does not train, and needs no other processes\n")
-    code, _, said = here("experiments.mnist.mlp", "--smoke", "--cluster", "2")
-    assert code == 2
-    assert said.startswith('error: several processes are written as "0/2@HOST:PORT"')
+    refused = here("experiments.mnist.mlp", "--weights", "runs/x", "--cluster", "auto")
+    assert_refused(refused, "leave out --cluster: --weights does not train, and needs no other processes")
+    assert_refused(here("experiments.mnist.mlp", "--smoke", "--cluster", "2"), "several processes are written as")
 
 
 def test_two_processes_stop_together_and_their_run_goes_on_in_one(tmp_path, here):

@@ -64,7 +64,9 @@ def test_the_sizes_of_gpt2_xl():
     c = gpt2_xl().config
     assert (c.layers, c.width, c.vocab, c.context, c.heads) == (L, D, V, T, HEADS) and GPTConfig().hidden is None
     assert macs == T * (12 * L * D**2 + V * D + 2 * L * T * D)
-    said(f"{weights:,}", f"{macs // T:,}", f"{6 * macs / T / 1e9:.2f} GFLOP", f"{6 * macs * 512:.3g}".replace("e+", "e"))
+    said(
+        f"{weights:,}", f"{macs // T:,}", f"{6 * macs / T / 1e9:.2f} GFLOP", f"{6 * macs * 512:.3g}".replace("e+", "e")
+    )
 
 
 def test_the_memory_of_gpt2_xl():
@@ -84,7 +86,11 @@ def test_the_time_of_gpt2_xl():
     alone, cut = summed(size, 64), 3 * gathered(size) + (summed(size, 64) - 2 * gathered(size))
     said(ms(compute), ms(4 / 3 * compute), ms(alone), ms(cut), ms(gathered(size)), ms(alone - 2 * gathered(size)))
     said(f"{64 * compute:.1f} s", f"{round(64 * compute / alone, -1):.0f} GPUs")
-    said(f"{2e8 / 3 ** (1 / 0.21) / 1e6:.1f} million", f"{512 * T:,}", f"{512 * T / compute / 1e6:.1f} million tokens a second")
+    said(
+        f"{2e8 / 3 ** (1 / 0.21) / 1e6:.1f} million",
+        f"{512 * T:,}",
+        f"{512 * T / compute / 1e6:.1f} million tokens a second",
+    )
     said(f"{2 * 512 * T / compute / 1e6:.1f} MB a second")
 
 
@@ -93,8 +99,16 @@ def test_the_sizes_and_the_time_of_resnet50():
     rate, images, bytes_each = 3000, 1_281_167, 147_897_477_120 / 1_281_167
     said(f"{weights:,}", f"{macs:,}", f"{6 * macs / 1e9:.1f} GFLOP", f"{12 * weights / 1e6:.0f} MB")
     said(f"{rate * 6 * macs / PEAK:.1%}".replace("%", " %"), ms(32 / rate), ms(summed(4 * weights, 256)))
-    said(f"{256 * rate:,} images a second", f"{bytes_each / 1e3:.0f} kB", f"{256 * rate * bytes_each / 1e9:.0f} GB a second")
-    said(f"{8 * rate / 577:.0f} cores", f"{images / (256 * rate) * 90 / 60:.1f} minutes", f"{8192 * 224 * 224 * 3 / 1e9:.2f} GB")
+    said(
+        f"{256 * rate:,} images a second",
+        f"{bytes_each / 1e3:.0f} kB",
+        f"{256 * rate * bytes_each / 1e9:.0f} GB a second",
+    )
+    said(
+        f"{8 * rate / 577:.0f} cores",
+        f"{images / (256 * rate) * 90 / 60:.1f} minutes",
+        f"{8192 * 224 * 224 * 3 / 1e9:.2f} GB",
+    )
 
 
 def test_the_activations_of_resnet50():

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from dlc import files, hosts, process, sharding, weights
 from dlc.errors import Stopped, UserError, printable
-from dlc.run import flags, log, plan, record
+from dlc.run import cluster, flags, log, plan, record
 from dlc.run.clock import gerund
 from dlc.run.run import Run
 from dlc.run.signals import Interrupted, obeyed
@@ -72,10 +72,10 @@ def launch(
         kind = flags.ParallelOptions if parallel else flags.ModelOptions if show else flags.Options
         config, options = flags.parse(name, start, help_of(module), default, smoke, kind, argv)
         command = " ".join([start, shlex.join(argv)]).rstrip()
-        cluster = getattr(options, "cluster", None)
-        start += f" --cluster {cluster}" if cluster else ""
+        named = getattr(options, "cluster", None)
+        start += f" --cluster {named}" if named else ""
         say = functools.partial(_say, console)
-        with hosts.together(cluster and hosts.place(cluster), say, lambda: _say_how_to_resume(console, start, folder)):
+        with cluster.together(named and cluster.place(named), say, lambda: _say_how_to_resume(console, start, folder)):
             mesh = _mesh(options)
             require(options.require)
             if train and getattr(options, "plan", False):
@@ -148,6 +148,8 @@ def _mesh(options: Any) -> jax.sharding.Mesh | None:
         raise UserError(
             f"{hosts.count()} processes have {there} devices: --mesh must name all, as data={there}, for example"
         )
+    if text and jax.process_count() > hosts.count():
+        raise UserError("this host is one of several of a TPU pod: start the same command on each, with --cluster auto")
     return sharding.mesh(text) if text else None
 
 

@@ -368,7 +368,8 @@ class Validation:
         held = self.task.held
         batch = held(0, 1)
         _, logits = self._program(variables)(variables, batch)
-        image, logits, label = (np.asarray(leaf) for leaf in (batch["image"][0], logits, batch["label"][0]))
+        found = sharding.whole((batch["image"][0], logits, batch["label"][0]))
+        image, logits, label = map(np.asarray, found)
         shown = slice(held.examples)  # without the copies that fill up a batch
         figure = plot.mistakes(image[shown], logits[shown].astype(np.float32), label[shown], self.task.found.classes)
         self.run.figure("mistakes", figure)
@@ -388,6 +389,7 @@ class Validation:
             _same_classes(logits, task.found)
             right = {k: metrics.among_top_k(logits, label, k) for k in (1, 5)}
             each = {"loss": losses.cross_entropy(logits, label), "error": ~right[1], "top5_error": ~right[5]}
-            return {name: jnp.where(counts, value, 0).sum(dtype=jnp.float32) for name, value in each.items()}, logits
+            sums = {name: jnp.where(counts, value, 0).sum(dtype=jnp.float32) for name, value in each.items()}
+            return sharding.everywhere((sums, logits), self.run.mesh) if self.run.mesh else (sums, logits)
 
         return summed

@@ -162,7 +162,7 @@ def _rebuilt(value: Any) -> Any:
             return {_rebuilt(key): _rebuilt(item) for key, item in items}
         case {"frozen": items, **rest} if not rest:
             return FrozenDict({_rebuilt(key): _rebuilt(item) for key, item in items})
-        case {"dtype": str(name), **rest} if not rest:
+        case {"dtype": str(name), **rest} if not rest and name.isidentifier():  # NumPy parses others as Python
             return jnp.dtype(name)
         case {"path": str(path), **rest} if not rest:
             return _found(path)

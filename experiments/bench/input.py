@@ -1,13 +1,14 @@
 """Whether a device waits for its batches: steps on batches from disk, beside the same steps on batches that stay there.
 
-    python -m experiments.bench.input                                 about 15 minutes on two CPU cores
-    python -m experiments.bench.input --pictures FOLDER --size 224 --networks resnet50 --batch 256 --workers 0 8 16 32
+    python -m experiments.bench.input                                       about 15 minutes on two CPU cores
+    python -m experiments.bench.input --images FOLDER --side 224 --learners resnet50 --batch 256 --decoders 0 8 16 32
 
-Random parts of JPEG files are decoded, and windows of text are records of tokens. `dlc.run.fit` trains, which makes the
-batches of a group of steps while the device works on the group before. On a CPU, making batches and the steps share the
-cores: there, steps may take longer though nothing waits.
+Random parts of JPEG files are decoded; windows of text are records of tokens. `dlc.run.fit` makes the batches of a
+group of steps while the device works on the group before. On a CPU both share the cores: there, steps may take longer
+though nothing waits.
 """
 
+import contextlib
 import functools
 import io
 import os
@@ -36,7 +37,6 @@ from dlc.run.flags import NotNegative, Positive, Some
 from dlc.run.run import Run
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
-
 Network = Literal["resnet8", "resnet20", "resnet50", "gpt"]
 GROUP, STEPS = 4, 16  # steps of one program, and steps that are timed together
 STAYS = -1  # in the place of a number of workers
@@ -46,7 +46,7 @@ class Onward:
     """Batches that go on where the last training ended or, if they `stay`, a group of them that lies on the device."""
 
     def __init__(self, batches: stream.Batches, stay: bool):
-        self.like, self.batches, self.at = batches.like, batches, 0
+        self.like, self.workers, self.batches, self.at = batches.like, batches.workers, batches, 0
         self.there = jax.device_put(batches(0, GROUP)) if stay else None
 
     def __call__(self, first: int, count: int) -> Any:
@@ -58,8 +58,8 @@ def task(network: Network, size: int, source: str) -> tuple[Any, Any, Any, Any, 
     """A model, what it takes, its loss, the examples and their view."""
     if network == "gpt":
         text = token_records.opened(source)
-        config = gpt.GPTConfig(text.tokenizer.size, text.context, layers=4, heads=4, width=128, use_bias=False)
-        model = gpt.GPT(config)
+        sizes = {"vocab": text.tokenizer.size, "context": text.context, "layers": 4, "heads": 4, "width": 128}
+        model = gpt.GPT(gpt.GPTConfig(**sizes, use_bias=False))
         return model, np.zeros((1, 1), np.int32), losses.next_token(model), text.train, token_records.example
     found = pictures.folder(Path(source)) if source else pictures.load("digits32")
     depth, prepare = int(network.removeprefix("resnet")), standardise(np.full(3, 127.5), np.full(3, 64.0))
@@ -75,12 +75,7 @@ def trained(network: Network, batch: int, size: int, source: str, workers: int) 
     step, variables = train.make_step(loss, optax.sgd(0.01)), dict(jax.jit(model.init)(jax.random.key(0), seen))
     state = train.init(variables.pop("params"), optax.sgd(0.01), jax.random.key(0), aux=variables or None)
     run, onward = Run(console=Console(file=io.StringIO())), Onward(batches, workers == STAYS)
-
-    def ended(signum: int, frame: Any) -> None:  # by `timing.Worker`
-        batches.close()
-        sys.exit()
-
-    signal.signal(signal.SIGTERM, ended)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # by `timing.Worker`; the workers end, too
 
     def measure(what: str = "time") -> float:
         if what == "waiting":  # in the last training
@@ -100,27 +95,25 @@ def trained(network: Network, batch: int, size: int, source: str, workers: int) 
 
 @dataclass(frozen=True)
 class Config:
-    networks: Some[tuple[Network, ...]] = ("resnet8", "resnet20", "gpt")  # networks that learn
-    batch: Positive[int] = 128  # examples in a batch
-    size: Positive[int] = 32  # of the part of a picture that is taken, in pixels
-    pictures: Path | None = None  # a folder of pictures; default: 1,797 digits of 32 x 32 pixels
-    workers: Some[tuple[NotNegative[int], ...]] = (0, 1, 2)  # processes that make batches; 0: threads
-    rounds: Positive[int] = 7  # how often each form is timed
+    learners: Some[tuple[Network, ...]] = ("resnet8", "resnet20", "gpt")  # networks that learn
+    batch: Positive[int] = 64  # examples in a batch
+    side: Positive[int] = 32  # of the part of a picture that is taken, in pixels
+    images: Path | None = None  # a folder of your own instead; of 1,797 digits of 32 x 32 pixels
+    decoders: Some[tuple[NotNegative[int], ...]] = (0, 1, 2)  # processes that make batches; 0: threads
+    rounds: Positive[int] = 5  # how often each form is timed
     out: Path = Path("runs")  # folder in which the run gets a folder of its own
 
 
 def rows_of(network: Network, config: Config, source: str) -> dict[str, dict[str, str]]:
     """The rows of the table for one network: on batches that stay, then with each number of workers."""
-    words = {kind: (network, config.batch, config.size, source, kind) for kind in (STAYS, *config.workers)}
-    forms = {kind: timing.Worker("experiments.bench.input", "trained", *each) for kind, each in words.items()}
-    questions = [(kind, what) for kind in forms for what in ("time", "waiting", "alone")]
-    try:
-        times = {(kind, what): functools.partial(forms[kind].measure, what) for kind, what in questions}
+    words, names = ("trained", network, config.batch, config.side, source), {STAYS: "batches that stay", 0: "threads"}
+    with contextlib.ExitStack() as stack:
+        forms = {kind: timing.Worker("experiments.bench.input", *words, kind) for kind in (STAYS, *config.decoders)}
+        times: dict[tuple[int, str], Callable[[], float]] = {}
+        for kind, form in forms.items():
+            stack.callback(form.close)
+            times |= {(kind, what): functools.partial(form.measure, what) for what in ("time", "waiting", "alone")}
         found = {key: float(np.median(each)) for key, each in timing.interleaved(times, config.rounds).items()}
-    finally:
-        for worker in forms.values():
-            worker.close()
-    names = {STAYS: "batches that stay", 0: "threads"}
     return {
         f"{network}, {names.get(kind, f'{kind} workers')}": {
             "ms per step": three(1e3 * found[kind, "time"]),
@@ -136,10 +129,10 @@ def rows_of(network: Network, config: Config, source: str) -> dict[str, dict[str
 def measured(config: Config) -> Iterator[Bench]:
     rows: dict[str, dict[str, str]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        if "gpt" in config.networks:
+        if "gpt" in config.learners:
             _packing.pack(Path(folder, "records"), ["python"], _packing.vocabulary(["python"], None), context=64)
-        for network in config.networks:
-            rows |= rows_of(network, config, f"{folder}/records" if network == "gpt" else str(config.pictures or ""))
+        for network in config.learners:
+            rows |= rows_of(network, config, f"{folder}/records" if network == "gpt" else str(config.images or ""))
     how = (
         f"Training, float32, SGD, batches of {config.batch}; medians of {config.rounds} interleaved chunks of {STEPS} "
     )

@@ -118,7 +118,7 @@ def _harmed(place: str, what: str, times: int, seed: int, seconds: float) -> dic
         counts[outcome] += 1
         counts["tried"] += 1
         if outcome in ("wrong", "traceback"):
-            notes.append(f"{outcome.upper()} {name} {harm}: {words}")
+            notes.append(f"{outcome.upper()} {name} {harm}: {words[:150]}")
             kept = folder / f"{outcome}-{i}"
             shutil.copytree(copy, kept, dirs_exist_ok=True)
             (kept / "words.txt").write_text(f"{words}\n{state[0]}\n")
@@ -134,7 +134,7 @@ def _outcome(subject: Subject, copy: Path, expected: Any, name: Path, harm: str,
         return ("refused", "") if str(error) and "Traceback" not in str(error) else ("traceback", str(error)[:300])
     except BaseException as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        return "traceback", f"{type(error).__name__} at {Path(where.filename).name}:{where.lineno}: {str(error)[:150]}"
+        return "traceback", f"{type(error).__name__} at {Path(where.filename).name}:{where.lineno}: {str(error)[:2000]}"
     if _equal(found, expected):
         return "same", ""
     if any(_equal(found, other) for other in subject.also):
@@ -282,7 +282,7 @@ def as_a_program(whole: Path) -> Subject:
         if told.returncode:
             raise UserError(told.stderr)
         if "Traceback" in told.stderr:
-            raise AssertionError(told.stderr)
+            raise AssertionError(told.stderr[told.stderr.index("Traceback") :])
         record = files.unsealed((folder / "result.json").read_bytes())
         return {key: json.dumps(record.get(key)) for key in ("figures", "config", "seeds", "train_flops")}
 

@@ -169,7 +169,9 @@ def test_devices_cut_their_own_examples():
 
 
 def test_what_cannot_be_cut_is_refused():
-    with pytest.raises(UserError, match=r"^a batch of 12 cannot be cut into 5 equal parts"):
+    with pytest.raises(
+        UserError, match=r"^a batch of 12 cannot be cut into 5 equal parts: choose a batch of 15, for example"
+    ):
         begun(5)
     step = train.in_parts(train.make_step(mean_loss, optax.sgd(0.1)), 3)
     state = train.init({"w": jnp.ones(5), "b": jnp.zeros(())}, optax.sgd(0.1), jax.random.key(0))

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from dlc import costs
-from dlc.models.gpt import GPTConfig, gpt2_xl
+from dlc.layers import Conv
+from dlc.models.gpt import gpt2_xl
 from dlc.models.resnet import resnet50
 
 PAGE = (Path(__file__).parent.parent / "docs" / "scaling.md").read_text()
@@ -62,7 +63,7 @@ def ms(seconds):
 def test_the_sizes_of_gpt2_xl():
     weights, macs = gpt()
     c = gpt2_xl().config
-    assert (c.layers, c.width, c.vocab, c.context, c.heads) == (L, D, V, T, HEADS) and GPTConfig().hidden is None
+    assert (c.layers, c.width, c.vocab, c.context, c.heads) == (L, D, V, T, HEADS)
     assert macs == T * (12 * L * D**2 + V * D + 2 * L * T * D)
     said(
         f"{weights:,}", f"{macs // T:,}", f"{6 * macs / T / 1e9:.2f} GFLOP", f"{6 * macs * 512:.3g}".replace("e+", "e")
@@ -112,8 +113,16 @@ def test_the_sizes_and_the_time_of_resnet50():
 
 
 def test_the_activations_of_resnet50():
-    variables = jax.eval_shape(resnet50().init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
-    jaxpr = jax.make_jaxpr(resnet50().apply)(variables, jnp.zeros((1, 224, 224, 3))).jaxpr
-    outputs = sum(equation.outvars[0].aval.size for equation in jaxpr.eqns if equation.primitive.name == "dlc_conv")
-    norms = sum(1 for path, _ in jax.tree.leaves_with_path(variables["batch_stats"]) if path[-1].key == "mean")
-    said(f"{outputs:,}", f"{norms} batch norms", f"{32 * outputs * 4 / 1e9:.1f} GB")
+    image = jnp.zeros((1, 224, 224, 3))
+    variables = jax.eval_shape(resnet50().init, jax.random.key(0), image)
+    convolutions = functools.partial(resnet50().apply, capture_intermediates=lambda module, _: isinstance(module, Conv))
+    outputs = jax.eval_shape(convolutions, variables, image)[1]["intermediates"]
+    norms = len(jax.tree.leaves(variables["batch_stats"])) // 2
+    count = costs.parameters(outputs)
+    said(f"{count:,}", f"{32 * count * 4 / 1e9:.1f} GB", f"{norms} batch norms", f"{3 * norms} small all-reduces")
+    said(f"{3 * norms * 20e-6 * 1e3:.1f} ms")
+
+
+def test_the_operations_of_a_token_of_gpt2_small():
+    macs = 12 * 12 * 768**2 + V * 768 + 2 * 12 * T * 768
+    said(f"{6 * macs / 1e9:.2f} GFLOP")

@@ -89,6 +89,38 @@ def prepare() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
+def keep_programs_whole() -> None:
+    """Makes JAX write each program of its cache either completely or not at all, in place of one that it cannot read.
+
+    JAX writes in place and never replaces a file. What a process left half-written when it was killed, or when the disk
+    was full, would make every later one warn and compile again.
+    """
+    try:
+        from jax._src.lru_cache import (
+            LRUCache,
+        )  # private, because JAX has no setting for it; without it nothing changes
+
+        before = LRUCache.put
+    except (ImportError, AttributeError):
+        return
+
+    def put(self: Any, key: str, value: bytes) -> None:
+        if self.eviction_enabled:  # a user who limits the size: JAX then holds a lock, and keeps count
+            return before(self, key, value)
+        fresh = self.path / f"{key}.new"
+        try:
+            fresh.write_bytes(value)
+            fresh.replace(self.path / f"{key}-cache")
+        except FileNotFoundError:  # another process, which has just compiled the same, was faster
+            pass
+        except OSError:
+            fresh.unlink(missing_ok=True)
+            raise
+
+    if before.__module__ != __name__:
+        LRUCache.put = put  # type: ignore[method-assign]
+
+
 def exit_at_signals() -> None:
     """Makes Ctrl-C and SIGTERM end this process with 130 and 143, in silence, where there is nothing to save."""
     for signum in (signal.SIGINT, signal.SIGTERM):

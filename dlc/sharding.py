@@ -2,7 +2,7 @@
 
     devices = mesh("data=2,fsdp=2,model=2")
     init = lambda key: kept(train.init(...), devices, model.axes)        # the state, cut and copied as the mesh says
-    step = on_mesh(make_step(loss_fn, tx), devices, layout(state, devices, model.axes))   # keeps it there
+    step = on_mesh(make_step(loss_fn, tx), devices, model.axes)          # keeps it there
     batch = jax.device_put(batch, split(devices))                        # a quarter of the examples on each device
 
 Nothing else changes. The step defines what is computed, the placement defines where, and XLA inserts the sums between
@@ -33,18 +33,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import multihost_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
 from dlc.errors import UserError
 from dlc.train import Batch, LossFn, Metrics, State, Step
 
+Devices = Mesh | AbstractMesh  # with an abstract one, a step can be lowered for devices that are not there
 Axes = Mapping[str, tuple[str | None, ...]]  # the end of a weight's name -> a logical name of each of its axes
 
 NAMES = ("data", "fsdp", "model")
 EXAMPLES = ("data", "fsdp")  # among which the examples of a batch are split
-RULES = {"heads": "model", "hidden": "model", "vocab": "model"}
+RULES = {"heads": "model", "hidden": "model", "rows": "model", "vocab": "model"}
 
 
 def sizes(text: str) -> dict[str, int]:
@@ -75,12 +78,12 @@ def mesh(text: str) -> Mesh:
     return jax.make_mesh(tuple(lengths.values()), NAMES, axis_types=automatic, devices=devices[:count])
 
 
-def split(devices: Mesh, axis: int = 0) -> NamedSharding:
+def split(devices: Devices, axis: int = 0) -> NamedSharding:
     """The placement of a batch: its examples, along `axis` of every leaf, in equal parts on the devices."""
     return NamedSharding(devices, PartitionSpec(*(None,) * axis, EXAMPLES))
 
 
-def layout(state: Any, devices: Mesh, axes: Axes | None = None, stacked: bool = False) -> Any:
+def layout(state: Any, devices: Devices, axes: Axes | None = None, stacked: bool = False) -> Any:
     """The placement of each leaf of a state, as a tree of shardings.
 
     A leaf is cut along the axes that `RULES` gives to the mesh's axis "model", and along the longest of its other axes
@@ -111,32 +114,57 @@ def _logical(path: Any, rank: int, axes: Axes) -> tuple[str | None, ...]:
     return axes[found] if found else ()
 
 
-def kept(state: Any, devices: Mesh, axes: Axes | None = None, stacked: bool = False) -> Any:
+def kept(state: Any, devices: Devices, axes: Axes | None = None, stacked: bool = False) -> Any:
     """The same state in its `layout`: a sharding constraint under `jit`, a copy outside of it."""
     places = layout(state, devices, axes, stacked)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state)):
         return jax.lax.with_sharding_constraint(state, places)
-    return jax.device_put(state, places)
+    return jax.tree.map(put, state, places)
 
 
-def everywhere(tree: Any, devices: Mesh) -> Any:
-    """The tree with a copy of each array on every device; of a shape, what a copy would be."""
+def everywhere(tree: Any, devices: Devices) -> Any:
+    """The tree with a copy of each array on every device."""
+    return jax.tree.map(lambda leaf: put(leaf, NamedSharding(devices, PartitionSpec())), tree)
+
+
+def to_all(function: Partial, devices: Mesh) -> Partial:
+    """`function`, whose results lie on every device, where every process can read them."""
     place = NamedSharding(devices, PartitionSpec())
 
-    def copy(leaf: Any) -> Any:
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-        return jax.device_put(leaf, place)
+    def copied(function: Partial, *arguments: Any) -> Any:
+        return jax.lax.with_sharding_constraint(function(*arguments), place)
 
-    return jax.tree.map(copy, tree)
+    return Partial(copied, function)
+
+
+def put(leaf: Any, place: NamedSharding) -> Any:
+    """A copy of an array where `place` says; of a shape, the shape of such a copy.
+
+    Of several processes each gives the whole array, and keeps the parts of its own devices.
+    """
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+    if place.is_fully_addressable or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
+        return jax.device_put(leaf, place)
+    if jax.dtypes.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(put(jax.random.key_data(leaf), place), impl=jax.random.key_impl(leaf))
+    # `device_put` would compare the arrays of all processes, which takes seconds for a data set.
+    host = np.asarray(leaf, jnp.result_type(leaf))
+    return jax.make_array_from_callback(host.shape, place, lambda at: host[at])
 
 
 def whole(tree: Any) -> Any:
-    """The tree with each array whole on the first device, for what one device does after training."""
-    return jax.device_put(tree, jax.local_devices()[0])
+    """The tree with each array whole on the first device of this process, for what one device does after training."""
+
+    def gather(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        return jax.device_put(leaf, jax.local_devices()[0])
+
+    return jax.tree.map(gather, tree)
 
 
-def shared(function: Callable[[Any, Batch], Any], devices: Mesh) -> Any:
+def shared(function: Callable[[Any, Batch], Any], devices: Devices) -> Any:
     """`function(state, batch)`, in which each device computes with its part of the batch.
 
     The function is traced with the mesh as JAX's abstract mesh, which layers can ask for. Arrays that it carries, such
@@ -151,7 +179,7 @@ def shared(function: Callable[[Any, Batch], Any], devices: Mesh) -> Any:
     return Partial(split_up, everywhere(function if isinstance(function, Partial) else Partial(function), devices))
 
 
-def shared_loss(loss_fn: LossFn, devices: Mesh) -> LossFn:
+def shared_loss(loss_fn: LossFn, devices: Devices) -> LossFn:
     """`loss_fn(params, aux, batch, key)`, in which each device computes with its part of the batch."""
 
     def split_up(params: Any, aux: Any, batch: Batch, key: Any) -> Any:
@@ -164,21 +192,17 @@ def shared_loss(loss_fn: LossFn, devices: Mesh) -> LossFn:
     return split_up
 
 
-def on_mesh(step: Step, devices: Mesh, places: Any = None) -> Step:
-    """A `shared` step that returns its state in the places it came in, so that nothing is moved or compiled again.
-
-    The places are those of `layout`; by default they are those of a model without `axes`.
-    """
+def on_mesh(step: Step, devices: Devices, axes: Axes | None = None) -> Step:
+    """A `shared` step that returns its state in the `layout` it came in, so that nothing is moved or compiled again."""
 
     def placed(step: Step, state: State, batch: Batch) -> tuple[State, Metrics]:
         state, metrics = step(state, batch)
-        at = layout(state, devices) if places is None else places
-        return jax.lax.with_sharding_constraint(state, at), metrics
+        return kept(state, devices, axes), metrics
 
     return Partial(placed, shared(step, devices))
 
 
-def fits(batch: int, devices: Mesh) -> None:
+def fits(batch: int, devices: Devices) -> None:
     """Raises UserError unless the devices can share a batch equally."""
     among = math.prod(devices.shape[name] for name in EXAMPLES)
     if batch % among:
@@ -186,7 +210,7 @@ def fits(batch: int, devices: Mesh) -> None:
         raise UserError(f"{among} devices cannot share a batch of {batch} equally: choose {share}, for example")
 
 
-def _split_inside(batch: Batch, devices: Mesh) -> Batch:
+def _split_inside(batch: Batch, devices: Devices) -> Batch:
     """Inside a program: the batch with its examples split among the devices, unless their number does not divide."""
     among = math.prod(devices.shape[name] for name in EXAMPLES)
 

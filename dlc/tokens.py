@@ -80,7 +80,7 @@ class Characters:
 
     def save(self, folder: Path) -> None:
         """Writes `tokenizer.json` into `folder`, atomically."""
-        write_whole(folder / FILE, json.dumps({"characters": self.characters}) + "\n")
+        write_whole(folder / FILE, _written(self))
 
 
 class BPE:
@@ -152,8 +152,7 @@ class BPE:
 
     def save(self, folder: Path) -> None:
         """Writes `tokenizer.json` into `folder` in Hugging Face's format, atomically."""
-        plain = json.loads(self.tokenizer.to_str())  # json writes ASCII, whatever the locale
-        write_whole(folder / FILE, json.dumps(plain) + "\n")
+        write_whole(folder / FILE, _written(self))
 
 
 def train_bpe(texts: Iterable[str], size: int) -> BPE:
@@ -202,6 +201,11 @@ def train_words(texts: Iterable[str], size: int) -> BPE:
     trainer = trainers.WordLevelTrainer(vocab_size=size, special_tokens=list(SPECIAL), show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     return BPE(tokenizer)
+
+
+def same(one: Characters | BPE, other: Characters | BPE) -> bool:
+    """Whether two vocabularies give every text the same ids."""
+    return _written(one) == _written(other)
 
 
 def load(folder: str | Path) -> Characters | BPE:
@@ -302,6 +306,13 @@ _FORMATS: tuple[tuple[tuple[str, ...], Callable[..., Characters | BPE]], ...] = 
     (("vocab.txt",), _load_bert),
     (("tok*.bin",), _load_llama2c),
 )
+
+
+def _written(tokenizer: Characters | BPE) -> str:
+    """The content of its file, in ASCII, whatever the locale."""
+    if isinstance(tokenizer, Characters):
+        return json.dumps({"characters": tokenizer.characters}) + "\n"
+    return json.dumps(json.loads(tokenizer.tokenizer.to_str())) + "\n"
 
 
 def _shown(piece: str) -> str:

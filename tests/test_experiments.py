@@ -292,7 +292,7 @@ def test_peek_names_an_image_that_is_not_there():
 
 # The floors: from every room only down. A room is a file or a folder of dlc/.
 
-EFFECTS = {"run", "data", "weights", "process", "files", "export", "tokens"}
+EFFECTS = {"run", "data", "weights", "process", "hosts", "files", "export", "tokens"}
 PURE = {
     "train", "losses", "metrics", "optim", "batches", "augment", "prepare", "views", "generate", "sharding", "costs",
     "layers", "models", "analysis", "errors",

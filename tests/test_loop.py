@@ -6,6 +6,8 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -18,12 +20,13 @@ from matplotlib.figure import Figure
 from runs import KINDS
 from tensorboardX.proto.event_pb2 import Event
 
-from dlc import losses, sharding, train, weights
+from dlc import batches, losses, sharding, train, weights
 from dlc.errors import UserError
 from dlc.models.densenet import DenseNet
 from dlc.models.mlp import MLP
 from dlc.run import log, loop, record
-from dlc.run.fit import Plan, fit, start
+from dlc.run.fit import Plan, _watched, fit, start
+from dlc.run.launch import _conclude
 from dlc.run.loop import Diverged, training
 from dlc.run.run import Run
 from dlc.run.signals import Interrupted
@@ -333,6 +336,18 @@ def test_weights_of_a_state_of_several_networks_are_said_to_be_so(tmp_path):
 # What people see
 
 
+def events(folder):
+    """The last (step, value) that TensorBoard finds for every name."""
+    (file,) = folder.glob("events.*")  # in the run's own folder, whose name TensorBoard then shows
+    content, at, seen = file.read_bytes(), 0, {}
+    while at < len(content):
+        (size,) = struct.unpack_from("<Q", content, at)
+        event = Event.FromString(content[at + 12 : at + 12 + size])
+        at += 12 + size + 4
+        seen |= {value.tag: (event.step, value) for value in event.summary.value}
+    return seen
+
+
 def test_tensorboard_shows_training_beside_test_and_the_figures(tmp_path):
     run = Run(tmp_path)
     with contextlib.closing(run):
@@ -340,13 +355,7 @@ def test_tensorboard_shows_training_beside_test_and_the_figures(tmp_path):
             loop.report(2, {"loss": 1.0, "learning_rate": 0.1}, examples=4)
             loop.evaluate(2, lambda state: {"test_loss": 2.0, "validation_error": 0.5, "contrast": 1.0}, {})
         run.figure("square", Figure(figsize=(1, 1)))
-    (file,) = tmp_path.glob("events.*")  # in the run's own folder, whose name TensorBoard then shows
-    content, at, seen = file.read_bytes(), 0, {}
-    while at < len(content):
-        (size,) = struct.unpack_from("<Q", content, at)
-        event = Event.FromString(content[at + 12 : at + 12 + size])
-        at += 12 + size + 4
-        seen |= {value.tag: (event.step, value) for value in event.summary.value}
+    seen = events(tmp_path)
     assert seen.keys() == {
         "loss/train", "learning_rate", "examples_per_second", "loss/test", "error/validation", "contrast", "square"
     }  # fmt: skip
@@ -355,6 +364,21 @@ def test_tensorboard_shows_training_beside_test_and_the_figures(tmp_path):
     assert step == 2
     assert square.image.encoded_image_string == (tmp_path / "figures" / "square.png").read_bytes()
     assert square.image.width > 50
+
+
+def test_a_resumed_run_shows_tensorboard_what_counts_of_the_earlier_one_even_if_the_clock_is_set_back(
+    tmp_path, monkeypatch
+):
+    for now, resume in ((2e9, False), (1e9, True), (1e9, True)):
+        monkeypatch.setattr(log.time, "time", lambda now=now: now)
+        run = Run(tmp_path, resume)
+        with contextlib.closing(run), training(run, {"n": jnp.int32(0)}, steps=4) as here:
+            for done in range(here.done + 1, 5):
+                here.report(done, {"loss": float(done)})
+                here.save(done, {"n": jnp.int32(done)})
+    seen = events(tmp_path)
+    assert seen.keys() == {"loss/train", "steps_per_second"}
+    assert (seen["loss/train"][0], seen["loss/train"][1].simple_value) == (4, 4.0)
 
 
 def test_nothing_takes_long_in_silence():
@@ -370,6 +394,71 @@ def test_nothing_takes_long_in_silence():
     assert said[:2] == [f"training MLP, 1 weights, on digits, 10 steps, {where}", "compiling ..."]
     assert said[2] == "evaluating ..."
     assert said[4:] == ["translating ..."]
+
+
+# Waiting for batches
+
+
+class Slow:
+    """Batches that take longer than the steps."""
+
+    workers = 0
+
+    def like(self, first, count):
+        return jax.ShapeDtypeStruct((count, 4), jnp.float32)
+
+    def __call__(self, first, count):
+        time.sleep(0.05)
+        return np.ones((count, 4), np.float32)
+
+
+def weighed(state, batch):
+    return state + batch.mean(dtype=state.dtype), {"loss": state}
+
+
+def test_waiting_for_batches_is_timed_and_goes_on_when_resumed(tmp_path):
+    for steps in (3, 6):
+        with contextlib.closing(Run(tmp_path, resume=steps == 6)) as run:
+            fit(run, jnp.zeros(()), weighed, Slow(), Plan(steps, report_every=1))
+        seconds = run.clock.seconds
+        waited = [line["seconds"]["input"] for line in run.history if "loss" in line]
+        assert sorted(waited) == waited
+        assert 0 < waited[-1] <= seconds["input"] < seconds["train"] - 0.05  # that of the first batch is not counted
+    assert len(waited) == 6
+    assert waited[2] < waited[5]
+
+
+def test_batches_that_are_only_numbers_are_not_timed():
+    run, rows = Run(), batches.minibatches(8, 4)
+    assert hasattr(rows, "like")
+    fit(run, jnp.zeros(()), weighed, rows, Plan(3))
+    assert "input" not in run.clock.seconds
+
+
+def test_a_device_that_still_computes_does_not_wait():
+    class Result:
+        ready = threading.Event()
+
+        def block_until_ready(self):
+            assert self.ready.wait(60)
+
+    finished = _watched([Result()])
+    before = time.perf_counter()
+    assert finished() >= before
+    Result.ready.set()
+    while finished() != finished():  # the present time, until the watcher has noticed
+        assert time.perf_counter() < before + 60
+    assert before < finished() <= time.perf_counter()
+
+
+@pytest.mark.parametrize(("waited", "said"), [(0.4, False), (1.2, True)])
+def test_much_waiting_for_batches_is_said(waited, said, capsys):
+    seconds = {"compile": 0.0, "train": 10.0, "input": waited}
+    _conclude(Run(), {"figures": {}, "claim": None, "seconds": seconds, "examples_per_second": None})
+    printed = capsys.readouterr().out
+    sentence = "12 % of the time of training was spent waiting for batches: more --workers make them faster"
+    assert (sentence in printed) == said
+    assert "10.0 s training\n" in printed
 
 
 def counted(folder, steps, resume=False, until=None):

@@ -171,3 +171,30 @@ def test_a_lock_is_held_once(tmp_path):
     with files.lock(tmp_path / ".lock", said.append):
         pass
     assert not said
+
+
+@pytest.mark.parametrize("harm", ["cut", "full disk"])
+def test_a_program_that_was_written_in_part_is_written_again(tmp_path, monkeypatch, harm):
+    lru_cache = pytest.importorskip("jax._src.lru_cache")
+    monkeypatch.setattr(lru_cache.LRUCache, "put", lru_cache.LRUCache.put)  # which is set again after this test
+    for _ in range(2):
+        process.keep_programs_whole()
+    cache = lru_cache.LRUCache(str(tmp_path), max_size=-1)
+    if harm == "cut":
+        (tmp_path / "program-cache").write_bytes(b"whol")
+    else:
+        replace = os.replace
+        monkeypatch.setattr(os, "replace", fail(errno.ENOSPC))
+        with pytest.raises(OSError, match="No space left"):
+            cache.put("program", b"whole")
+        monkeypatch.setattr(os, "replace", replace)
+    cache.put("program", b"whole")
+    assert cache.get("program") == b"whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["program-cache"]
+
+
+def fail(number):
+    def failing(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    return failing

@@ -94,7 +94,7 @@ def trained(name, dtype, mesh, steps):
         devices = sharding.mesh(mesh)
         places = sharding.layout(state, devices, axes)
         state = sharding.kept(state, devices, axes)
-        run = train.compiled(sharding.on_mesh(counted, devices, places), donate=False)
+        run = train.compiled(sharding.on_mesh(counted, devices, axes), donate=False)
     history = []
     for i in range(steps):
         batch = batch_of(name, dtype, i)
@@ -151,7 +151,7 @@ def program(name, mesh):
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.split(devices)),
         batch_of(name, "float32"),
     )
-    step = sharding.on_mesh(step, devices, places)
+    step = sharding.on_mesh(step, devices, axes)
     return jax.jit(lambda step, *rest: step(*rest)).lower(step, state, batch).compile().as_text()
 
 

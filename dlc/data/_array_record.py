@@ -44,7 +44,7 @@ class Records(Sequence[Any]):
         paths = [prepared / f"{name}-{split}.{kind}-{i:05d}-of-{count:05d}" for i in range(count)]
         if lost := [path for path in paths if not path.is_file()]:
             raise DataDamaged(f"{lost[0]} is missing: prepare {name} again")
-        self.source = _array_record(paths) if kind == "array_record" else TFRecords(paths)
+        self.source = array_record(paths) if kind == "array_record" else TFRecords(paths)
         if len(self.source) != sum(shards):
             raise DataDamaged(
                 f"{prepared} holds {len(self.source):,} {split} records instead of {sum(shards):,}: prepare it again"
@@ -189,7 +189,8 @@ def example(record: bytes) -> dict[str, Any]:
     return features
 
 
-def _array_record(paths: Sequence[Path]) -> Any:
+def array_record(paths: Sequence[Path]) -> Any:
+    """The records of these files, one after the other, as bytes."""
     try:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 

@@ -93,7 +93,7 @@ def read(path: str | Path) -> Corpus:
         UserError: it cannot be read, is not UTF-8, or has fewer than 1,000 characters.
     """
     path = Path(path)
-    text, sha256 = _read(path)
+    text, sha256 = content(path)
     if len(text) < SHORTEST:
         size = f"has only {len(text):,} characters" if text else "is empty"
         raise UserError(f"{path} {size}: a text to learn from needs at least {SHORTEST:,}")
@@ -110,7 +110,7 @@ def read_pairs(source: str | Path, target: str | Path) -> Parallel:
         UserError: a file cannot be read or is not UTF-8, the numbers of lines differ, or fewer than 100 pairs are left.
     """
     source, target = Path(source), Path(target)
-    (text, sha256), (translation, other) = _read(source), _read(target)
+    (text, sha256), (translation, other) = content(source), content(target)
     lines, translations = multi30k.lines(text), multi30k.lines(translation)
     if len(lines) != len(translations):
         raise UserError(f"{source} has {len(lines):,} lines and {target} {len(translations):,}: "
@@ -163,7 +163,7 @@ def _from_tfds(text: Text) -> Corpus | None:
     return None
 
 
-def _read(path: Path) -> tuple[str, str]:
+def content(path: Path) -> tuple[str, str]:
     """A user's file in UTF-8, decompressed if it is a gzip, bzip2 or xz file, and the start of its sha256."""
     try:
         content = path.read_bytes()

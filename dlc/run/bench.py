@@ -66,6 +66,7 @@ def launch(
     module = sys.modules[measured.__module__]
     argv = sys.argv[1:] if argv is None else argv
     process.keep_printing()
+    process.keep_programs_whole()
     try:
         if forms and argv[:1] == ["--worker"]:
             form, *arguments = json.loads(argv[1])

@@ -1,9 +1,12 @@
 """The training loop that most experiments use."""
 
+import contextlib
 import functools
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,16 +66,11 @@ def start(run: Run, init: Callable[..., train.State], keys: Any, model: Any = No
 
     They are not read again when the run is resumed from a checkpoint. Files of torchvision or timm can only be read if
     the `model` is given. If they are for another number of classes, the layers that tell the classes apart begin anew.
-    If the run has a mesh, each leaf is created where `sharding.layout` puts it, by the model's `axes`.
+    If the run has a mesh, each leaf is created where `sharding.layout` puts it.
 
-    Raises UserError if the weights do not fit, or if a mesh divides layers and the model does not say how.
+    Raises UserError if the weights do not fit.
     """
-    several, axes = len(keys) > 1, getattr(model, "axes", None)
-    if run.mesh and run.mesh.shape["model"] > 1 and not axes:
-        raise UserError(
-            f"{type(model).__name__} has no layers that devices could share: leave model=N out of --mesh, "
-            "and use data=N or fsdp=N"
-        )
+    several = len(keys) > 1
     known: Any = None
     if run.init_from and not (run.resume and run.checkpoints and run.checkpoints.steps()):  # which hold the weights
         begun = weights.begin(train.variables_of(jax.eval_shape(init, keys[0])), run.init_from, model)
@@ -80,17 +78,10 @@ def start(run: Run, init: Callable[..., train.State], keys: Any, model: Any = No
         if len(jax.tree.leaves(known)) < len(jax.tree.leaves(begun)):
             run.say(f"{run.init_from} is for another number of classes: the last layer begins anew")
 
-    def wrap(init: Any) -> Partial:
-        begin = _begin(several, init)
-        if run.mesh is None:
-            return begin
-        return Partial(lambda begin, *words: sharding.kept(begin(*words), run.mesh, axes, several), begin)
-
     some = keys if several else keys[0]
+    wrap = functools.partial(_begin, several, run.mesh, tuple((run.axes or {}).items()))
     state = run.clock.timed("start", run.clock.compiled(init, some, known, wrap=wrap), some, known)
-    if run.mesh and run.plan:
-        return jax.tree.map(_placed, state, sharding.layout(state, run.mesh, axes, several))
-    return state
+    return sharding.kept(state, run.mesh, run.axes, several) if run.mesh and run.plan else state
 
 
 def evaluation(run: Run, loss_fn: train.LossFn, arrays: Any, state: Any, size: int = 64) -> Callable[[Any], Any]:
@@ -120,75 +111,68 @@ def fit(
             `like(first, count)` that returns a tree of ShapeDtypeStructs instead. None: the step gets None.
         evaluate: `evaluate(state) -> numbers`; called, logged and followed by a checkpoint as the plan says.
 
+    The batches of a group are made while the device works on the group before. How long it waited for them after
+    the first, if they have an attribute `workers`, is `run.clock.seconds["input"]`, a part of "train".
+
     A group of steps is one compiled program; every other shape of batches is another one, and all that will be needed
     are compiled before the first step.
 
-    If the run has a mesh, the state stays where it lies there, or else is copied to every device, and the examples of
-    each batch are split. Raises UserError if the devices cannot share a batch equally.
+    If the run has a mesh, the state lies as `sharding.layout` says, by the `axes` of the model that the run keeps, and
+    the examples of each batch are split. Raises UserError if the devices cannot share a batch equally, or if the mesh
+    divides layers and the model does not say how.
 
     Raises Diverged if a loss or weight is no longer finite, Interrupted once a signal came, and Planned before the
     first step if the run only plans.
     """
     several = plan.seeds > 1
-    plain = step = jax.eval_shape(lambda step: step, step) if run.plan and isinstance(step, Partial) else step
-    one = train.over_seeds(step, plan.batch_axis) if several else step
-    if run.mesh:
-        state = jax.tree.map(functools.partial(_on, run.mesh), state)
-        step = sharding.on_mesh(step, run.mesh, jax.tree.map(functools.partial(_place, several), state))
-    axis = 2 if several and plan.batch_axis == 0 else 1  # of the examples in a group of batches
-    programs: dict[Any, Any] = {}
-    examples = 0
-    kinds: dict[Any, tuple[Any, int]] = {}  # shapes of one batch -> the batch, and how many such batches come
-    made = getattr(batches, "like", batches) if batches else lambda first, count: None
+    task = _laid_out(run, step, state, batches, plan)
     if not run.plan:
         run.say(f"training {_described(run, state, plan)}")
+        task = task._replace(state=jax.tree.map(jnp.copy, task.state))
 
-    def like(at: int, count: int) -> Any:
-        batch = made(at, count)
-        return jax.tree.map(functools.partial(_split_like, run.mesh, axis), batch) if run.mesh else batch
+    def program(state: Any, batch: Any, count: int) -> Any:
+        group = functools.partial(_group, several, plan.batch_axis, count)
+        return run.clock.compiled(task.step, state, batch, wrap=group, donate=True)
 
-    def given(at: int, count: int) -> Any:
-        batch = batches(at, count) if batches else None
-        return jax.tree.map(functools.partial(_split, run.mesh, axis), batch) if run.mesh else batch
-
-    def program(batch: Any, count: int) -> Any:
-        shape = _shape(batch, count)
-        if shape not in programs:
-            group = functools.partial(_group, several, plan.batch_axis, count)
-            programs[shape] = run.clock.compiled(step, state, batch, wrap=group, donate=True)
-        return programs[shape]
-
-    if not run.plan:
-        state = jax.tree.map(jnp.copy, state)
     saved = run.checkpoints.steps() if run.resume and run.checkpoints else []
+    examples = 0
+    kinds: dict[Any, tuple[Any, int]] = {}  # shapes of one batch -> the batch, and how many such batches come
     for at, count in plan.groups():
-        batch = like(at, count)
+        batch = task.like(at, count)
         examples += plan.examples(batch)
         if not run.plan and (not saved or at + count > saved[-1]):
-            program(batch, count)
+            program(task.state, batch, count)
         single = _one_of(batch)
-        _, before = kinds.get(_shape(single, 1), (None, 0))
-        kinds[_shape(single, 1)] = single, before + count
+        _, before = kinds.get(_shapes(single), (None, 0))
+        kinds[_shapes(single)] = single, before + count
 
+    one = train.over_seeds(step, plan.batch_axis) if several else step
     for single, count in kinds.values():
         count_operations(run, one, state, single, count)
     if run.plan:
-        first = next(plan.groups(), (0, 0))
-        group = _group(several, plan.batch_axis, first[1], step)
-        raise Planned(run, plain, group, state, like(*first), _described(run, state, plan))
+        at, count = next(plan.groups(), (0, 0))
+        group = _group(several, plan.batch_axis, count, task.step)
+        raise Planned(run, task.plain, group, task.state, task.like(at, count), _described(run, state, plan))
     steps = max(plan.steps, 1)
     per_step = examples // steps if examples % steps == 0 else examples / steps
     run.facts |= {"seeds": plan.seeds, "examples_per_step": per_step}
 
-    with training(run, state, plan.steps) as loop:
+    seconds, streamed = run.clock.seconds, hasattr(batches, "workers")
+    with training(run, task.state, plan.steps) as loop:
         state = loop.state
+        computed: Callable[[], float] | None = None  # when the group before was
+        if streamed:
+            seconds.setdefault("input", 0.0)
         for at, count in plan.groups():
             if at + count <= loop.done:
                 continue
             if at < loop.done:  # a run that was shorter ended within this group
                 at, count = loop.done, at + count - loop.done
-            batch = given(at, count)
-            state, metrics = program(batch, count)(state, batch)
+            began, batch = time.perf_counter(), task.batches(at, count)
+            if computed:
+                seconds["input"] += max(0.0, time.perf_counter() - max(began, computed()))
+            state, metrics = program(state, batch, count)(state, batch)
+            computed = _watched(metrics) if streamed else None
             done = at + count
             if plan.rate is not None:
                 rate = plan.rate(done - 1) if callable(plan.rate) else plan.rate
@@ -200,6 +184,56 @@ def fit(
                     loop.evaluate(done, evaluate, state)
                 loop.save(done, state)
     return state
+
+
+class _Task(NamedTuple):
+    """What a run trains, where the mesh puts it: step and state, batches and their shapes; `plain` has no mesh."""
+
+    plain: train.Step
+    step: train.Step
+    state: Any
+    batches: BatchesOf
+    like: BatchesOf
+
+
+def _laid_out(run: Run, step: train.Step, state: Any, batches: BatchesOf | None, plan: Plan) -> _Task:
+    given = batches or (lambda first, count: None)
+    like = getattr(given, "like", given)
+    if run.plan and isinstance(step, Partial):
+        step = jax.eval_shape(lambda step: step, step)  # the data that it carries are not copied to any device
+    if (mesh := run.mesh) is None:
+        return _Task(step, step, state, given, like)
+    if mesh.shape["model"] > 1 and not run.axes:
+        raise UserError(f"no layers of {run.network or 'this model'} can be shared: leave model=N out of --mesh")
+    axis = 2 if plan.seeds > 1 and plan.batch_axis == 0 else 1  # of the examples in a group of batches
+
+    def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+        place = NamedSharding(mesh, PartitionSpec())
+        if len(leaf.shape) > axis:
+            sharding.fits(leaf.shape[axis], mesh)
+            place = sharding.split(mesh, axis)
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.result_type(leaf), sharding=place)
+
+    return _Task(
+        step,
+        sharding.on_mesh(step, mesh, run.axes),
+        sharding.kept(state, mesh, run.axes, plan.seeds > 1),
+        lambda at, count: jax.tree.map(lambda leaf: sharding.put(leaf, shape(leaf).sharding), given(at, count)),
+        lambda at, count: jax.tree.map(shape, like(at, count)),
+    )
+
+
+def _watched(results: Any) -> Callable[[], float]:
+    """A function that returns when these were computed, or the present time if they are not yet."""
+    times: list[float] = []
+
+    def watch() -> None:
+        with contextlib.suppress(Exception):  # which the loop meets, too
+            jax.block_until_ready(results)
+            times.append(time.perf_counter())
+
+    threading.Thread(target=watch, daemon=True).start()
+    return lambda: times[0] if times else time.perf_counter()
 
 
 def _described(run: Run, state: Any, plan: Plan) -> str:
@@ -216,8 +250,8 @@ def _described(run: Run, state: Any, plan: Plan) -> str:
     return ", ".join(filter(None, words))
 
 
-def _begin(several: bool, init: Any) -> Partial:
-    """`init` for a key, or several, and those of its variables that are known, the others being None."""
+def _begin(several: bool, mesh: Any, axes: tuple[Any, ...], init: Any) -> Partial:
+    """`init` for a key, or several, and those of its variables that are known, the others being None; on the mesh."""
 
     def begin(init: Any, key: Any, known: Any) -> train.State:
         if known is None:
@@ -227,44 +261,20 @@ def _begin(several: bool, init: Any) -> Partial:
         return init(key, filled)
 
     one = Partial(begin, init if isinstance(init, Partial) else Partial(init))
-    return train.for_each_seed(one, (0, None)) if several else one
+    every = train.for_each_seed(one, (0, None)) if several else one
+    if mesh is None:
+        return every
+    return Partial(lambda every, *words: sharding.kept(every(*words), mesh, dict(axes), several), every)
 
 
 def _group(several: bool, batch_axis: Literal[0] | None, count: int, step: train.Step) -> train.Step:
     return train.scanned(train.over_seeds(step, batch_axis) if several else step, count)
 
 
-def _shape(batch: Any, count: int) -> tuple[Any, ...]:
-    return count, *(leaf.shape for leaf in jax.tree.leaves(batch))
+def _shapes(batch: Any) -> tuple[Any, ...]:
+    return tuple(leaf.shape for leaf in jax.tree.leaves(batch))
 
 
 def _one_of(batches: Any) -> Any:
     """The shapes of one batch of a group."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], jnp.result_type(leaf)), batches)
-
-
-def _placed(leaf: Any, place: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-
-
-def _on(mesh: Any, leaf: Any) -> Any:
-    """A leaf of a state as it lies on the mesh, or else copied to every device of it."""
-    place = getattr(leaf, "sharding", None)
-    return leaf if isinstance(place, NamedSharding) and place.mesh == mesh else sharding.everywhere(leaf, mesh)
-
-
-def _place(several: bool, leaf: Any) -> NamedSharding:
-    """Where a leaf of the state of one seed lies, of a leaf of the states of `several` or of one."""
-    return NamedSharding(leaf.sharding.mesh, PartitionSpec(*leaf.sharding.spec[int(several) :]))
-
-
-def _split_like(mesh: Any, axis: int, leaf: Any) -> jax.ShapeDtypeStruct:
-    """The shape of a leaf of batches whose examples, along `axis`, are split among the devices."""
-    if len(leaf.shape) <= axis:
-        return jax.ShapeDtypeStruct(leaf.shape, jnp.result_type(leaf), sharding=NamedSharding(mesh, PartitionSpec()))
-    sharding.fits(leaf.shape[axis], mesh)
-    return jax.ShapeDtypeStruct(leaf.shape, jnp.result_type(leaf), sharding=sharding.split(mesh, axis))
-
-
-def _split(mesh: Any, axis: int, leaf: Any) -> jax.Array:
-    return jax.device_put(leaf, _split_like(mesh, axis, leaf).sharding)

@@ -88,6 +88,13 @@ class ParallelOptions(ModelOptions):
     mesh: Annotated[str | None, tyro.conf.arg(metavar="data=N,fsdp=N,model=N")] = None
     """Devices that share each batch (data), the weights too (fsdp), or each layer (model)."""
     plan: bool = False  # say what lies where and how much memory a device needs, and train nothing
+    cluster: Annotated[str | None, tyro.conf.arg(metavar="I/N@HOST:PORT|auto")] = None
+    """Process I of N, which meet there; auto: as Slurm, ... say."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cluster and self.weights:
+            raise UserError("leave out --cluster: --weights does not train, and needs no other processes")
 
 
 class Parsed(NamedTuple):

@@ -40,6 +40,7 @@ FIRST = (
     "--steps 960",
     "python -m experiments.attention.seq2seq",
 )  # the rows of README.md's table; docs/results.md has all
+WHERE = ("--out", "--resume", "--require", "--save-every", "--cluster")
 EXAMPLES = "python -m experiments.attention.bert"  # the record whose examples README.md shows
 BEGIN, END = "<!-- results: written by `make results` -->", "<!-- end of results -->"
 
@@ -174,7 +175,7 @@ def _flags(command: str) -> list[list[str]]:
             found.append(word.split("=", 1))
         elif found:
             found[-1].append(word)
-    return [flag for flag in found if flag[0] not in ("--out", "--resume", "--require", "--save-every")]
+    return [flag for flag in found if flag[0] not in WHERE]
 
 
 def _start(words: list[str]) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 import tyro
 
-from dlc import batches, losses, metrics, sharding, train
+from dlc import batches, losses, metrics, optim, sharding, train
 from dlc.data import Dataset, pictures, stream
 from dlc.data.stream import Batches
 from dlc.errors import UserError
@@ -69,7 +69,7 @@ class Task:
         among = devices.size // devices.shape["model"]
         size = -(-size // among) * among
         answer = train.in_batches(sharding.shared(forward, devices), self.dataset.test, size)
-        return sharding.everywhere(answer, devices)
+        return sharding.to_all(sharding.everywhere(answer, devices), devices)
 
     def measure(self) -> Callable[[Any], dict[str, Any]]:
         """`logits -> {"test_loss", "test_error"}`, arrays [S] for logits [S, N, K]."""
@@ -84,7 +84,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Epochs:
-    """How long to train, in which order, and how many seeds at once."""
+    """How long to train, in which order, how many seeds at once, and in how many parts each batch."""
 
     epochs: int | float
     batch: int
@@ -92,6 +92,7 @@ class Epochs:
     seed: int = 0
     seeds: int = 1
     rate: optax.Schedule | float | None = None  # of learning, for the log
+    parts: int = 1
 
 
 def fit(
@@ -107,6 +108,7 @@ def fit(
     train_set, examples = dataset.train, len(dataset.train["label"])
     run.facts |= {"dataset": dataset.name, "source": dataset.source}
     run.keep(model)
+    tx = optim.accumulated(tx, epochs.parts)
 
     def init(key: Any, begun: Any = None) -> train.State:
         variables = dict(begun or model.init(key, task.prepare(train_set["image"][:1])))
@@ -142,7 +144,7 @@ def fit(
     state = fit_plan(
         run,
         state,
-        step,
+        train.in_parts(step, epochs.parts),
         batches.minibatches(examples, epochs.batch, epochs.shuffle, numbers),
         plan,
         evaluate,
@@ -241,6 +243,7 @@ class Pictures:
     learn: Batches
     held: Batches
     found: pictures.Pictures
+    parts: int = 1  # of a batch, one after another
 
 
 @dataclass(frozen=True)
@@ -251,6 +254,7 @@ class Reading:
     mesh: jax.sharding.Mesh | None = None
     workers: int = 0
     seed: int = 0
+    parts: int = 1  # in which a batch is trained on, one after another
 
 
 def find(run: Run, dataset: str, folder: Path | None = None) -> pictures.Pictures:
@@ -284,7 +288,7 @@ def opened(
     learn = Batches(found.train, part, seed=reading.seed, **common)
     held = Batches(found.validation, middle, **common)
     with contextlib.closing(learn), contextlib.closing(held):
-        yield Pictures(model, prepare, size, learn, held, found)
+        yield Pictures(model, prepare, size, learn, held, found, reading.parts)
 
 
 def fit_stream(
@@ -304,6 +308,7 @@ def fit_stream(
     """
     model, learn, evaluate = task.model, task.learn, Validation(run, task, crops=1)
     run.keep(model)
+    tx = optim.accumulated(tx, task.parts)
 
     def init(key: Any, begun: Any = None) -> train.State:
         some = jnp.zeros((1, task.size, task.size, 3), jnp.uint8)
@@ -322,7 +327,7 @@ def fit_stream(
     state = fit_plan(
         run,
         start(run, init, train.seed_keys(seed), model),
-        step,
+        train.in_parts(step, task.parts),
         learn,
         Plan(epochs * steps_per_epoch, steps_per_epoch, report_every=-(-steps_per_epoch // groups), rate=rate),
         lambda state: {f"validation_{name}": value for name, value in evaluate(train.variables_of(state)).items()},
@@ -363,7 +368,8 @@ class Validation:
         held = self.task.held
         batch = held(0, 1)
         _, logits = self._program(variables)(variables, batch)
-        image, logits, label = (np.asarray(leaf) for leaf in (batch["image"][0], logits, batch["label"][0]))
+        found = sharding.whole((batch["image"][0], logits, batch["label"][0]))
+        image, logits, label = map(np.asarray, found)
         shown = slice(held.examples)  # without the copies that fill up a batch
         figure = plot.mistakes(image[shown], logits[shown].astype(np.float32), label[shown], self.task.found.classes)
         self.run.figure("mistakes", figure)
@@ -383,6 +389,7 @@ class Validation:
             _same_classes(logits, task.found)
             right = {k: metrics.among_top_k(logits, label, k) for k in (1, 5)}
             each = {"loss": losses.cross_entropy(logits, label), "error": ~right[1], "top5_error": ~right[5]}
-            return {name: jnp.where(counts, value, 0).sum(dtype=jnp.float32) for name, value in each.items()}, logits
+            sums = {name: jnp.where(counts, value, 0).sum(dtype=jnp.float32) for name, value in each.items()}
+            return sharding.everywhere((sums, logits), self.run.mesh) if self.run.mesh else (sums, logits)
 
         return summed

@@ -28,7 +28,7 @@ from dlc import augment, batches, data, losses, optim
 from dlc.models.vit import ViT, attention_rollout, vit_cifar
 from dlc.prepare import mean_and_std, standardise
 from dlc.run import plot
-from dlc.run.flags import NotNegative, Positive, Share, Shown
+from dlc.run.flags import Free, NotNegative, Positive, Share, Shown
 from dlc.run.launch import launch
 from dlc.run.run import Run
 from dlc.tasks import images, text
@@ -44,6 +44,8 @@ class Config:
     dropout: Share = 0.0  # share of the activations that are zero in training
     epochs: Positive[int] = 100  # passes over the training set
     batch: Positive[int] = 128  # examples in a batch
+    accumulate: Positive[int] = 1  # parts of a batch, computed one after another: with as much memory as one needs
+    remat: Free[bool] = False  # compute activations again in the backward pass instead of keeping them
     lr: Positive[float] = 1e-3  # the highest learning rate
     warmup: Share = 0.1  # share of the steps before the rate is highest; then it falls to zero
     weight_decay: NotNegative[float] = 0.05  # share of each weight lost in a step, divided by lr; of matrices only
@@ -59,7 +61,9 @@ SMOKE = Config("digits32", patch=8, layers=2, heads=2, width=32, epochs=20, batc
 def problem(config: Config) -> images.Task:
     cifar = data.load(config.dataset)
     sizes = {"patch": config.patch, "layers": config.layers, "heads": config.heads, "width": config.width}
-    model = vit_cifar(classes=len(cifar.classes), dropout=config.dropout, dtype=config.dtype, **sizes)
+    model = vit_cifar(
+        classes=len(cifar.classes), dropout=config.dropout, dtype=config.dtype, remat=config.remat, **sizes
+    )
     criterion = partial(losses.cross_entropy, smoothing=config.smoothing)
     return images.Task(cifar, model, standardise(*mean_and_std(cifar.train["image"])), criterion)
 
@@ -72,7 +76,7 @@ def train(config: Config, run: Run) -> dict:
     tx = optax.chain(optax.clip_by_global_norm(1.0), adam)
     translate = augment.of_images(partial(augment.translate, pixels=4, mode="constant"))
     changes = [translate] if config.dataset == "digits32" else [translate, augment.of_images(augment.flip)]
-    epochs = images.Epochs(config.epochs, config.batch, True, config.seed, config.seeds, rate)
+    epochs = images.Epochs(config.epochs, config.batch, True, config.seed, config.seeds, rate, config.accumulate)
     variables, measured = images.fit(run, task, tx, epochs, augment.chained(*changes))
     draw(run, task, variables)
     return {"test_error": measured["test_error"]}

@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -42,10 +43,10 @@ class Program:
         self.process.start()
         self.pid = self.process.pid or 0
 
-    def signal(self, signum: int) -> None:
-        """Sends a signal to the program, but not to the workers that it has started."""
+    def signal(self, signum: int, to_all: bool = False) -> None:
+        """Sends a signal to the program, or to the workers that it has started, too."""
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signum)
+            (os.killpg if to_all else os.kill)(self.pid, signum)
 
     def wait(self, seconds: float) -> int | None:
         """The exit code, negative after a signal; None if the program runs for longer than that."""
@@ -55,8 +56,7 @@ class Program:
     def end(self, seconds: float = SILENT) -> int:
         """The exit code. Raises Stuck, and kills the program, if it runs for longer than that."""
         if (code := self.wait(seconds)) is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, 9)
+            self.signal(signal.SIGKILL, to_all=True)
             self.process.join()
             raise Stuck(f"did not end within {seconds:.0f} s")
         return code

@@ -42,6 +42,7 @@ class Checkpoints:
                 logging.getLogger(name).setLevel(logging.CRITICAL)
             options = ocp.CheckpointManagerOptions(max_to_keep=self.keep)
             handlers = ocp.PyTreeCheckpointHandler()
+            hosts.gathered(None)  # Orbax waits for the other processes, but not for long
             self._orbax = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
         return self._orbax
 

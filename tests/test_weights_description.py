@@ -53,7 +53,7 @@ def variants(record):
     hints = typing.get_type_hints(type(record))
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
-        if field.name in ("parent", "name"):
+        if field.name in ("parent", "name", "remat"):  # which a description leaves out
             continue
         if field.name == "config":
             changes = [config for _, config in variants(value)]

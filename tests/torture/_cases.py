@@ -1,4 +1,4 @@
-"""Small runs, what each leaves behind if it is let alone, and whether one that was harmed leaves the same in the end."""
+"""Small runs, what each leaves behind if it is let alone, and whether one that was harmed leaves the same."""
 
 import shutil
 import time

@@ -4,6 +4,7 @@ The run has to end with one sentence and a status that is not 0, or as if nothin
 again, it has to go on, and become the run that nobody disturbed.
 """
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -162,10 +163,8 @@ def give_up_rights() -> None:
 
 def change_mode(path: Path, how: Any) -> None:
     """Changes the mode of a file, if it is still there."""
-    try:
+    with contextlib.suppress(FileNotFoundError):
         path.chmod(how(path.stat().st_mode))
-    except FileNotFoundError:
-        pass
 
 
 def refused(program: Program, code: int) -> list[str]:

@@ -72,7 +72,9 @@ def let_alone(folder: Path, processes: int, devices: int) -> tuple[list[Any], di
             raise Stuck(f"a run of {processes} processes ended with {code}:\n{program.said()}")
     run = _programs.run_in(folder / "runs")
     assert run
-    return logged_by(run), _programs.results(run)
+    # In the header of a file of weights the order is another one each time; the checkpoint has the weights, too.
+    left = {name: what for name, what in _programs.results(run).items() if not name.endswith(".safetensors")}
+    return logged_by(run), left
 
 
 def started(folder: Path, processes: int, devices: int, words: list[Any]) -> list[Program]:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -275,3 +276,15 @@ def test_full_shared_memory_is_not_a_full_disk(how):
 def test_no_pictures_at_all():
     with pytest.raises(UserError, match=r"^there are no examples to make batches of$"):
         stream.Batches([], stream.centre, batch=2)
+
+
+def test_a_worker_leaves_signals_to_its_parent(monkeypatch):
+    begun, handlers = [], {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(stream.threading, "Thread", lambda **how: SimpleNamespace(start=lambda: begun.append(how)))
+    try:
+        stream._work_for(1, 0, 1)
+        assert {signal.getsignal(signum) for signum in handlers} == {signal.SIG_IGN}
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+    assert len(begun) == 1

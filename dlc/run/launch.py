@@ -29,7 +29,7 @@ from dlc.weights.sources import names_its_model
 
 MISSED = 5
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
-UNWRITABLE |= {errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
+UNWRITABLE |= {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EIO, errno.ESTALE}
 
 Figures = dict[str, Any]  # name -> a number, or one for each seed
 
@@ -110,7 +110,9 @@ def launch(
             shutil.rmtree(folder, ignore_errors=True)  # it never began
         sys.exit(error.exit_code)
     except OSError as error:
-        _say(console, f"error: {cannot_write(error)}", style="red")
+        gone = folder and error.errno == errno.ENOENT and not (folder / "config.json").exists()
+        words = f"{folder} is gone: put it back to continue there" if gone else cannot_write(error)
+        _say(console, f"error: {words}", style="red")
         _say_how_to_resume(console, start, folder)
         sys.exit(2)
 

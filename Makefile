@@ -35,6 +35,7 @@ peers: .venv/.peers
 	$(PYTEST) -m peers
 
 torture: .venv/.dev
+	-@$(INSTALL) '.[torture]'
 	$(BIN)/python -m tests.torture $(TORTURE)
 
 check: .venv/.dev
@@ -54,6 +55,8 @@ bench: .venv/.peers
 	$(BIN)/python -m experiments.bench.start
 	$(BIN)/python -m experiments.bench.forward
 	$(BIN)/python -m experiments.bench.train_step
+	$(BIN)/python -m experiments.bench.input
+	$(BIN)/python -m experiments.bench.scaling
 	$(BIN)/python -m experiments.bench.compute --count
 
 # A target that is missed ends with 5: its record is written all the same, and the next command runs.
@@ -69,7 +72,7 @@ gpu: .venv/.peers
 	do echo "== $$command"; \
 	$(BIN)/python -m experiments.$$command --require gpu --out $$out; code=$$?; \
 	case $$code in 0|5) ;; *) exit $$code;; esac; done; \
-	for bench in mnist cifar10 attention devices forward train_step; do \
+	for bench in mnist cifar10 attention devices forward train_step input; do \
 	$(BIN)/python -m experiments.bench.$$bench --out $$out; done; \
 	$(BIN)/python -m experiments.bench.attention --part gpt2 --out $$out; \
 	$(BIN)/python -m dlc.run.pages $$(find $$out -name result.json -exec dirname {} +); \

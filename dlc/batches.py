@@ -99,9 +99,9 @@ def bucketed(
 
     A pair goes to the bucket of the first length L in `lengths` that holds both its source and all but one token of its
     target (the decoder reads all tokens but the last and predicts all but the first). Its batches are
-    {"source": [B, L], "target": [B, L + 1]} with B = `tokens` / L. `group` consecutive batches have the same shape,
-    because they become one program. Each bucket is reshuffled after every pass through it, and so is the order of the
-    groups.
+    {"source": [B, L], "target": [B, L + 1]} with B = `tokens` / L, from 32 on a multiple of eight, so that up to eight
+    devices can share a batch. `group` consecutive batches have the same shape, because they become one program. Each
+    bucket is reshuffled after every pass through it, and so is the order of the groups.
 
     The batches are a function `(first, count)` that must stay within a group: `count` divides `group` or completes it.
     A bucket with too few pairs for one batch is merged into the next longer one. Pairs longer than the last length are
@@ -115,6 +115,7 @@ def bucketed(
     rows: list[int] = []
     for i, length in enumerate(lengths):
         rows, size = [*rows, *np.flatnonzero(place == i).tolist()], max(1, tokens // length)
+        size = size // 8 * 8 if size >= 32 else size
         if len(rows) < size:
             continue
         arrays = {

@@ -40,6 +40,12 @@ def flops(function: Callable[..., Any], *arguments: Any) -> float:
     return _flops(jax.make_jaxpr(function)(*arguments))
 
 
+def operations(jaxpr: Any) -> set[str]:
+    """The names of the operations in a program that JAX traced."""
+    inner = (operations(jaxpr) for equation in jaxpr.eqns for jaxpr in _inner(equation))
+    return {equation.primitive.name for equation in jaxpr.eqns}.union(*inner)
+
+
 def _flops(jaxpr: Any) -> float:
     return _flops_once(jaxpr) + _rest(jaxpr.jaxpr)
 

@@ -1,6 +1,10 @@
 """The exceptions for what users can correct, and the sentence for a package that is not installed."""
 
 import importlib.util
+import re
+
+# What a terminal obeys: control characters, but not the end of a line and the tabulator, and changes of direction
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class UserError(ValueError):
@@ -13,12 +17,16 @@ class UserError(ValueError):
     exit_code = 2
 
     def __str__(self) -> str:
-        # Names of files need not be UTF-8, and such a name could not be printed.
-        return super().__str__().encode(errors="backslashreplace").decode()
+        return printable(super().__str__())
 
 
 class Stopped(UserError):
     """Something other than its flags stopped a run, such as a full disk or a worker that died: it can be resumed."""
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what is not UTF-8, as names of files need not be, and what a terminal would obey."""
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text.encode(errors="backslashreplace").decode())
 
 
 def needs(extra: str, *packages: str) -> None:

@@ -6,10 +6,11 @@
     model = jax.export.deserialize(pathlib.Path("resnet50.jax").read_bytes())
     logits = model.call(images)
 
-The file holds a StableHLO program for CPU, CUDA and TPU, with the weights as its constants. `jax.export` serializes it
-and guarantees that the file can be read for at least six months.
+The file ends with a checksum, which `load` compares. It holds a StableHLO program for CPU, CUDA and TPU, with the
+weights as its constants. `jax.export` serializes it and guarantees that the file can be read for at least six months.
 """
 
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import jax.export
 from dlc import files
 from dlc.errors import UserError
 
+MARK = b"crc32"  # what comes before the checksum; whoever reads the file without this package ignores both
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
@@ -36,15 +38,24 @@ def save(path: str | Path, model: Any, variables: Any, *inputs: Any, platforms: 
     path = Path(path)
     if not path.parent.is_dir():
         raise UserError(f"the folder {path.parent} does not exist: make it first")
-    files.write_whole(path, bytes(jax.export.export(jax.jit(forward), platforms=platforms)(*inputs).serialize()))
+    content = bytes(jax.export.export(jax.jit(forward), platforms=platforms)(*inputs).serialize())
+    files.write_whole(path, content + _seal(content))
 
 
 def load(path: str | Path) -> Callable[..., Any]:
     """The model in a file, as a function of its inputs. Raises UserError if the file is missing or damaged."""
     path = Path(path)
     try:
-        return jax.export.deserialize(bytearray(path.read_bytes())).call
+        content = path.read_bytes()
+        content, seal = content[: -len(MARK) - 4], content[-len(MARK) - 4 :]
+        if seal != _seal(content):
+            raise ValueError
+        return jax.export.deserialize(bytearray(content)).call
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except Exception:  # flatbuffers has no exception class of its own for a damaged file
-        raise UserError(f"{path} is not an exported model or is cut short: export it again") from None
+        raise UserError(f"{path} is not a model that export.save wrote, or is damaged: export it again") from None
+
+
+def _seal(content: bytes) -> bytes:
+    return MARK + zlib.crc32(content).to_bytes(4, "little")

@@ -1,19 +1,22 @@
-"""Files that several processes may want at once: written whole, and locked."""
+"""Files that several processes may want at once: written whole, locked, and with a checksum where they are JSON."""
 
 import contextlib
 import errno
+import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}  # what file systems without locks answer
+SEAL = "crc32"  # the last key of a sealed object
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file under another name and renames it: a reader finds the old content or all of the new one."""
     fresh = path.with_name(f"{path.name}.new")
     try:
-        fresh.write_bytes(content if isinstance(content, bytes) else printable(content).encode())
+        fresh.write_bytes(content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
         fresh.replace(path)
     except OSError:
         with contextlib.suppress(OSError):
@@ -21,9 +24,30 @@ def write_whole(path: Path, content: str | bytes) -> None:
         raise
 
 
-def printable(text: str) -> str:
-    """The text, or the name of a file, with escapes for what is not UTF-8: such a name cannot be printed or drawn."""
-    return text.encode(errors="backslashreplace").decode()
+def sealed(content: dict[str, Any], indent: int | None = 2) -> str:
+    """The object as JSON, with a checksum by which `unsealed` notices that a file was altered."""
+    content = {name: value for name, value in content.items() if name != SEAL}
+    return json.dumps({**content, SEAL: _checksum(content)}, indent=indent) + "\n"
+
+
+def unsealed(text: str | bytes) -> dict[str, Any]:
+    """The object that `sealed` wrote. One without a checksum, as earlier versions wrote it, is believed.
+
+    Raises ValueError if it is damaged.
+    """
+    try:
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError("it is not an object")
+        if (expected := content.pop(SEAL, None)) is not None and expected != _checksum(content):
+            raise ValueError("it was altered: its checksum differs")
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return content
+
+
+def _checksum(content: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content).encode())
 
 
 def lock(path: Path, say: Callable[[str], None], waiting: str = "") -> contextlib.AbstractContextManager[Any]:

@@ -1,7 +1,7 @@
 """What Optax does not have: schedules (step -> learning rate) and optimizers of several papers."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -139,6 +139,53 @@ def muon_for_kernels(
         rate, weight_decay=weight_decay, adam_b2=beta2, adam_learning_rate=lambda step: adam * rate(step),
         muon_weight_dimension_numbers=kernels,
     )  # fmt: skip
+
+
+class Accumulated(NamedTuple):
+    """The state of `accumulated`: the weight of the last part, and the sums over the parts so far."""
+
+    weight: Any
+    sums: optax.MultiStepsState
+
+
+def accumulated(tx: optax.GradientTransformation, parts: int) -> optax.GradientTransformation:
+    """`tx` for batches that come in several parts: it waits for the last, and then takes the mean of their gradients.
+
+    Until then the updates are zero. A part counts as much as the extra argument `weight` of `update` says, such as its
+    number of tokens (1): so the mean over the tokens of all parts is that of one large batch, also where the parts
+    differ in padding. The schedules of `tx` count batches. `optax.MultiSteps` keeps the sums, which need as much memory
+    as the weights. It would compute the updates of `tx` for every part and drop all but the last; here they are
+    computed once.
+    """
+    if parts == 1:
+        return tx
+
+    def of_mean(sums: Any, state: Any, params: Any, *, last: Any) -> tuple[Any, Any]:
+        def update() -> tuple[Any, Any]:
+            heavy, weight = sums
+            mean = jax.tree.map(lambda leaf: (leaf / jnp.maximum(weight, 1e-30)).astype(leaf.dtype), heavy)
+            updates, new = tx.update(mean, state, params[0])
+            return updates, jax.tree.map(lambda leaf, old: leaf.astype(old.dtype), new, state)
+
+        waiting = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(update)[0])
+        updates, state = jax.lax.cond(last, update, lambda: (waiting, state))
+        return (updates, jnp.zeros_like(sums[1])), state
+
+    inner = optax.GradientTransformationExtraArgs(lambda params: tx.init(params[0]), of_mean)
+    multi = optax.MultiSteps(inner, parts, accumulator_dtype=float)  # float64 in a process that has it
+
+    def init(params: Any) -> Accumulated:
+        one = jnp.ones((), float)
+        return Accumulated(one, multi.init((params, one)))
+
+    def update(grads: Any, state: Any, params: Any = None, *, weight: Any = 1, **_: Any) -> tuple[Any, Accumulated]:
+        weight = jnp.asarray(weight, float)
+        heavy = jax.tree.map(lambda grad: (weight * grad).astype(grad.dtype), grads)
+        last = state.sums.mini_step == parts - 1
+        (updates, _), sums = multi.update((heavy, weight), state.sums, (params, weight), last=last)
+        return updates, Accumulated(weight, sums)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def descent(surface: Callable[[Any], Any], tx: optax.GradientTransformation, start: Any, steps: int) -> Any:

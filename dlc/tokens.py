@@ -24,6 +24,7 @@ from dlc.files import write_whole
 PAD, START, END, UNKNOWN, MASK = range(5)  # the special ids of the vocabularies that are trained here
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<mask>")
 FILE = "tokenizer.json"
+LONGEST = 1024  # bytes of a piece of llama2.c
 
 Ids = Sequence[int] | np.ndarray | Array
 
@@ -79,7 +80,7 @@ class Characters:
 
     def save(self, folder: Path) -> None:
         """Writes `tokenizer.json` into `folder`, atomically."""
-        write_whole(folder / FILE, json.dumps({"characters": self.characters}) + "\n")
+        write_whole(folder / FILE, _written(self))
 
 
 class BPE:
@@ -91,6 +92,9 @@ class BPE:
     """
 
     def __init__(self, tokenizer: Any) -> None:
+        ids = tokenizer.get_vocab().values()
+        if max(ids, default=0) >= 2 * len(ids):  # arrays of that many rows would be made for them
+            raise UserError(f"a vocabulary of {len(ids):,} tokens has the id {max(ids):,}: fetch it again")
         tokenizer.no_padding()
         tokenizer.no_truncation()
         # Ours read "<s>" in a text as three characters. Published vocabularies read their names, such as [MASK].
@@ -148,8 +152,7 @@ class BPE:
 
     def save(self, folder: Path) -> None:
         """Writes `tokenizer.json` into `folder` in Hugging Face's format, atomically."""
-        plain = json.loads(self.tokenizer.to_str())  # json writes ASCII, whatever the locale
-        write_whole(folder / FILE, json.dumps(plain) + "\n")
+        write_whole(folder / FILE, _written(self))
 
 
 def train_bpe(texts: Iterable[str], size: int) -> BPE:
@@ -198,6 +201,11 @@ def train_words(texts: Iterable[str], size: int) -> BPE:
     trainer = trainers.WordLevelTrainer(vocab_size=size, special_tokens=list(SPECIAL), show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     return BPE(tokenizer)
+
+
+def same(one: Characters | BPE, other: Characters | BPE) -> bool:
+    """Whether two vocabularies give every text the same ids."""
+    return _written(one) == _written(other)
 
 
 def load(folder: str | Path) -> Characters | BPE:
@@ -274,7 +282,7 @@ def _load_llama2c(vocabulary: Path) -> BPE:
     while at < len(content):
         score, length = struct.unpack_from("<fi", content, at)
         piece = content[at + 8 : at + 8 + length].decode("utf-8").strip("\n" if len(scores) in (1, 2) else "")
-        if length < 1 or at + 8 + length > len(content) or piece in scores:
+        if not 1 <= length <= LONGEST or at + 8 + length > len(content) or piece in scores:
             raise ValueError(f"piece {len(scores)} is damaged")
         scores[piece] = score
         at += 8 + length
@@ -298,6 +306,13 @@ _FORMATS: tuple[tuple[tuple[str, ...], Callable[..., Characters | BPE]], ...] = 
     (("vocab.txt",), _load_bert),
     (("tok*.bin",), _load_llama2c),
 )
+
+
+def _written(tokenizer: Characters | BPE) -> str:
+    """The content of its file, in ASCII, whatever the locale."""
+    if isinstance(tokenizer, Characters):
+        return json.dumps({"characters": tokenizer.characters}) + "\n"
+    return json.dumps(json.loads(tokenizer.tokenizer.to_str())) + "\n"
 
 
 def _shown(piece: str) -> str:

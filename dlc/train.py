@@ -3,6 +3,7 @@
     step = make_step(loss_fn, tx)            # from a loss and an optimizer
     step = on_device(step, arrays)           # batches become row indices into arrays that stay on the device
     step = windows(step, tokens, length)     # or positions in a long text
+    step = in_parts(step, parts)             # the batch in parts, one after another: the memory of one part
     step = over_seeds(step)                  # many seeds at once; state and metrics gain a leading axis
     step = scanned(step)                     # many steps in one compiled program; batch and metrics gain a leading axis
     state, metrics = compiled(step)(state, batch)
@@ -25,6 +26,7 @@ import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, Int, Integer, Key, PyTree
 
+from dlc import costs, optim
 from dlc.errors import UserError
 
 Params = Any  # a tree of arrays
@@ -66,13 +68,14 @@ def make_step(loss_fn: LossFn, tx: optax.GradientTransformation) -> Step:
     """The step that follows the gradient of `loss_fn(params, aux, batch, key) -> (loss, (aux, metrics))`.
 
     The metrics are those of the loss and the scalar `loss` itself, all from before the update. `weight`, which tells
-    `evaluation` how much a batch counts, is left out.
+    `evaluation` how much a batch counts, and `optim.accumulated` how much a part of one does, is left out.
     """
+    tx = optax.with_extra_args_support(tx)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         (loss, (aux, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state.aux, batch, key)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, weight=metrics.get("weight", 1))
         params = optax.apply_updates(state.params, updates)
         metrics = {name: value for name, value in metrics.items() if name != "weight"}
         return State(state.step + 1, params, opt_state, aux, state.key), {"loss": loss, **metrics}
@@ -115,6 +118,47 @@ def windows(step: Step, tokens: Integer[Array | np.ndarray, " N"], length: int) 
         return step(state, {"tokens": jnp.take(tokens, places, mode="clip").astype(jnp.int32)})
 
     return Partial(windowed, _value(step), jax.device_put(tokens, may_alias=False))
+
+
+def in_parts(step: Step, parts: int) -> Step:
+    """A step that cuts its batch [B, ...] into equal parts and takes them one after another: the memory of one part.
+
+    `step` must be made with `optim.accumulated(tx, parts)`: its last part updates the weights, by the gradient of the
+    whole batch. The metrics are those of the whole batch, too. What is random differs by part: `step` draws as in
+    `parts` steps. Batch norm normalises each part by its own statistics, and averages them part by part.
+
+    Part i has the examples i, i + parts, i + 2 parts, ... A batch that is split among devices stays where it is: each
+    device cuts its own examples.
+
+    Raises UserError if the parts would not be equal, or devices could not share one equally.
+    """
+
+    def parted(step: Step, state: State, batch: Batch) -> tuple[State, Metrics]:
+        if not isinstance(state.opt_state, optim.Accumulated):
+            raise UserError(
+                "a batch in parts needs the optimizer optim.accumulated(tx, parts): this one updates each time"
+            )
+
+        mesh = jax.sharding.get_abstract_mesh().shape
+        among = mesh.get("data", 1) * mesh.get("fsdp", 1)
+
+        def cut(leaf: Array) -> Array:
+            if leaf.shape[0] % (parts * among):
+                equally = f" that {among} devices share equally" if among > 1 else ""
+                raise UserError(f"a batch of {leaf.shape[0]} cannot be cut into {parts} equal parts{equally}")
+            return leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1)
+
+        def one(carried: State, numbered: tuple[Any, Batch]) -> tuple[State, Any]:
+            number, part = numbered
+            carried, metrics = step(carried._replace(step=state.step * parts + number), part)
+            weight = carried.opt_state.weight
+            return carried, (weight, {name: weight * value for name, value in metrics.items()})
+
+        numbers = jnp.arange(parts, dtype=state.step.dtype)
+        new, (weights, sums) = jax.lax.scan(one, state, (numbers, jax.tree.map(cut, batch)))
+        return new._replace(step=state.step + 1), {name: value.sum(0) / weights.sum() for name, value in sums.items()}
+
+    return step if parts == 1 else Partial(parted, _value(step))
 
 
 def scanned(step: Step, steps: int | None = None) -> Step:
@@ -165,7 +209,14 @@ def compiled(function: Callable[..., Any], *example: Any, donate: bool = True) -
     """
     call: Any = jax.jit(lambda function, *arguments: function(*arguments), donate_argnums=1 if donate else ())
     function = _value(function)
-    return functools.partial(call.lower(function, *example).compile() if example else call, function)
+    if not example:
+        return functools.partial(call, function)
+    traced = call.trace(function, *example)
+    # XLA's compiler for CPUs drops the barriers behind which a backward pass computes activations again, then computes
+    # them as early as it can, and keeps them. Without this pass it leaves the barriers where they are.
+    again = jax.default_backend() == "cpu" and "remat2" in costs.operations(traced.jaxpr.jaxpr)
+    options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if again else None
+    return functools.partial(traced.lower().compile(compiler_options=options), function)
 
 
 def fit(step: Step, state: State, batches: Sequence[Batch]) -> tuple[State, list[Metrics]]:

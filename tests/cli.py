@@ -1,6 +1,6 @@
 """Running experiments from tests: in processes as a person does, or in the tests' own process, which is faster."""
 
-import json
+import inspect
 import os
 import re
 import subprocess
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dlc import files
 from dlc.run.launch import launch
 from dlc.weights.checkpoint import Checkpoints
 
@@ -54,12 +55,18 @@ def here(capsys, monkeypatch):
         capsys.readouterr()
         code = 0
         try:
-            launch(train, experiment.Config(), experiment.SMOKE, *more, argv=[str(flag) for flag in flags])
+            words = [str(flag) for flag in flags]
+            launch(train, experiment.Config(), experiment.SMOKE, *more, argv=words, parallel=trains_by_fit(experiment))
         except SystemExit as stopped:
             code = stopped.code
         return code, *capsys.readouterr()
 
     return run
+
+
+def trains_by_fit(experiment):
+    """Whether an experiment can be given `--mesh`, by the line that launches it."""
+    return "parallel=True" in inspect.getsource(experiment)
 
 
 def folder_of(out):
@@ -69,7 +76,7 @@ def folder_of(out):
 
 
 def lines(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [files.unsealed(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def weights(folder):

@@ -20,7 +20,7 @@ from dlc.models.convnet import Convnet
 from dlc.models.mlp import MLP
 from dlc.models.squeezenet import squeezenet1_1
 from dlc.models.table import TABLE
-from dlc.run import bench, by_batch, ceilings, counting, flags, record, timing
+from dlc.run import bench, by_batch, ceilings, flags, plan, record, timing
 from dlc.run.fit import Plan, fit, start
 from dlc.run.run import Run
 from experiments.bench import _charts, classics, compute, devices, forward, milestones, train_step
@@ -126,9 +126,9 @@ def test_an_older_record_is_counted_by_tracing_its_experiment(tmp_path):
     with pytest.raises(UserError, match=r"there is no experiments\.mnist\.linear: it may have another name now"):
         compute.traced({**given, "experiment": "mnist.linear"})
     with pytest.raises(UserError, match="which only the run itself can count"):
-        counting.operations(lambda config, run: run.part("residual-20"), None)
+        plan.operations(lambda config, run: fit(run.part("a"), {}, lambda s, b: (s, {}), None, Plan(1)), None)
     with pytest.raises(UserError, match="only the run itself can count"):
-        counting.operations(lambda config, run: None, None)
+        plan.operations(lambda config, run: None, None)
 
 
 def test_a_folder_without_records_is_refused(tmp_path):

@@ -220,7 +220,7 @@ def test_one_flag_has_one_meaning_and_one_type():
         assert len({str(each) for each in kinds[name]}) == 1, (name, kinds[name], found)
         assert len(set(meanings[name])) == 1, (name, meanings[name], found)
     assert {name: meanings[name][0] for name, found in users.items() if len(found) > 1} == GLOSSARY
-    options = {field.name.replace("_", "-") for field in dataclasses.fields(flags.ModelOptions)}
+    options = {field.name.replace("_", "-") for field in dataclasses.fields(flags.ParallelOptions)}
     assert users.keys() & options == {"out"}  # benches have no other options
 
 
@@ -292,7 +292,7 @@ def test_peek_names_an_image_that_is_not_there():
 
 # The floors: from every room only down. A room is a file or a folder of dlc/.
 
-EFFECTS = {"run", "data", "weights", "process", "files", "export", "tokens"}
+EFFECTS = {"run", "data", "weights", "process", "hosts", "files", "export", "tokens"}
 PURE = {
     "train", "losses", "metrics", "optim", "batches", "augment", "prepare", "views", "generate", "sharding", "costs",
     "layers", "models", "analysis", "errors",

@@ -54,7 +54,9 @@ def test_what_is_no_exported_model_is_named(tmp_path):
     (tmp_path / "short.jax").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.jax").write_text("no model")
     for name in ("short", "text"):
-        with pytest.raises(UserError, match=rf"{name}\.jax is not an exported model or is cut short: export it again"):
+        with pytest.raises(
+            UserError, match=rf"{name}\.jax is not a model that export.save wrote, or is damaged: export it again"
+        ):
             export.load(tmp_path / f"{name}.jax")
     with pytest.raises(UserError, match=r"missing\.jax cannot be read: No such file"):
         export.load(tmp_path / "missing.jax")

@@ -133,7 +133,7 @@ def test_recipes_are_the_papers():
     [
         (["--images", "nowhere"], "there is no folder nowhere: give one that has a folder of pictures", 2),
         (["--images", "nowhere", "--dataset", "digits32"], "--images and --dataset are two sets: give one of them", 2),
-        (["--mesh", "4"], 'a mesh is written as "data=4", for four devices that share each batch, not as "4"', 2),
+        (["--mesh", "4"], 'a mesh is written as "data=4", for four devices that share each batch, or with fsdp=N', 2),
         (["--batch", "10000"], "a batch of 10000 cannot be drawn from 1437 examples", 2),
         (["--weights", "x.pth", "--lr", "3"], "leave out --lr: --weights does not train", 2),
         (["--batch", "0"], "--batch must be greater than 0, not 0", 2),

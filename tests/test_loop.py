@@ -6,6 +6,8 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -18,12 +20,13 @@ from matplotlib.figure import Figure
 from runs import KINDS
 from tensorboardX.proto.event_pb2 import Event
 
-from dlc import losses, sharding, train, weights
+from dlc import batches, losses, sharding, train, weights
 from dlc.errors import UserError
 from dlc.models.densenet import DenseNet
 from dlc.models.mlp import MLP
 from dlc.run import log, loop, record
-from dlc.run.fit import Plan, fit, start
+from dlc.run.fit import Plan, _watched, fit, start
+from dlc.run.launch import _conclude
 from dlc.run.loop import Diverged, training
 from dlc.run.run import Run
 from dlc.run.signals import Interrupted
@@ -391,6 +394,71 @@ def test_nothing_takes_long_in_silence():
     assert said[:2] == [f"training MLP, 1 weights, on digits, 10 steps, {where}", "compiling ..."]
     assert said[2] == "evaluating ..."
     assert said[4:] == ["translating ..."]
+
+
+# Waiting for batches
+
+
+class Slow:
+    """Batches that take longer than the steps."""
+
+    workers = 0
+
+    def like(self, first, count):
+        return jax.ShapeDtypeStruct((count, 4), jnp.float32)
+
+    def __call__(self, first, count):
+        time.sleep(0.05)
+        return np.ones((count, 4), np.float32)
+
+
+def weighed(state, batch):
+    return state + batch.mean(dtype=state.dtype), {"loss": state}
+
+
+def test_waiting_for_batches_is_timed_and_goes_on_when_resumed(tmp_path):
+    for steps in (3, 6):
+        with contextlib.closing(Run(tmp_path, resume=steps == 6)) as run:
+            fit(run, jnp.zeros(()), weighed, Slow(), Plan(steps, report_every=1))
+        seconds = run.clock.seconds
+        waited = [line["seconds"]["input"] for line in run.history if "loss" in line]
+        assert sorted(waited) == waited
+        assert 0 < waited[-1] <= seconds["input"] < seconds["train"] - 0.05  # that of the first batch is not counted
+    assert len(waited) == 6
+    assert waited[2] < waited[5]
+
+
+def test_batches_that_are_only_numbers_are_not_timed():
+    run, rows = Run(), batches.minibatches(8, 4)
+    assert hasattr(rows, "like")
+    fit(run, jnp.zeros(()), weighed, rows, Plan(3))
+    assert "input" not in run.clock.seconds
+
+
+def test_a_device_that_still_computes_does_not_wait():
+    class Result:
+        ready = threading.Event()
+
+        def block_until_ready(self):
+            assert self.ready.wait(60)
+
+    finished = _watched([Result()])
+    before = time.perf_counter()
+    assert finished() >= before
+    Result.ready.set()
+    while finished() != finished():  # the present time, until the watcher has noticed
+        assert time.perf_counter() < before + 60
+    assert before < finished() <= time.perf_counter()
+
+
+@pytest.mark.parametrize(("waited", "said"), [(0.4, False), (1.2, True)])
+def test_much_waiting_for_batches_is_said(waited, said, capsys):
+    seconds = {"compile": 0.0, "train": 10.0, "input": waited}
+    _conclude(Run(), {"figures": {}, "claim": None, "seconds": seconds, "examples_per_second": None})
+    printed = capsys.readouterr().out
+    sentence = "12 % of the time of training was spent waiting for batches: more --workers make them faster"
+    assert (sentence in printed) == said
+    assert "10.0 s training\n" in printed
 
 
 def counted(folder, steps, resume=False, until=None):

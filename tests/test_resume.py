@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from cli import assert_refused, assert_same_weights, folder_of, here, lines
 
+from dlc import files
 from dlc.errors import Stopped, UserError
 from dlc.run import flags, pages, record
 from dlc.run.fit import Plan, fit
@@ -78,17 +80,19 @@ def test_a_run_goes_on_within_a_group_of_steps(tmp_path):
 def test_flags_that_only_say_how_to_compute_may_differ_and_are_kept(tmp_path):
     def parsed(*argv):
         words = ["--resume", str(tmp_path), *argv]
-        return flags.parse("imagenet.train", "", "", classes.Config(), classes.SMOKE, flags.ModelOptions, words).config
+        return flags.parse("imagenet.train", "", "", classes.Config(), classes.SMOKE, flags.ParallelOptions, words)
 
-    begun = classes.Config(workers=8, mesh="data=2", epochs=3)
+    begun = classes.Config(workers=8, epochs=3)
     command = "python -m experiments.imagenet.train --workers 8 --mesh=data=2 --epochs 3"
-    flags.save(tmp_path, "imagenet.train", begun, command)
-    config = parsed("--workers", "0", "--mesh", "data=1")
-    assert config == dataclasses.replace(begun, workers=0, mesh="data=1")
+    flags.save(tmp_path, "imagenet.train", begun, command, flags.ParallelOptions(mesh="data=2"))
+    config, options = parsed("--workers", "0", "--mesh", "fsdp=4")
+    assert config == dataclasses.replace(begun, workers=0)
+    assert options.mesh == "fsdp=4"
     assert flags.resumed(tmp_path, "imagenet.train", config) == (
-        "python -m experiments.imagenet.train --epochs 3 --mesh data=1 --workers 0"
+        "python -m experiments.imagenet.train --mesh=data=2 --epochs 3 --workers 0"
     )
-    assert parsed() == config  # those of the run now
+    assert parsed().config == config  # those of the run now
+    assert parsed().options.mesh == "data=2"  # that which it began with
     with pytest.raises(UserError, match=r"with --epochs 3 \(not 4\): .*; what it has learnt so far depends on that"):
         parsed("--epochs", "4")
 
@@ -157,6 +161,11 @@ def test_the_commit_is_that_of_the_experiments_checkout(tmp_path):
         subprocess.run([*git, *words], check=True)
     head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], check=True, capture_output=True, text=True).stdout
     assert record.commit(file) == head.strip()
+    index = tmp_path / ".git" / "index"
+    before = index.read_bytes()
+    os.utime(file, (1, 1))
+    assert record.commit(file) == head.strip()
+    assert index.read_bytes() == before  # git would write down that the file's time is another one
     file.write_text("changed")
     assert record.commit(file) == f"{head.strip()}+changes"
     (tmp_path / ".gitignore").write_text(".venv\n")
@@ -165,9 +174,9 @@ def test_the_commit_is_that_of_the_experiments_checkout(tmp_path):
 
 
 def test_a_record_that_is_older_than_its_run_is_no_result(four, tmp_path):
-    config = json.loads((four / "config.json").read_text())
+    config = files.unsealed((four / "config.json").read_text())
     config["config"]["epochs"] = 6
-    (four / "config.json").write_text(json.dumps(config))
+    (four / "config.json").write_text(files.sealed(config))
     with pytest.raises(UserError, match="is being trained longer, and its record is an earlier one"):
         pages.add(tmp_path, four)
 

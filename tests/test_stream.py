@@ -4,9 +4,11 @@ import errno
 import multiprocessing
 import os
 import signal
+import socket
 from functools import partial
 from types import SimpleNamespace
 
+import cli
 import jax
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from dlc import process, sharding
-from dlc.data import images, pictures, stream
+from dlc.data import _workers, images, pictures, stream
 from dlc.errors import Stopped, UserError
 
 
@@ -174,6 +176,67 @@ def test_workers_make_the_same_batches_until_one_dies(some):
         two.close()
 
 
+RESTARTS = ((0, 3), (3, 1), (9, 2), (1, 4), (5, 1))  # (first, count)
+
+
+def numbers(number, rng=None):
+    return {"number": np.int32(number), "drawn": np.float64(0 if rng is None else rng.random())}
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [range(8)],
+        [range(4), range(4, 8)],
+        [range(2), range(2, 4), range(4, 6), range(6, 8)],
+        [[0, 3, 5], [1], [2, 4, 6, 7]],  # of meshes whose devices lie in another order
+    ],
+)
+def test_the_rows_of_several_hosts_make_up_the_batches_of_one(seed, rows):
+    whole = stream.Batches(range(30), numbers, batch=8, seed=seed)
+    parts = [stream.Batches(range(30), numbers, batch=8, seed=seed, rows=own) for own in rows]
+    for first, count in RESTARTS:
+        expected = whole(first, count)
+        for part, own in zip(parts, rows, strict=True):
+            got, like = part(first, count), part.like(first, count)
+            assert_same(got, {name: leaf[:, own] for name, leaf in expected.items()})
+            assert {name: leaf.shape for name, leaf in like.items()} == {name: got[name].shape for name in got}
+    assert_same(parts[0].one(5), {name: leaf[0] for name, leaf in whole(5, 1).items()})
+    for each in (whole, *parts):
+        each.close()
+
+
+def test_a_run_goes_on_with_another_number_of_hosts_and_workers(some):
+    """Crops and mirror images are those of one host: they are drawn by the number of the example in the whole."""
+    one, half = batches(some), [batches(some, rows=range(2)), batches(some, workers=1, rows=range(2, 4))]
+    expected = one(0, 9)
+    for first, count in ((0, 2), (5, 4)):
+        got = [part(first, count) for part in half]
+        joined = {name: np.concatenate([part[name] for part in got], 1) for name in expected}
+        assert_same(joined, {name: leaf[first : first + count] for name, leaf in expected.items()})
+    for each in (one, *half):
+        each.close()
+
+
+def test_an_evaluation_on_several_hosts_counts_every_example_once(some):
+    found = pictures.folder(some).validation
+    parts = [stream.Batches(found, partial(stream.centre, side=16), batch=4, rows=[row]) for row in range(4)]
+    assert sum(part(0, part.steps)["counts"].sum() for part in parts) == len(found) == 7
+    for part in parts:
+        part.close()
+
+
+def test_two_processes_hold_the_batches_of_one():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    both = [cli.start("streamed", port, host, 2) for host in range(2)]
+    results = [cli.finish(process) for process in both]
+    assert [code for code, *_ in results] == [0, 0], results[0][2] + results[1][2]
+    assert [out.splitlines()[-1] for _, out, _ in results] == ["0 1 2 3", "4 5 6 7"]  # after those of JAX's network
+
+
 def test_in_order_the_last_batch_is_filled_up(some):
     found = pictures.folder(some)
     held = stream.Batches(found.validation, partial(stream.centre, side=16), batch=4)
@@ -280,9 +343,9 @@ def test_no_pictures_at_all():
 
 def test_a_worker_leaves_signals_to_its_parent(monkeypatch):
     begun, handlers = [], {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-    monkeypatch.setattr(stream.threading, "Thread", lambda **how: SimpleNamespace(start=lambda: begun.append(how)))
+    monkeypatch.setattr(_workers.threading, "Thread", lambda **how: SimpleNamespace(start=lambda: begun.append(how)))
     try:
-        stream._work_for(1, 0, 1)
+        _workers.work_for(1, 0, 1)
         assert {signal.getsignal(signum) for signum in handlers} == {signal.SIG_IGN}
     finally:
         for signum, handler in handlers.items():

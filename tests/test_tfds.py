@@ -172,13 +172,24 @@ def test_a_damaged_prepared_folder_is_ignored(prepared, monkeypatch, capsys):
     assert " is ignored: " in capsys.readouterr().err
 
 
+def with_checksum(content):
+    return content + _array_record.masked(_array_record.crc32c(content)).to_bytes(4, "little")
+
+
+def test_the_checksum_of_records_is_that_of_its_standard():
+    """RFC 3720, appendix B.4, and the check value of the CRC catalogues."""
+    known = {b"123456789": 0xE3069283, bytes(32): 0x8A9136AA, b"\xff" * 32: 0x62A8AB43, bytes(range(32)): 0x46DD794E}
+    assert {content: _array_record.crc32c(content) for content in known} == known
+    assert _array_record.crc32c(b"") == 0
+
+
 def test_tfrecords_are_read_too(prepared, capsys):
     """TFRecord is what TensorFlow Datasets writes by default: length, checksum, record, checksum."""
     folder = put(prepared, "mnist")
     for split in ("train", "test"):
         records = _array_record.Records(folder, "mnist", split).source
         raw = [records[i] for i in range(len(records))]
-        content = b"".join(len(one).to_bytes(8, "little") + b"\0" * 4 + one + b"\0" * 4 for one in raw)
+        content = b"".join(with_checksum(len(one).to_bytes(8, "little")) + with_checksum(one) for one in raw)
         (folder / f"mnist-{split}.tfrecord-00000-of-00001").write_bytes(content)
         (folder / f"mnist-{split}.array_record-00000-of-00001").unlink()
     info = json.loads((folder / "dataset_info.json").read_text())
@@ -187,7 +198,18 @@ def test_tfrecords_are_read_too(prepared, capsys):
     assert found.source == "tfds mnist 3.0.1"
     assert_arrays(found, prepared[1]["mnist"])
     shutil.rmtree(data_dir() / "arrays")
-    os.truncate(folder / "mnist-train.tfrecord-00000-of-00001", 5000)
+    shard = folder / "mnist-train.tfrecord-00000-of-00001"
+    whole = shard.read_bytes()
+    for at, sentence in (
+        (100, "record 0 of .* is damaged .*its checksum differs"),
+        (3, "is damaged at byte 0|cut short"),
+    ):
+        shard.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(DataUnavailable):
+            load("mnist")
+        assert re.search(sentence, capsys.readouterr().err)
+    shard.write_bytes(whole)
+    os.truncate(shard, 5000)
     with pytest.raises(DataUnavailable):
         load("mnist")
     assert "mnist-train.tfrecord-00000-of-00001 is cut short: prepare the set again" in capsys.readouterr().err

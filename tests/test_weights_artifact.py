@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from dlc import weights
 from dlc.errors import UserError
+from dlc.files import unsealed
 from dlc.models.bert import Bert, BertConfig, BertMaskedLM
 from dlc.models.densenet import DenseNet
 from dlc.models.gpt import GPT, GPTConfig
@@ -116,6 +117,7 @@ import sys
 import flax.linen as nn
 from dlc import weights
 from dlc.errors import UserError
+from dlc.files import unsealed
 
 class Net(nn.Module):
     width: int
@@ -282,7 +284,7 @@ def test_folders_and_files_without_weights(tmp_path, saved):
         weights.load(tmp_path / "empty")
     weights.write_model(tmp_path / "empty", MODEL)
     assert [path.name for path in (tmp_path / "empty").iterdir()] == ["model.json"]
-    assert weights.rebuild(json.loads((tmp_path / "empty" / "model.json").read_text())) == MODEL
+    assert weights.rebuild(unsealed((tmp_path / "empty" / "model.json").read_bytes())) == MODEL
     with pytest.raises(UserError, match=r"the run in .*empty has not saved any weights yet"):
         weights.load(tmp_path / "empty")
     (tmp_path / "empty" / "model.json").write_text("{")

@@ -277,6 +277,7 @@ STRANGE = {
     "a malformed dict": (holding({"dict": [1]}), "is damaged: TypeError"),
     "an unhashable key": (holding({"dict": [[[1], 2]]}), "is damaged: TypeError"),
     "an unknown dtype": (holding({"dtype": "float7"}), "is damaged: TypeError"),
+    "a dtype that NumPy would parse": (holding({"dtype": ",b"}), "is damaged: ,b is unknown"),
     "no fields": ({"class": "dlc.models.gpt.GPT"}, "is damaged"),
     "a path that is a number": ({"class": 3, "fields": {}}, "is damaged"),
     "very deep": (functools.reduce(lambda inner, _: [inner], range(5000), 1), "is damaged: RecursionError"),

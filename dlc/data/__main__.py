@@ -1,6 +1,7 @@
 """`python -m dlc.data` lists what is there; `python -m dlc.data mnist cifar10` prepares sets ahead of time.
 
 `python -m dlc.data cifar10 --pictures FOLDER` writes a set as JPEG files, in a folder for each class.
+`python -m dlc.data --records FOLDER --context 1024 FILE ...` packs texts into records of tokens.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from dlc import process
+from dlc import process, tokens
 from dlc.data import (
     NAMES,
     OFFLINE,
@@ -18,6 +19,7 @@ from dlc.data import (
     DataUnavailable,
     _arrays,
     _cache,
+    _packing,
     _tfds,
     check_name,
     data_dir,
@@ -48,9 +50,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--pictures", type=Path, metavar="FOLDER", help="write NAME as JPEG files, in a folder for each class"
     )
+    packed = "pack texts into records of tokens: NAME is a text file, a *.jsonl, a folder of them or one of the texts"
+    parser.add_argument("--records", type=Path, metavar="FOLDER", help=packed)
+    records = parser.add_argument_group("of --records")
+    records.add_argument("--context", type=int, default=64, help="tokens that a model sees at once")
+    records.add_argument("--encoding", choices=("characters", "bpe"), default="characters", help="what a token is")
+    records.add_argument("--vocab", type=int, default=4096, help="size of the vocabulary, of bpe")
+    records.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="take the vocabulary in FOLDER instead")
     options = parser.parse_args(arguments)
     try:
-        if options.pictures:
+        if options.records:
+            pack(options)
+        elif options.pictures:
             write(options.names, options.pictures)
         elif options.first_of:
             print(first_of(options.first_of))
@@ -105,6 +116,28 @@ def write(names: list[str], folder: Path) -> None:
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
     print(f"{names[0]}: {len(found.train['label']):,} train and {len(found.test['label']):,} val pictures in {folder}")
+
+
+def pack(options: argparse.Namespace) -> None:
+    """Packs texts into records of tokens, completely or not at all, and prints a line about them."""
+    start, folder = time.perf_counter(), options.records
+    if options.context < 2 or not options.names:
+        raise UserError("--records takes texts, and a --context greater than 1: --records FOLDER --context 64 FILE ...")
+    try:
+        if folder.exists():
+            raise UserError(f"{folder} is there already: give a new folder")
+        if options.tokenizer:
+            tokenizer = tokens.load(options.tokenizer)
+        else:
+            tokenizer = _packing.vocabulary(options.names, options.vocab if options.encoding == "bpe" else None)
+        index = _packing.pack(folder, options.names, tokenizer, options.context)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
+    windows = [sum(one["windows"] for one in index[half]) for half in ("train", "validation")]
+    print(
+        f"{index['documents']:,} documents, {tokenizer.size:,} kinds of tokens: {windows[0]:,} train, {windows[1]:,} "
+        f"validation windows of {options.context} + 1 tokens in {folder}; {time.perf_counter() - start:.2g} s"
+    )
 
 
 def first_of(names: list[str]) -> str:

@@ -2,10 +2,13 @@
 
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from dlc.data._directory import say
+from dlc.data._errors import DataDamaged
 
 
 def unpacked(root: Path, name: str, archive: Path, place: Path) -> Path:
@@ -13,10 +16,20 @@ def unpacked(root: Path, name: str, archive: Path, place: Path) -> Path:
 
     def extract(temporary: Path) -> None:
         say(f"unpacking {archive}")
-        with tarfile.open(archive) as tar:
-            tar.extractall(temporary, filter="data")
+        try:
+            with tarfile.open(archive) as tar:
+                tar.extractall(temporary, filter=_plain)
+        except (tarfile.TarError, EOFError, zlib.error) as error:
+            raise DataDamaged(f"{archive} cannot be unpacked: {error}; fetch it again") from None
 
     return written(root, name, place, extract)
+
+
+def _plain(member: tarfile.TarInfo, folder: Any) -> tarfile.TarInfo | None:
+    """A file or folder that stays below `folder`; published sets hold nothing else. Raises TarError for a link."""
+    if not (member.isfile() or member.isdir()):
+        raise tarfile.TarError(f"{member.name} is neither a file nor a folder")
+    return tarfile.data_filter(member, folder)
 
 
 def written(root: Path, name: str, place: Path, write: Callable[[Path], None]) -> Path:

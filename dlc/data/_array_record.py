@@ -4,11 +4,14 @@ A record is a tf.train.Example in the encoding of Protocol Buffers, of which thi
 texts use.
 """
 
+import functools
 import json
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dlc.data._errors import DataDamaged
 
@@ -41,7 +44,7 @@ class Records(Sequence[Any]):
         paths = [prepared / f"{name}-{split}.{kind}-{i:05d}-of-{count:05d}" for i in range(count)]
         if lost := [path for path in paths if not path.is_file()]:
             raise DataDamaged(f"{lost[0]} is missing: prepare {name} again")
-        self.source = _array_record(paths) if kind == "array_record" else TFRecords(paths)
+        self.source = array_record(paths) if kind == "array_record" else TFRecords(paths)
         if len(self.source) != sum(shards):
             raise DataDamaged(
                 f"{prepared} holds {len(self.source):,} {split} records instead of {sum(shards):,}: prepare it again"
@@ -90,10 +93,12 @@ class TFRecords:
             with open(path, "rb") as file:
                 while at < end:
                     file.seek(at)
-                    head = file.read(8)
+                    head, checksum = file.read(8), file.read(4)
                     length = int.from_bytes(head, "little")
-                    if len(head) < 8 or at + 16 + length > end:
+                    if len(checksum) < 4 or at + 16 + length > end:
                         raise DataDamaged(f"{path} is cut short: prepare the set again")
+                    if int.from_bytes(checksum, "little") != masked(crc32c(head)):
+                        raise DataDamaged(f"{path} is damaged at byte {at:,}: prepare the set again")
                     self.places.append((path, at + 12, length))
                     at += 16 + length
 
@@ -104,14 +109,59 @@ class TFRecords:
         path, at, length = self.places[i]
         with open(path, "rb") as file:
             file.seek(at)
-            return file.read(length)
+            record, checksum = file.read(length), file.read(4)
+        if int.from_bytes(checksum, "little") != masked(crc32c(record)):
+            raise ValueError("its checksum differs")
+        return record
+
+
+def crc32c(content: bytes) -> int:
+    """The CRC-32C of some bytes, with the polynomial of Castagnoli.
+
+    Checksums are linear, so those of neighbours are joined in pairs, all at once: the left one is carried over as many
+    bytes that are zero as the right one has.
+    """
+    sums: Any = _carry_table(0)[0][np.frombuffer(content, np.uint8)]
+    level = 0
+    while len(sums) > 1:
+        sums = np.concatenate([np.zeros(len(sums) % 2, np.uint32), sums])
+        sums = _carried(sums[::2], level) ^ sums[1::2]
+        level += 1
+    start = np.array([0xFFFFFFFF], np.uint32)
+    for level in range(len(content).bit_length()):
+        if len(content) >> level & 1:
+            start = _carried(start, level)
+    return int(sums.sum() ^ start[0]) ^ 0xFFFFFFFF
+
+
+def _carried(sums: np.ndarray, level: int) -> np.ndarray:
+    """Checksums after 2**level more bytes that are zero."""
+    table = _carry_table(level)
+    return table[0][sums & 255] ^ table[1][sums >> 8 & 255] ^ table[2][sums >> 16 & 255] ^ table[3][sums >> 24]
+
+
+@functools.cache
+def _carry_table(level: int) -> np.ndarray:
+    """What `_carried` makes of each byte of a checksum, uint32 [4, 256]."""
+    byte: Any = np.arange(256, dtype=np.uint32)
+    if level:
+        return np.stack([_carried(_carried(byte << 8 * place, level - 1), level - 1) for place in range(4)])
+    lowest = byte
+    for _ in range(8):
+        lowest = lowest >> 1 ^ np.uint32(0x82F63B78) * (lowest & 1)
+    return np.stack([lowest, *(byte << 8 * place for place in range(3))])
+
+
+def masked(crc: int) -> int:
+    """A checksum as TFRecord files have it: turned by 15 bits, and a constant added."""
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def folder_info(prepared: Path, file: str = "dataset_info.json") -> dict[str, Any]:
     """What TensorFlow Datasets wrote about a prepared folder. Raises DataDamaged if it is not such a folder."""
     try:
         return dict(json.loads((prepared / file).read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise not_prepared(prepared, error) from None
 
 
@@ -139,7 +189,8 @@ def example(record: bytes) -> dict[str, Any]:
     return features
 
 
-def _array_record(paths: Sequence[Path]) -> Any:
+def array_record(paths: Sequence[Path]) -> Any:
+    """The records of these files, one after the other, as bytes."""
     try:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dlc import files, process
-from dlc.errors import UserError
+from dlc.errors import UserError, printable
 
 
 def data_dir() -> Path:
@@ -82,7 +82,7 @@ def _clean(root: Path, name: str) -> None:
 
 def say(line: str) -> None:
     """Prints one line for the user on stderr; stdout belongs to the program that asked for the data."""
-    print(files.printable(line), file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def readable(size: int) -> str:

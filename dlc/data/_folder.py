@@ -12,8 +12,7 @@ from typing import Any
 from dlc.data import images
 from dlc.data._dataset import Pictures
 from dlc.data._directory import say
-from dlc.errors import UserError
-from dlc.files import printable
+from dlc.errors import UserError, printable
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SYSTEM = {  # names that do not begin with a dot, in lower case

@@ -161,7 +161,7 @@ def newest(root: Path, spec: Spec) -> Path | None:
             here /= spec.config
         elif here.is_dir() and not _versions(here):
             configs = sorted(path.name for path in here.iterdir() if _versions(path))
-            with suppress(OSError, ValueError, KeyError):
+            with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
                 default = json.loads((here / ".config" / "metadata.json").read_text("utf-8"))["defaultConfigName"]
                 configs = [default] if default in configs else configs
             if len(configs) > 1:
@@ -292,7 +292,7 @@ def _versions(folder: Path) -> list[Path]:
 def _readable(folder: Path) -> bool:
     try:
         file_format = json.loads((folder / "dataset_info.json").read_text("utf-8")).get("fileFormat") or "tfrecord"
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
     if file_format not in FORMATS:
         say(f"{folder} is ignored: it is written as {file_format}, which cannot be read here")

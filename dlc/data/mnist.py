@@ -5,6 +5,8 @@ References:
     Xiao, Rasul, Vollgraf 2017, "Fashion-MNIST: a novel image dataset for benchmarking machine learning algorithms".
 """
 
+import math
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,11 +34,12 @@ def parse(paths: Sequence[Path]) -> tuple[Split, Split]:
 
 
 def idx(path: Path) -> np.ndarray:
-    """An idx file of bytes: 0, 0, 8 (uint8), the number of dimensions, each as a big-endian int32, the values."""
+    """An idx file of bytes: 0, 0, 8 (uint8), the number of dimensions, each as a big-endian uint32, the values."""
     data = content(path)
-    rank = data[3] if data[:3] == b"\0\0\x08" else 0
-    shape = np.frombuffer(data[4 : 4 + 4 * rank], ">i4").tolist()
-    if rank not in (1, 3) or len(shape) != rank or len(data) != 4 + 4 * rank + int(np.prod(shape)):
+    rank = data[3] if data[:3] == b"\0\0\x08" and len(data) > 3 else 0
+    sizes = data[4 : 4 + 4 * rank]
+    shape = struct.unpack(f">{len(sizes) // 4}I", sizes[: len(sizes) // 4 * 4])
+    if rank not in (1, 3) or len(shape) != rank or len(data) != 4 + 4 * rank + math.prod(shape):
         raise DataDamaged(f"{path} is damaged: its length disagrees with its header; fetch it again")
     return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
 

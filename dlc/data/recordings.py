@@ -6,6 +6,7 @@ order of their names.
 
 import zipfile
 from pathlib import Path
+from tokenize import TokenError  # which NumPy lets through for a damaged header
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -19,9 +20,8 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 def sites(path: Path, count: int) -> Float32[np.ndarray, "N S"]:
     """The answers of S sites to N = `count` images. Raises UserError, which says what is wrong with the file."""
     try:
-        with path.open("rb") as file:
-            answers = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        answers = np.load(path, mmap_mode="r", allow_pickle=False)  # a file that is too short for its shape is refused
+    except (OSError, ValueError, EOFError, MemoryError, OverflowError, SyntaxError, TokenError, zipfile.BadZipFile):
         raise UserError(f"{path} cannot be read: give an array of images x sites that numpy.save has written") from None
     if not isinstance(answers, np.ndarray) or answers.ndim != 2 or not answers.size:
         kind = f"of shape {answers.shape}" if isinstance(answers, np.ndarray) else "several arrays"

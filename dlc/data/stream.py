@@ -4,21 +4,17 @@
     batches(first, count)      {"image": uint8 [count, B, S, S, 3], "label": int32 [count, B]}
 
 Every batch, with the order of the examples, their crops and their mirror images, is a function of only the seed and the
-batch's number. So a resumed run sees the same batches as an uninterrupted one, to the bit, with any number of workers.
+batch's number. So the number of the step is the position in the data, and a resumed run sees the same batches as an
+uninterrupted one, to the bit, with any number of workers and of hosts, each of which makes its own rows of every batch.
 
 Shapes: B batch, S side of a crop, N pictures. Grain is imported when the first batches are requested.
 """
 
-import contextlib
-import errno
+import bisect
 import functools
 import math
 import os
-import shutil
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +22,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dlc import process
-from dlc.data import images
-from dlc.errors import Stopped, UserError, needs
+from dlc.data import _workers, images
+from dlc.errors import UserError, needs
 
 Picture = tuple[Path | bytes, int]  # a file, or its content, and its label
 How = Literal["fixed", "scale", "area"]
@@ -103,7 +99,8 @@ class Batches:
     begin the next. Without a seed the examples come in their own order through `view(example)`, in every pass; the last
     batch is filled with copies of the last example, and `counts`, bool [count, B], marks the ones that count.
 
-    With a `sharding` batches are jax.Arrays placed so, otherwise NumPy arrays.
+    With a `sharding` batches are jax.Arrays placed so, otherwise NumPy arrays. Only the `rows` of every batch are made
+    that the devices of this process hold. Given explicitly, without a sharding, they are all that a batch has.
 
     However many threads or workers there are, examples of about `AHEAD` bytes wait. Each makes a part of a batch at a
     time: the larger the examples and the more there are to make them, the smaller the part.
@@ -118,11 +115,13 @@ class Batches:
         seed: int | None = None,
         workers: int = 0,
         sharding: Any = None,
+        rows: Sequence[int] | None = None,
     ):
         if not len(examples):
             raise UserError("there are no examples to make batches of")
         needs("pictures", "grain")
         self.batch, self.workers, self.sharding = batch, workers, sharding
+        self.rows = _rows_here(sharding, batch) if rows is None else rows
         self.in_order, self.examples = seed is None, len(examples)
         self.steps = -(-len(examples) // batch)  # batches in a pass
         self._source, self._view, self._seed = examples, view, seed
@@ -137,26 +136,23 @@ class Batches:
         import jax
 
         apart = first - self._at
-        with _said():
+        with _workers.said():
             if self._iterator is None or (apart % self.steps if self.in_order else apart):
                 self._begin(first)
-            made = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), self.like(first, count))
+            made = self._shaped(count, len(self.rows), np.empty)
             rows = [leaf.reshape(-1, *leaf.shape[2:]) for leaf in jax.tree.leaves(made)]  # the same memory
-            for at in range(0, count * self.batch, self._part):
+            for at in range(0, count * len(self.rows), self._part):
                 for leaf, part in zip(rows, jax.tree.leaves(next(self._iterator)), strict=True):
                     leaf[at : at + self._part] = part
         self._at = first + count
-        return made if self.sharding is None else jax.device_put(made, self.sharding)
+        return made if self.sharding is None else jax.tree.map(self._placed, made)
 
     def like(self, first: int, count: int) -> Any:
         """The shapes and dtypes of what a call would return, from one example. Raises UserError if it is damaged."""
         import jax
 
-        def shape(leaf: Any) -> Any:
-            leaf = np.asarray(leaf)
-            return jax.ShapeDtypeStruct((count, self.batch, *leaf.shape), leaf.dtype, sharding=self.sharding)
-
-        return jax.tree.map(shape, self._example)
+        rows = len(self.rows) if self.sharding is None else self.batch
+        return self._shaped(count, rows, functools.partial(jax.ShapeDtypeStruct, sharding=self.sharding))
 
     def one(self, number: int) -> Any:
         """A single batch, leaves [B, ...], made in this process."""
@@ -167,6 +163,25 @@ class Batches:
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
+
+    def _shaped(self, count: int, rows: int, new: Callable[..., Any]) -> Any:
+        """The tree of `new(shape, dtype)` for that many batches of that many rows."""
+        import jax
+
+        leaves = jax.tree.map(np.asarray, self._example)
+        return jax.tree.map(lambda leaf: new((count, rows, *leaf.shape), leaf.dtype), leaves)
+
+    def _placed(self, made: np.ndarray) -> Any:
+        """The rows of this process [count, rows, ...] as its part of the array [count, B, ...] on all devices."""
+        import jax
+
+        def part(index: Any) -> np.ndarray:
+            first, end, _ = index[1].indices(self.batch)
+            at = bisect.bisect_left(self.rows, first)
+            return made[:, at : at + end - first]
+
+        shape = (len(made), self.batch, *made.shape[2:])
+        return jax.make_array_from_callback(shape, self.sharding, part)
 
     @functools.cached_property
     def _example(self) -> Any:
@@ -193,12 +208,16 @@ class Batches:
         self.close()
         makers, ahead = self.workers or process.cores(), AHEAD
         if self.workers:
-            ahead = min(ahead, _free_shared_memory() // 2)
+            free = _workers.free_shared_memory()
+            ahead = ahead if free is None else min(ahead, free // 2)
         each = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(self._example)) or 1
-        fitting = max(1, ahead // (8 * makers * each))
-        self._part = max(part for part in range(1, self.batch + 1) if self.batch % part == 0 and part <= fitting)
-        waiting = max(1, min(ahead // (self._part * each), 2 * makers * self.batch // self._part))
-        parts = self._made.batch(self._part)[first * self.batch // self._part :]
+        fitting, rows = max(1, ahead // (8 * makers * each)), len(self.rows)
+        self._part = max(part for part in range(1, rows + 1) if rows % part == 0 and part <= fitting)
+        waiting = max(1, min(ahead // (self._part * each), 2 * makers * rows // self._part))
+        made = self._made
+        if rows < self.batch:
+            made = grain.MapDataset.source(_Rows(made, self.batch, self.rows))
+        parts = made.batch(self._part)[first * rows // self._part :]
         if not self.workers:
             options = grain.ReadOptions(num_threads=min(makers, waiting), prefetch_buffer_size=waiting)
             self._iterator, self._at = iter(parts.to_iter_dataset(options)), first
@@ -211,9 +230,31 @@ class Batches:
         # and three have been taken from it.
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         queue = grain.MultiprocessingOptions(num_workers=makers, per_worker_buffer_size=3)
-        start = functools.partial(_work_for, os.getpid())
+        start = functools.partial(_workers.work_for, os.getpid())
         self._iterator = iter(parts.to_iter_dataset(options).mp_prefetch(queue, worker_init_fn=start))
         self._at = first
+
+
+def _rows_here(sharding: Any, batch: int) -> Sequence[int]:
+    """The rows of a batch that the devices of this process hold, in order."""
+    if sharding is None or sharding.is_fully_addressable:
+        return range(batch)
+    places = sharding.addressable_devices_indices_map((1, batch)).values()
+    return sorted({row for _, rows in places for row in range(*rows.indices(batch))})
+
+
+class _Rows(Sequence[Any]):
+    """Some rows of every batch. Each is made by its number in the whole, from which its random draws come."""
+
+    def __init__(self, made: Any, batch: int, rows: Sequence[int]):
+        self.made, self.batch, self.rows = made, batch, rows
+
+    def __len__(self) -> int:
+        return len(self.made) // self.batch * len(self.rows)
+
+    def __getitem__(self, i: Any) -> Any:
+        number, row = divmod(i, len(self.rows))
+        return self.made[number * self.batch + self.rows[row]]
 
 
 class _InOrder(Sequence[tuple[Any, bool]]):
@@ -238,54 +279,6 @@ class _Counted:
 
     def __call__(self, example: tuple[Any, bool]) -> dict[str, Any]:
         return {**self.view(example[0]), "counts": np.bool_(example[1])}
-
-
-@contextlib.contextmanager
-def _said() -> Iterator[None]:
-    """Turns the errors of Grain and of its workers' system into sentences."""
-    shared = (
-        "shared memory, through which workers hand over what they have made, {}: make /dev/shm larger (in Docker, "
-        "--shm-size=1g), or continue with fewer --workers, or 0"
-    )
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.ENOMEM):
-            raise
-        raise Stopped(shared.format(f"cannot be had ({error.strerror})")) from error
-    except RuntimeError as error:
-        if "terminated unexpectedly" not in str(error):
-            raise
-        if f"exit code -{int(getattr(signal, 'SIGBUS', 0))}." in str(error):  # a page of a full file in memory
-            raise Stopped(shared.format("is full")) from None
-        raise Stopped(
-            "a worker process that makes batches has died, most often because memory ran out: continue with fewer "
-            "--workers, or 0"
-        ) from None
-
-
-def _free_shared_memory() -> int:
-    """The free bytes of shared memory that the system reports."""
-    try:
-        return shutil.disk_usage("/dev/shm").free
-    except OSError:  # not a Linux
-        return AHEAD
-
-
-def _work_for(parent: int, index: int, count: int) -> None:
-    """How a worker starts: its parent handles Ctrl-C and SIGTERM, which schedulers send to all processes of a job.
-
-    The worker goes on, so that the parent can reach its next checkpoint, and ends when its parent does.
-    """
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def some_pixels(examples: Sequence[Picture], count: int = 500) -> UInt8[np.ndarray, "N 3"]:

@@ -11,6 +11,7 @@ Published files are kept in `<data dir>/sources/<name>/`. A user's own files are
 import bz2
 import gzip
 import hashlib
+import io
 import lzma
 import zlib
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ __all__ = [
 
 SHORTEST = 1000  # characters of a user's text
 FEWEST = 100  # pairs of a user's translations
+LARGE, RATIO = 2**26, 100  # bytes: more are unpacked only if they are at most so many times the packed ones
 
 
 class Text(NamedTuple):
@@ -91,7 +93,7 @@ def read(path: str | Path) -> Corpus:
         UserError: it cannot be read, is not UTF-8, or has fewer than 1,000 characters.
     """
     path = Path(path)
-    text, sha256 = _read(path)
+    text, sha256 = content(path)
     if len(text) < SHORTEST:
         size = f"has only {len(text):,} characters" if text else "is empty"
         raise UserError(f"{path} {size}: a text to learn from needs at least {SHORTEST:,}")
@@ -108,7 +110,7 @@ def read_pairs(source: str | Path, target: str | Path) -> Parallel:
         UserError: a file cannot be read or is not UTF-8, the numbers of lines differ, or fewer than 100 pairs are left.
     """
     source, target = Path(source), Path(target)
-    (text, sha256), (translation, other) = _read(source), _read(target)
+    (text, sha256), (translation, other) = content(source), content(target)
     lines, translations = multi30k.lines(text), multi30k.lines(translation)
     if len(lines) != len(translations):
         raise UserError(f"{source} has {len(lines):,} lines and {target} {len(translations):,}: "
@@ -161,7 +163,7 @@ def _from_tfds(text: Text) -> Corpus | None:
     return None
 
 
-def _read(path: Path) -> tuple[str, str]:
+def content(path: Path) -> tuple[str, str]:
     """A user's file in UTF-8, decompressed if it is a gzip, bzip2 or xz file, and the start of its sha256."""
     try:
         content = path.read_bytes()
@@ -170,12 +172,17 @@ def _read(path: Path) -> tuple[str, str]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     sha256 = hashlib.sha256(content).hexdigest()[:12]
+    module: Any
     for begin, module in ((b"\x1f\x8b", gzip), (b"BZh", bz2), (b"\xfd7zXZ\0", lzma)):
         if content.startswith(begin) or (module is gzip and path.suffix == ".gz"):
+            most = max(LARGE, RATIO * len(content))
             try:
-                content = module.decompress(content)
+                with module.open(io.BytesIO(content)) as packed:
+                    content = packed.read(most + 1)
             except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
                 raise UserError(f"{path} cannot be decompressed: {error}") from error
+            if len(content) > most:
+                raise UserError(f"{path} becomes suspiciously large when it is unpacked: unpack it, if you trust it")
             break
     try:
         text = content.decode("utf-8-sig")

@@ -21,6 +21,7 @@ from dlc.layers.basic import (
     fan_in_uniform,
     flatten,
     plain_conv,
+    remat,
 )
 from dlc.layers.norms import BatchNorm, batch_norm, plain_batch_norm
 
@@ -39,4 +40,5 @@ __all__ = [
     "flatten",
     "plain_batch_norm",
     "plain_conv",
+    "remat",
 ]

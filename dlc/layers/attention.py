@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jax import lax
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
@@ -24,6 +25,19 @@ Mask = Bool[Array, "#B #N #T S"]
 # From this number of tokens on, halves pay off on a CPU: with 128, a whole training step on one core took 0.92 of the
 # time, with 64 it took 1.01.
 _LONG = 128
+
+
+Axes = dict[str, tuple[str | None, ...]]
+
+# What devices that share a model divide among them (`dlc.sharding`): the logical axes of the weights of `Attention`, by
+# the ends of their paths. References: Shoeybi et al. 2019, "Megatron-LM", section 3; `_joined` says what differs.
+AXES: Axes = {
+    "query_key_value/kernel": ("rows", None),
+    "key_value/kernel": ("rows", None),
+    "query/kernel": (None, "heads"),
+    "query/bias": ("heads",),
+    "out/kernel": ("heads", None),
+}
 
 
 class KeyValue(NamedTuple):
@@ -212,7 +226,7 @@ class Attention(nn.Module):
 
     def read(self, memory: Float[Array, "B S E"]) -> KeyValue:
         """The keys and values of a memory (with `cross`): computed once, attended to many times."""
-        return KeyValue(*self._split(self.key_value(memory), 2))
+        return KeyValue(*self._joined(self.key_value, memory, 2))
 
     def __call__(
         self,
@@ -236,7 +250,7 @@ class Attention(nn.Module):
             assert memory is not None
             (query,), (key, value) = self._split(self.query(x), 1), memory
         else:
-            query, key, value = self._split(self.query_key_value(x), 3)
+            query, key, value = self._joined(self.query_key_value, x, 3)
         if self.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.theta is not None:
@@ -259,6 +273,37 @@ class Attention(nn.Module):
             y = attention(query, key, value, causal=causal, mask=mask)
         y = self.out(y.reshape(*y.shape[:2], self.heads * self._head_width))
         return y if cache is None else (y, cache)
+
+    def _joined(self, dense: basic.Dense, x: Float[Array, "B T D"], parts: int) -> list[Array]:
+        """What `_split` makes of `dense(x)`. Where devices share the model, each computes that of its own heads.
+
+        The kernel holds the queries of all heads before their keys, so no cut of its columns gives a device its heads.
+        It lies cut along its rows (`AXES`), and goes from rows to heads here, by an all-to-all. That sends weights; the
+        product of cut columns would send activations, which are more.
+        """
+        devices = jax.sharding.get_abstract_mesh()
+        count = devices.shape["model"] if "model" in devices.auto_axes else 1
+        if count == 1 or self.is_initializing():
+            return self._split(dense(x), parts)
+        copies = math.lcm(self.kv_heads or self.heads, count)  # of heads of keys and values: one for every device
+        if self.heads % copies:
+            raise UserError(f"{count} devices along the axis model cannot share {self.heads} heads equally")
+
+        def by_head(leaf: Array, at_rest: str | None) -> Array:
+            """[R, parts * heads * H] to [R, copies, heads of queries, keys and values for each, H]."""
+            *query, key, value = (part[0] for part in self._split(leaf[None], parts))
+            each = [part.reshape(len(leaf), copies, -1, self._head_width) for part in query]
+            each += [jnp.repeat(part, copies // part.shape[1], axis=1)[:, :, None] for part in (key, value)]
+            whole = lax.with_sharding_constraint(jnp.concatenate(each, axis=2), jax.P(at_rest))
+            return lax.with_sharding_constraint(whole, jax.P(None, "model"))
+
+        weights: list[Array] = [dense.get_variable("params", name) for name in ("kernel", "bias")[: 1 + dense.use_bias]]
+        x, kernel, *bias = promote_dtype(x, *weights, dtype=self.dtype)
+        y = jnp.einsum("btd,dkgh->btkgh", x, by_head(kernel, "model"))
+        y = y + by_head(bias[0][None], None)[None] if bias else y
+        ends = [y.shape[3] - 2, y.shape[3] - 1]
+        found = jnp.split(y, ends if parts == 3 else ends[1:], axis=3)
+        return [part.reshape(*x.shape[:2], -1, self._head_width) for part in found]
 
     @property
     def _head_width(self) -> int:

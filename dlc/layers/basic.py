@@ -11,7 +11,7 @@ that it runs.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -226,6 +226,23 @@ class PReLU(nn.Module):
     def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
         slope = self.param("slope", nn.initializers.constant(0.25), x.shape[-1:], self.param_dtype).astype(x.dtype)
         return jnp.where(x > 0, x, x * slope.reshape((1,) * (x.ndim - 1) + (-1,)))
+
+
+def remat(block: nn.Module, wanted: bool = True) -> Callable[..., Any]:
+    """The call of a block or, if `wanted`, one whose backward pass computes the block's activations again.
+
+    Then only the arguments of the block are kept from the forward pass. A training step takes about a third longer,
+    because it has two forward passes, and a deep model needs a fraction of the memory. Weights, results, random draws
+    and gradients stay the same.
+
+    References: Chen, Xu, Zhang, Guestrin 2016, "Training deep nets with sublinear memory cost".
+    """
+
+    def again(*arguments: Any, **options: Any) -> Any:
+        # nn.remat traces what it is given; the options hold switches such as `train`, which must stay Python values.
+        return nn.remat(lambda block, *arguments: block(*arguments, **options))(block, *arguments)
+
+    return again if wanted else block
 
 
 def _operands(

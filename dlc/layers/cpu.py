@@ -112,10 +112,11 @@ def conv(
     """The convolution, by `conv_p`: our forms on a CPU, `lax.conv_general_dilated` elsewhere."""
     own, devices = functools.partial(_conv, strides=strides, pads=pads, groups=groups), jax.sharding.get_abstract_mesh()
     batch = isinstance(x.shape[0], int) and x.shape[0]
-    if "data" in devices.auto_axes and batch and batch % devices.shape["data"] == 0:
+    among = tuple(name for name in ("data", "fsdp") if name in devices.auto_axes)  # of dlc/sharding.py
+    if among and batch and batch % math.prod(devices.shape[name] for name in among) == 0:
         # Each device takes its images: left to itself, XLA would split some of the loops in here along another axis.
-        split, whole = jax.P("data"), jax.P()
-        own = jax.shard_map(own, mesh=devices, in_specs=(split, whole), out_specs=split, axis_names={"data"})
+        split, whole = jax.P(among), jax.P()
+        own = jax.shard_map(own, mesh=devices, in_specs=(split, whole), out_specs=split, axis_names=set(among))
     return own(x, kernel)
 
 

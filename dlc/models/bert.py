@@ -9,7 +9,7 @@ References:
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dlc import layers
 from dlc.errors import UserError
-from dlc.layers.attention import Attention, padding_mask
+from dlc.layers.attention import AXES, Attention, Axes, padding_mask
 
 PAD = 0  # the token that pads short texts, and to which nothing attends
 
@@ -36,6 +36,13 @@ class BertConfig:
     dropout: float = 0.1
     dtype: Any = None
     param_dtype: Any = "float32"
+    remat: bool = False  # compute the activations of a block again in the backward pass instead of keeping them
+
+
+AXES_OF_BERT: Axes = {
+    **AXES, "up/kernel": (None, "hidden"), "up/bias": ("hidden",), "down/kernel": ("hidden", None),
+    "token/embedding": ("vocab", None), "head_bias": ("vocab",),
+}  # fmt: skip
 
 
 class Bert(nn.Module):
@@ -47,6 +54,7 @@ class Bert(nn.Module):
     """
 
     config: BertConfig = BertConfig()
+    axes: ClassVar[Axes] = AXES_OF_BERT
 
     @nn.compact
     def __call__(
@@ -72,6 +80,7 @@ class BertMaskedLM(nn.Module):
     """
 
     config: BertConfig = BertConfig()
+    axes: ClassVar[Axes] = AXES_OF_BERT
 
     @nn.compact
     def __call__(
@@ -114,7 +123,7 @@ def _encode(c: BertConfig, tokens: Array, segments: Array | None, mask: Array | 
     x = _norm(c, "norm")(x + table(c.context, c.width, name="position")(places))
     x = layers.Dropout(c.dropout)(x, train=train)
     for i in range(c.layers):
-        x = _Block(c, name=f"block{i}")(x, seen, train=train)
+        x = layers.remat(_Block(c, name=f"block{i}"), c.remat)(x, seen, train=train)
     return x, embed
 
 

@@ -6,6 +6,7 @@ Glossary: B batch, H W height and width, C channels, K classes, G growth: the nu
 
 References:
     [1] Huang, Liu, van der Maaten, Weinberger 2016, "Densely connected convolutional networks", section 3 and table 1.
+    [2] Pleiss, Chen, Huang, Li, van der Maaten, Weinberger 2017, "Memory-efficient implementation of DenseNets".
 """
 
 from typing import Any
@@ -36,6 +37,7 @@ class DenseNet(nn.Module):
     num_classes: int = 1000
     dtype: Any = None
     param_dtype: Any = "float32"
+    remat: bool = False  # compute the activations of a layer again in the backward pass instead of keeping them
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B K"]:
@@ -48,10 +50,14 @@ class DenseNet(nn.Module):
                 y = layers.BatchNorm(**kinds, name=f"transition{i - 1}_norm")(x, train=train)
                 y = _conv(x.shape[-1] // 2, 1, **kinds, name=f"transition{i - 1}_conv")(nn.relu(y))
                 x = pooling.avg_pool(y, (2, 2))
+            parts: tuple[Array, ...] = (x,)
             for j in range(1, count + 1):
-                layer = _Layer(self.growth, **kinds, name=f"block{i}_layer{j}")
+                layer = layers.remat(_Layer(self.growth, **kinds, name=f"block{i}_layer{j}"), self.remat)
+                parts = (*parts, layer(parts, train=train))
                 # Concatenate two arrays at a time: the gradient of the input is then one array, not a sum of slices.
-                x = jnp.concatenate([x, layer(x, train=train)], axis=-1)
+                # With `remat` each layer does it for itself [2]: only the parts are kept, and not their copies.
+                parts = parts if self.remat else (jnp.concatenate(parts, axis=-1),)
+            x = jnp.concatenate(parts, axis=-1)
         x = nn.relu(layers.BatchNorm(**kinds, name="norm2")(x, train=train))
         return layers.Dense(self.num_classes, bias_init=nn.initializers.zeros, **kinds, name="dense")(x.mean((1, 2)))
 
@@ -64,8 +70,9 @@ class _Layer(nn.Module):
     param_dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B H W G"]:
+    def __call__(self, parts: tuple[Float[Array, "B H W _"], ...], *, train: bool) -> Float[Array, "B H W G"]:
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = jnp.concatenate(parts, axis=-1)
         y = nn.relu(layers.BatchNorm(**kinds, name="norm1")(x, train=train))
         y = _conv(4 * self.growth, 1, **kinds, name="conv1")(y)
         y = nn.relu(layers.BatchNorm(**kinds, name="norm2")(y, train=train))

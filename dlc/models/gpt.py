@@ -12,7 +12,7 @@ References:
 
 import functools
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from dlc import layers
 from dlc.errors import UserError
-from dlc.layers.attention import Attention, Cache, KeyValue, Stretch, empty_cache
+from dlc.layers.attention import AXES, Attention, Axes, Cache, KeyValue, Stretch, empty_cache
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class GPTConfig:
     tied: bool = True  # whether the embedding is also the output layer
     dtype: Any = None
     param_dtype: Any = "float32"
+    remat: bool = False  # compute the activations of a block again in the backward pass instead of keeping them
 
 
 class GPT(nn.Module):
@@ -65,6 +66,11 @@ class GPT(nn.Module):
     """
 
     config: GPTConfig = GPTConfig()
+    axes: ClassVar[Axes] = {
+        **AXES, "up/kernel": (None, "hidden"), "up/bias": ("hidden",), "down/kernel": ("hidden", None),
+        "gate/kernel": (None, "hidden"), "gate/bias": ("hidden",),
+        "token/embedding": ("vocab", None), "head/kernel": (None, "vocab"),
+    }  # fmt: skip
 
     def cache(self, batch: int, capacity: int) -> Cache:
         """An empty cache for `capacity` tokens of `batch` texts."""
@@ -93,7 +99,7 @@ class GPT(nn.Module):
         for i in range(c.layers):
             block = _Block(c, name=f"block{i}")
             if cache is None:
-                x = block(x, train=train)
+                x = layers.remat(block, c.remat)(x, train=train)
             else:
                 x, entry = block(x, cache=cache.layers[i], at=at, train=train)
                 filled.append(entry)

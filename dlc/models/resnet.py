@@ -56,6 +56,7 @@ class ResNet(nn.Module):
     num_classes: int = 1000
     dtype: Any = None
     param_dtype: Any = "float32"
+    remat: bool = False  # compute the activations of a block again in the backward pass instead of keeping them
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B K"]:
@@ -68,7 +69,7 @@ class ResNet(nn.Module):
             for j in range(1, count + 1):
                 width, stride = 32 * 2**i, 2 if i > 1 and j == 1 else 1
                 block = _Block(width, stride, *fields, **kinds, name=f"stage{i}_block{j}")
-                x = block(x, train=train)
+                x = layers.remat(block, self.remat)(x, train=train)
         return layers.Dense(self.num_classes, **kinds, name="dense")(x.mean((1, 2)))
 
 

@@ -47,6 +47,7 @@ class CifarResNet(nn.Module):
     num_classes: int = 10
     dtype: Any = None
     param_dtype: Any = "float32"
+    remat: bool = False  # compute the activations of a block again in the backward pass instead of keeping them
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B K"]:
@@ -54,11 +55,12 @@ class CifarResNet(nn.Module):
         x = _conv3x3(self.stem, 1, **kinds, name="conv")(x)
         if not self.preact:
             x = nn.relu(layers.BatchNorm(**kinds, name="norm")(x, train=train))
-        block = _PreActBlock if self.preact else _Block
+        kind = _PreActBlock if self.preact else _Block
         for i, (count, width) in enumerate(zip(self.blocks, self.widths, strict=True), 1):
             for j in range(1, count + 1):
                 stride = 2 if i > 1 and j == 1 else 1
-                x = block(width, stride, self.shortcut, **kinds, name=f"stage{i}_block{j}")(x, train=train)
+                block = kind(width, stride, self.shortcut, **kinds, name=f"stage{i}_block{j}")
+                x = layers.remat(block, self.remat)(x, train=train)
         if self.preact:
             x = nn.relu(layers.BatchNorm(**kinds, name="norm")(x, train=train))
         return layers.Dense(self.num_classes, **kinds, name="dense")(x.mean((1, 2)))

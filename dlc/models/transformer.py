@@ -11,14 +11,14 @@ References:
 
 import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dlc import layers
-from dlc.layers.attention import Attention, Cache, KeyValue, empty_cache, padding_mask, sinusoidal
+from dlc.layers.attention import AXES, Attention, Axes, Cache, KeyValue, empty_cache, padding_mask, sinusoidal
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class TransformerConfig:
     norm_first: bool = False
     dtype: Any = None
     param_dtype: Any = "float32"
+    remat: bool = False  # compute the activations of a layer again in the backward pass instead of keeping them
 
 
 class Memory(NamedTuple):
@@ -50,6 +51,10 @@ class Transformer(nn.Module):
     """
 
     config: TransformerConfig = TransformerConfig()
+    axes: ClassVar[Axes] = {
+        **AXES, "up/kernel": (None, "hidden"), "up/bias": ("hidden",), "down/kernel": ("hidden", None),
+        "embed/embedding": ("vocab", None),
+    }  # fmt: skip
 
     def setup(self) -> None:
         c = self.config
@@ -72,7 +77,7 @@ class Transformer(nn.Module):
         """The source as the decoder's cross-attention reads it."""
         x, mask = self._embedded(source, 0, train), padding_mask(source)
         for layer in self.encoder:
-            x = layer(x, mask=mask, train=train)
+            x = layers.remat(layer, self.config.remat)(x, mask=mask, train=train)
         return self.encoder_norm(x) if self.config.norm_first else x
 
     def read(self, encoded: Float[Array, "B S D"], source: Int[Array, "B S"]) -> Memory:
@@ -103,7 +108,7 @@ class Transformer(nn.Module):
         for i, (layer, read) in enumerate(zip(self.decoder, memory.layers, strict=True)):
             known: dict[str, Any] = {"memory": read, "memory_mask": memory.mask, "train": train}
             if cache is None:
-                x = layer(x, **known)
+                x = layers.remat(layer, self.config.remat)(x, **known)
             else:
                 x, entry = layer(x, **known, cache=cache.layers[i], at=cache.length)
                 filled.append(entry)

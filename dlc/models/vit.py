@@ -13,7 +13,7 @@ References:
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from dlc import layers
 from dlc.errors import UserError
-from dlc.layers.attention import Attention
+from dlc.layers.attention import AXES, Attention, Axes
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class ViTConfig:
     epsilon: float = 1e-6  # of the norms
     dtype: Any = None
     param_dtype: Any = "float32"
+    remat: bool = False  # compute the activations of a block again in the backward pass instead of keeping them
 
 
 class ViT(nn.Module):
@@ -51,6 +52,9 @@ class ViT(nn.Module):
     """
 
     config: ViTConfig = ViTConfig()
+    axes: ClassVar[Axes] = {
+        **AXES, "up/kernel": (None, "hidden"), "up/bias": ("hidden",), "down/kernel": ("hidden", None),
+    }  # fmt: skip
 
     @nn.compact
     def __call__(self, image: Float[Array, "B H W 3"], *, train: bool = False) -> Float[Array, "B K"]:
@@ -71,7 +75,7 @@ class ViT(nn.Module):
         places = self.param("position", nn.initializers.normal(0.02), (1, *x.shape[1:]), c.param_dtype)
         x = layers.Dropout(c.dropout)(x + places.astype(x.dtype), train=train)
         for i in range(c.layers):
-            x = _Block(c, name=f"block{i}")(x, train=train)
+            x = layers.remat(_Block(c, name=f"block{i}"), c.remat)(x, train=train)
         x = nn.LayerNorm(c.epsilon, **kinds, name="norm")(x)
         return dense(c.classes, kernel_init=nn.initializers.zeros, name="head")(x[:, 0])
 

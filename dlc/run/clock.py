@@ -64,3 +64,18 @@ class Clock:
             self.programs[key] = (train.compiled(whole, *example, donate=donate), function)
             self.seconds["compile"] += time.perf_counter() - began
         return self.programs[key][0]
+
+
+class Tracing(Clock):
+    """A clock that compiles and computes nothing: its programs return shapes, as `jax.ShapeDtypeStruct`s."""
+
+    def compiled(
+        self,
+        function: Callable[..., Any],
+        *example: Any,
+        wrap: Callable[[Any], Any] | None = None,
+        donate: bool = False,
+    ) -> Callable[..., Any]:
+        """`wrap(function)`, traced whenever it is called."""
+        whole = wrap(function) if wrap else function
+        return lambda *arguments: jax.eval_shape(whole, *arguments)

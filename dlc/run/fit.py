@@ -1,19 +1,24 @@
 """The training loop that most experiments use."""
 
+import contextlib
 import functools
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from dlc import train, weights
+from dlc import sharding, train, weights
 from dlc.batches import BatchesOf
 from dlc.errors import UserError
 from dlc.run import record
 from dlc.run.loop import count_operations, params_of, training
+from dlc.run.plan import Planned
 from dlc.run.run import Run
 
 
@@ -61,8 +66,11 @@ def start(run: Run, init: Callable[..., train.State], keys: Any, model: Any = No
 
     They are not read again when the run is resumed from a checkpoint. Files of torchvision or timm can only be read if
     the `model` is given. If they are for another number of classes, the layers that tell the classes apart begin anew.
+    If the run has a mesh, each leaf is created where `sharding.layout` puts it.
+
     Raises UserError if the weights do not fit.
     """
+    several = len(keys) > 1
     known: Any = None
     if run.init_from and not (run.resume and run.checkpoints and run.checkpoints.steps()):  # which hold the weights
         begun = weights.begin(train.variables_of(jax.eval_shape(init, keys[0])), run.init_from, model)
@@ -70,8 +78,19 @@ def start(run: Run, init: Callable[..., train.State], keys: Any, model: Any = No
         if len(jax.tree.leaves(known)) < len(jax.tree.leaves(begun)):
             run.say(f"{run.init_from} is for another number of classes: the last layer begins anew")
 
-    some, wrap = keys if len(keys) > 1 else keys[0], functools.partial(_begin, len(keys) > 1)
-    return run.clock.timed("start", run.clock.compiled(init, some, known, wrap=wrap), some, known)
+    some = keys if several else keys[0]
+    wrap = functools.partial(_begin, several, run.mesh, tuple((run.axes or {}).items()))
+    state = run.clock.timed("start", run.clock.compiled(init, some, known, wrap=wrap), some, known)
+    return sharding.kept(state, run.mesh, run.axes, several) if run.mesh and run.plan else state
+
+
+def evaluation(run: Run, loss_fn: train.LossFn, arrays: Any, state: Any, size: int = 64) -> Callable[[Any], Any]:
+    """`train.evaluation` as a program for states like this one, each batch of `size` shared by the devices."""
+    if run.mesh:
+        among = run.mesh.size // run.mesh.shape["model"]
+        loss_fn, size = sharding.shared_loss(loss_fn, run.mesh), -(-size // among) * among
+    measure = train.evaluation(loss_fn, arrays, size)
+    return run.clock.compiled(sharding.everywhere(measure, run.mesh) if run.mesh else measure, state)
 
 
 def fit(
@@ -92,31 +111,59 @@ def fit(
             `like(first, count)` that returns a tree of ShapeDtypeStructs instead. None: the step gets None.
         evaluate: `evaluate(state) -> numbers`; called, logged and followed by a checkpoint as the plan says.
 
+    The batches of a group are made while the device works on the group before. How long it waited for them after
+    the first, if they have an attribute `workers`, is `run.clock.seconds["input"]`, a part of "train".
+
     A group of steps is one compiled program; every other shape of batches is another one, and all that will be needed
     are compiled before the first step.
 
-    Raises Diverged if a loss or weight is no longer finite, and Interrupted once a signal came.
+    If the run has a mesh, the state lies as `sharding.layout` says, by the `axes` of the model that the run keeps, and
+    the examples of each batch are split. Raises UserError if the devices cannot share a batch equally, or if the mesh
+    divides layers and the model does not say how.
+
+    Raises Diverged if a loss or weight is no longer finite, Interrupted once a signal came, and Planned before the
+    first step if the run only plans.
     """
-    one = train.over_seeds(step, plan.batch_axis) if plan.seeds > 1 else step
-    state = jax.tree.map(jnp.copy, state)
+    several = plan.seeds > 1
+    one = train.over_seeds(step, plan.batch_axis) if several else step
+    if run.plan and isinstance(step, Partial):
+        step = jax.eval_shape(lambda step: step, step)  # the data that it carries are not copied to any device
+    plain = step
+    if run.mesh:
+        if run.mesh.shape["model"] > 1 and not run.axes:
+            raise UserError(f"no layers of {run.network or 'this model'} can be shared: leave model=N out of --mesh")
+        state = sharding.kept(state, run.mesh, run.axes, several)
+        step = sharding.on_mesh(step, run.mesh, run.axes)
+    axis = 2 if several and plan.batch_axis == 0 else 1  # of the examples in a group of batches
     programs: dict[Any, Any] = {}
     examples = 0
     kinds: dict[Any, tuple[Any, int]] = {}  # shapes of one batch -> the batch, and how many such batches come
-    like = getattr(batches, "like", batches) if batches else lambda first, count: None
-    run.say(f"training {_described(run, state, plan)}")
+    made = getattr(batches, "like", batches) if batches else lambda first, count: None
+    if not run.plan:
+        run.say(f"training {_described(run, state, plan)}")
+
+    def like(at: int, count: int) -> Any:
+        batch = made(at, count)
+        return jax.tree.map(functools.partial(_split_like, run.mesh, axis), batch) if run.mesh else batch
+
+    def given(at: int, count: int) -> Any:
+        batch = batches(at, count) if batches else None
+        return jax.tree.map(functools.partial(_split, run.mesh, axis), batch) if run.mesh else batch
 
     def program(batch: Any, count: int) -> Any:
         shape = _shape(batch, count)
         if shape not in programs:
-            group = functools.partial(_group, plan.seeds > 1, plan.batch_axis, count)
+            group = functools.partial(_group, several, plan.batch_axis, count)
             programs[shape] = run.clock.compiled(step, state, batch, wrap=group, donate=True)
         return programs[shape]
 
+    if not run.plan:
+        state = jax.tree.map(jnp.copy, state)
     saved = run.checkpoints.steps() if run.resume and run.checkpoints else []
     for at, count in plan.groups():
         batch = like(at, count)
         examples += plan.examples(batch)
-        if not saved or at + count > saved[-1]:
+        if not run.plan and (not saved or at + count > saved[-1]):
             program(batch, count)
         single = _one_of(batch)
         _, before = kinds.get(_shape(single, 1), (None, 0))
@@ -124,19 +171,31 @@ def fit(
 
     for single, count in kinds.values():
         count_operations(run, one, state, single, count)
+    if run.plan:
+        first = next(plan.groups(), (0, 0))
+        group = _group(several, plan.batch_axis, first[1], step)
+        raise Planned(run, plain, group, state, like(*first), _described(run, state, plan))
     steps = max(plan.steps, 1)
     per_step = examples // steps if examples % steps == 0 else examples / steps
     run.facts |= {"seeds": plan.seeds, "examples_per_step": per_step}
 
+    seconds, streamed = run.clock.seconds, hasattr(batches, "workers")
     with training(run, state, plan.steps) as loop:
         state = loop.state
+        finished: Callable[[], float] | None = None
+        if streamed:
+            seconds.setdefault("input", 0.0)
         for at, count in plan.groups():
             if at + count <= loop.done:
                 continue
             if at < loop.done:  # a run that was shorter ended within this group
                 at, count = loop.done, at + count - loop.done
-            batch = batches(at, count) if batches else None
+            began = time.perf_counter()
+            batch = given(at, count)
+            if finished:
+                seconds["input"] += max(0.0, time.perf_counter() - max(began, finished()))
             state, metrics = program(batch, count)(state, batch)
+            finished = _watched(metrics) if streamed else None
             done = at + count
             if plan.rate is not None:
                 rate = plan.rate(done - 1) if callable(plan.rate) else plan.rate
@@ -148,6 +207,19 @@ def fit(
                     loop.evaluate(done, evaluate, state)
                 loop.save(done, state)
     return state
+
+
+def _watched(results: Any) -> Callable[[], float]:
+    """A function that returns when these were computed, or the present time if they are not yet."""
+    times: list[float] = []
+
+    def watch() -> None:
+        with contextlib.suppress(Exception):  # which the loop meets, too
+            jax.block_until_ready(results)
+            times.append(time.perf_counter())
+
+    threading.Thread(target=watch, daemon=True).start()
+    return lambda: times[0] if times else time.perf_counter()
 
 
 def _described(run: Run, state: Any, plan: Plan) -> str:
@@ -164,8 +236,8 @@ def _described(run: Run, state: Any, plan: Plan) -> str:
     return ", ".join(filter(None, words))
 
 
-def _begin(several: bool, init: Any) -> Partial:
-    """`init` for a key, or several, and those of its variables that are known, the others being None."""
+def _begin(several: bool, mesh: Any, axes: tuple[Any, ...], init: Any) -> Partial:
+    """`init` for a key, or several, and those of its variables that are known, the others being None; on the mesh."""
 
     def begin(init: Any, key: Any, known: Any) -> train.State:
         if known is None:
@@ -175,7 +247,10 @@ def _begin(several: bool, init: Any) -> Partial:
         return init(key, filled)
 
     one = Partial(begin, init if isinstance(init, Partial) else Partial(init))
-    return train.for_each_seed(one, (0, None)) if several else one
+    every = train.for_each_seed(one, (0, None)) if several else one
+    if mesh is None:
+        return every
+    return Partial(lambda every, *words: sharding.kept(every(*words), mesh, dict(axes), several), every)
 
 
 def _group(several: bool, batch_axis: Literal[0] | None, count: int, step: train.Step) -> train.Step:
@@ -189,3 +264,15 @@ def _shape(batch: Any, count: int) -> tuple[Any, ...]:
 def _one_of(batches: Any) -> Any:
     """The shapes of one batch of a group."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], jnp.result_type(leaf)), batches)
+
+
+def _split_like(mesh: Any, axis: int, leaf: Any) -> jax.ShapeDtypeStruct:
+    """The shape of a leaf of batches whose examples, along `axis`, are split among the devices."""
+    if len(leaf.shape) <= axis:
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.result_type(leaf), sharding=NamedSharding(mesh, PartitionSpec()))
+    sharding.fits(leaf.shape[axis], mesh)
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.result_type(leaf), sharding=sharding.split(mesh, axis))
+
+
+def _split(mesh: Any, axis: int, leaf: Any) -> jax.Array:
+    return sharding.put(leaf, _split_like(mesh, axis, leaf).sharding)

@@ -14,6 +14,7 @@ depend on how many follow them: not where the learning rate falls over all steps
 import contextlib
 import dataclasses
 import json
+import math
 import shlex
 import types
 import typing
@@ -46,6 +47,7 @@ Positive = Annotated[T, Bound(lambda value: value > 0, "must be greater than 0, 
 NotNegative = Annotated[T, Bound(lambda value: value >= 0, "must not be negative, as {} is")]
 Share = Annotated[float, Bound(lambda value: 0 <= value < 1, "must be at least 0 and less than 1, not {}")]
 Some = Annotated[T, Bound(len, "needs at least one value")]
+LARGEST = 2**31
 SHOWN, FREE, LONGER = Use("with --weights, too"), Use("with --resume, too"), Use("with --resume, if it is more")
 Shown = Annotated[T, SHOWN]  # a field that also matters without training
 Free = Annotated[T, FREE]  # one that says only how to compute
@@ -79,6 +81,22 @@ class ModelOptions(Options):
             raise UserError(f"{given[0]} and {given[1]} exclude each other: leave one of them out")
 
 
+@dataclasses.dataclass(frozen=True)
+class ParallelOptions(ModelOptions):
+    """How to run an experiment, whatever its configuration, on one device or several."""
+
+    mesh: Annotated[str | None, tyro.conf.arg(metavar="data=N,fsdp=N,model=N")] = None
+    """Devices that share each batch (data), the weights too (fsdp), or each layer (model)."""
+    plan: bool = False  # say what lies where and how much memory a device needs, and train nothing
+    cluster: Annotated[str | None, tyro.conf.arg(metavar="I/N@HOST:PORT|auto")] = None
+    """Process I of N, which meet there; auto: as Slurm, ... say."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cluster and self.weights:
+            raise UserError("leave out --cluster: --weights does not train, and needs no other processes")
+
+
 class Parsed(NamedTuple):
     """What the command line says."""
 
@@ -105,6 +123,10 @@ def parse(name: str, prog: str, summary: str, default: Any, smoke: Any, kind: ty
             raise UserError(f"{peek.resume} only showed weights, and has nothing to continue: start a new run")
     elif weights and (run := run_of(weights)) and read(run)["experiment"] == name:
         default = load(run, name, type(default))
+    elif weights and not run and _of_a_run(weights):
+        raise UserError(
+            f"the config.json beside {weights} is missing or damaged: restore it, or copy weights.safetensors elsewhere"
+        )
     elif peek.smoke:
         default = smoke
     if peek.smoke and default is not smoke:
@@ -115,10 +137,13 @@ def parse(name: str, prog: str, summary: str, default: Any, smoke: Any, kind: ty
     both = dataclasses.make_dataclass("both", fields, frozen=True)
     found: Any = tyro.cli(both, prog=prog, description=summary, args=argv)
     parsed = Parsed(expanded(found.experiment), expanded(found.run))
+    check_numbers(parsed.config)
     check(parsed.config)
     check(parsed.options)
     if peek.resume:
         _check_resumed(peek.resume, default, parsed.config)
+    if peek.resume and found.run.__dict__.get("mesh", "") is None:
+        parsed = parsed._replace(options=dataclasses.replace(parsed.options, mesh=read(peek.resume).get("mesh")))
     if weights and (idle := sorted(_changed(default, parsed.config) - _used(type(default), SHOWN))):
         flags = ", ".join(f"--{field.replace('_', '-')}" for field in idle)
         raise UserError(f"leave out {flags}: --weights does not train, so that would have no effect")
@@ -147,6 +172,17 @@ def check(config: Any) -> None:
                 raise UserError(f"--{field.replace('_', '-')} {bound.must.format(value)}")
 
 
+def check_numbers(config: Any) -> None:
+    """Raises UserError if a number in `config` is not finite, or is larger than any size that an array can have."""
+    for field, value in vars(config).items():
+        for number in value if isinstance(value, tuple) else (value,):
+            flag = f"--{field.replace('_', '-')}"
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{flag} must be a number, not {number}")
+            if isinstance(number, int) and abs(number) >= LARGEST:
+                raise UserError(f"{flag} must be smaller than {LARGEST:,}, which {number:,} is not")
+
+
 def _check_resumed(folder: Path, old: Any, new: Any) -> None:
     """Raises UserError if the run in `folder` cannot go on with another configuration."""
     changed = _changed(old, new) - _used(type(old), FREE)
@@ -172,7 +208,7 @@ def resumed(folder: Path, name: str, config: Any) -> str:
     old = load(folder, name, type(config))
     if _changed(old, config):
         content |= {"command": _replaced(content["command"], old, config), "config": to_json(config)}
-        files.write_whole(folder / "config.json", json.dumps(content, indent=2) + "\n")
+        files.write_whole(folder / "config.json", files.sealed(content))
     return content["command"]
 
 
@@ -192,11 +228,14 @@ def to_json(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=lambda path: str(path.absolute())))
 
 
-def save(folder: Path, name: str, config: Any, command: str, begun: dict[str, Path | None] | None = None) -> None:
-    """Writes `config.json`, which `load` reads. `begun` has the paths of `--weights` and `--init-from`."""
-    paths = {option: str(path.absolute()) for option, path in (begun or {}).items() if path}
-    content = {"experiment": name, "command": command, **paths, "config": to_json(config)}
-    files.write_whole(folder / "config.json", json.dumps(content, indent=2) + "\n")
+def save(folder: Path, name: str, config: Any, command: str, options: Any = None) -> None:
+    """Writes `config.json`, which `load` reads: of the options, `--weights`, `--init-from` and `--mesh`."""
+    given = {option: getattr(options, option, None) for option in ("weights", "init_from", "mesh")}
+    words = {
+        name: str(value.absolute() if isinstance(value, Path) else value) for name, value in given.items() if value
+    }
+    content = {"experiment": name, "command": command, **words, "config": to_json(config)}
+    files.write_whole(folder / "config.json", files.sealed(content))
 
 
 def run_of(weights: Path) -> Path | None:
@@ -205,25 +244,33 @@ def run_of(weights: Path) -> Path | None:
     None if no run wrote them. Published weights have a config.json, too.
     """
     for folder in (weights, *weights.absolute().parents[:2]):
-        with contextlib.suppress(OSError, ValueError, TypeError):
+        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
             if "experiment" in json.loads((folder / "config.json").read_bytes()):
                 return folder
     return None
 
 
+def _of_a_run(weights: Path) -> bool:
+    """Whether files lie beside weights that only runs leave."""
+    beside = weights if weights.is_dir() else weights.parent
+    return any((beside / name).exists() for name in ("model.json", "log.jsonl", "origins.json"))
+
+
 def read(folder: Path) -> dict[str, Any]:
     """What `save` wrote: experiment, command and config. Raises UserError if it is missing or damaged."""
     try:
-        content = json.loads((folder / "config.json").read_bytes())
+        content = files.unsealed((folder / "config.json").read_bytes())
         kinds = {"experiment": str, "command": str, "config": dict}
         if not all(isinstance(content[key], kind) for key, kind in kinds.items()):
+            raise TypeError
+        if not all(isinstance(content.get(key, ""), str) for key in ("weights", "init_from", "mesh")):
             raise TypeError
         shlex.split(content["command"])
     except OSError as error:
         reason = f"its config.json cannot be read ({error.strerror})"
         raise UserError(f"{folder} is not the folder of a run: {reason}") from None
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{folder}/config.json is damaged; start a new run") from None
+        raise UserError(f"{folder}/config.json is damaged or was altered; start a new run") from None
     return content
 
 
@@ -241,8 +288,8 @@ def load(folder: Path, name: str, kind: type) -> Any:
         if not all(_fits(hint, getattr(config, name)) for name, hint in hints.items()):
             raise TypeError
         return config
-    except TypeError:
-        raise UserError(f"{folder}/config.json is damaged; start a new run") from None
+    except (TypeError, RecursionError):
+        raise UserError(f"{folder}/config.json is damaged or was altered; start a new run") from None
 
 
 def from_json(kind: type, fields: dict[str, Any]) -> Any:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import functools
 import inspect
+import math
 import os
 import re
 import shlex
@@ -17,17 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax.errors import FlaxError
 from rich.console import Console
 
-from dlc import files, process, sharding, weights
-from dlc.errors import Stopped, UserError
-from dlc.run import flags, log, record
+from dlc import files, hosts, process, sharding, weights
+from dlc.errors import Stopped, UserError, printable
+from dlc.run import cluster, flags, log, plan, record
 from dlc.run.clock import gerund
 from dlc.run.run import Run
 from dlc.run.signals import Interrupted, obeyed
 from dlc.weights.sources import names_its_model
 
 MISSED = 5
+SLOW_INPUT = 0.05  # share of the time of training that may be spent waiting for batches without a word
+PLANNED = 1024  # devices of a CPU that a plan may have
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 UNWRITABLE |= {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EIO, errno.ESTALE}
 
@@ -41,6 +45,7 @@ def launch(
     show: Callable[[Any, Run, Any, Any], Figures] | None = None,
     published: Callable[[Any], Any] | None = None,
     argv: list[str] | None = None,
+    parallel: bool = False,
 ) -> None:
     """Runs an experiment from the command line and exits: 0, or non-zero with one sentence for what went wrong.
 
@@ -49,9 +54,11 @@ def launch(
         default, smoke: configurations; the small one is for `--smoke`.
         show: `show(config, run, model, variables) -> figures`, which `--weights` reaches without training.
         published: `published(config) -> model` for files of published weights that do not say which model they are.
+        parallel: whether it trains with `dlc.run.fit`, and so on as many devices as `--mesh` says.
 
     Exit codes: 2 a mistake in the flags, a file or the disk; 3 data that cannot be obtained; 4 diverged; 5 a target
-    that was not reached; 130 and 143 interrupted.
+    that was not reached; 6 another process of the run has died; 130 and 143 interrupted. If another process of the run
+    stopped with one of these codes, this one does, too.
     """
     module = sys.modules[(train or show).__module__]
     argv = sys.argv[1:] if argv is None else argv
@@ -62,40 +69,53 @@ def launch(
     sys.unraisablehook = _hide_late_futures
     try:
         (name, start), claim, about = _started(module), claim_of(module), subject_of(module)
-        kind = flags.ModelOptions if show else flags.Options
+        kind = flags.ParallelOptions if parallel else flags.ModelOptions if show else flags.Options
         config, options = flags.parse(name, start, help_of(module), default, smoke, kind, argv)
-        if mesh := getattr(config, "mesh", None):
-            process.offer_cpu_devices(min(sharding.size(mesh), process.cores()))
-        require(options.require)
         command = " ".join([start, shlex.join(argv)]).rstrip()
-        folder, resume = options.resume or new_folder(options.out, name), bool(options.resume)
-        source, init_from = getattr(options, "weights", None), getattr(options, "init_from", None)
-        if resume:
-            init_from = (begun := flags.read(folder).get("init_from")) and Path(begun)
-        else:
-            flags.save(folder, name, config, command, {"weights": source, "init_from": init_from})
-        run = Run(folder, resume, console, options.save_every, init_from)
-        run.file = Path(module.__file__ or "")
-        how_to_resume = functools.partial(_say_how_to_resume, console, start, folder)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(_alone(folder, console))
-            stack.enter_context(obeyed(run.signals, run.say, how_to_resume))
-            stack.enter_context(contextlib.closing(run))
+        named = getattr(options, "cluster", None)
+        start += f" --cluster {named}" if named else ""
+        say = functools.partial(_say, console)
+        with cluster.together(named and cluster.place(named), say, lambda: _say_how_to_resume(console, start, folder)):
+            mesh = _mesh(options)
+            require(options.require)
+            if train and getattr(options, "plan", False):
+                for line in plan.lines(plan.of(train, config, Run(None, False, console, mesh=mesh, plan=True))):
+                    print(line)
+                return
+            hosts.same("flags", [str(config), {k: str(v) for k, v in vars(options).items() if k != "cluster"}])
+            folder, resume = _folder(options, name), bool(options.resume)
+            source, init_from = getattr(options, "weights", None), getattr(options, "init_from", None)
             if resume:
-                command = stack.enter_context(_resumed(run, folder, name, config))
-            if source and show:
-                figures = _shown(source, config, run, show, published)
-            elif train:
-                figures = train(config, run)
-            else:
-                raise UserError("this experiment does not train: name a file or folder of weights with --weights")
-            run.doing("writing the record")
-            result = record.finish(run, name, claim, config, figures, command, about)
-        _conclude(run, result)
-        for sentence in run.missed:
-            _say(console, f"not reached: {sentence}", style="red")
-        if run.missed:
-            sys.exit(MISSED)
+                init_from = (begun := flags.read(folder).get("init_from")) and Path(begun)
+            elif hosts.lead():
+                flags.save(folder, name, config, command, options)
+            told = console if hosts.lead() else Console(quiet=True)
+            run = Run(folder, resume, told, options.save_every, init_from, mesh)
+            run.file = Path(module.__file__ or "")
+            how_to_resume = functools.partial(_say_how_to_resume, console, start, folder)
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(_alone(folder, console))
+                stack.enter_context(obeyed(run.signals, run.say, how_to_resume))
+                stack.enter_context(contextlib.closing(run))
+                stack.enter_context(_within_memory(run))
+                if resume and hosts.lead():
+                    command = stack.enter_context(_resumed(run, folder, name, config))
+                if source and show:
+                    figures = _shown(source, config, run, show, published)
+                elif train:
+                    figures = train(config, run)
+                else:
+                    raise UserError("this experiment does not train: name a file or folder of weights with --weights")
+                result = None
+                if hosts.lead():
+                    run.doing("writing the record")
+                    result = record.finish(run, name, claim, config, figures, command, about)
+            if result:
+                _conclude(run, result)
+                for sentence in run.missed:
+                    _say(console, f"not reached: {sentence}", style="red")
+            if run.missed:
+                sys.exit(MISSED)
     except Interrupted as interrupted:
         if isinstance(interrupted.__cause__, UserError):
             _say(console, f"error: {interrupted.__cause__}", style="red")
@@ -106,7 +126,7 @@ def launch(
         _say(console, f"error: {error}", style="red")
         if isinstance(error, Stopped):
             _say_how_to_resume(console, start, folder)
-        elif folder and not resume and not any(folder.rglob("log.jsonl")):
+        elif folder and hosts.lead() and not resume and not any(folder.rglob("log.jsonl")):
             shutil.rmtree(folder, ignore_errors=True)  # it never began
         sys.exit(error.exit_code)
     except OSError as error:
@@ -115,6 +135,32 @@ def launch(
         _say(console, f"error: {words}", style="red")
         _say_how_to_resume(console, start, folder)
         sys.exit(2)
+
+
+def _mesh(options: Any) -> jax.sharding.Mesh | None:
+    """The devices that `--mesh` names: a CPU is offered as that many, up to its cores, or for a plan as all of them.
+
+    Raises UserError if there are several processes and it names others than all of their devices.
+    """
+    text = getattr(options, "mesh", None)
+    count = math.prod(sharding.sizes(text).values()) if text else 0
+    if text:
+        process.offer_cpu_devices(min(-(-count // hosts.count()), PLANNED if options.plan else process.cores()))
+    if hosts.count() > 1 and count != (there := jax.device_count()):
+        raise UserError(
+            f"{hosts.count()} processes have {there} devices: --mesh must name all, as data={there}, for example"
+        )
+    if text and jax.process_count() > hosts.count():
+        raise UserError("this host is one of several of a TPU pod: start the same command on each, with --cluster auto")
+    return sharding.mesh(text) if text else None
+
+
+def _folder(options: Any, name: str) -> Path:
+    """The folder of the run, for all processes: that of `--resume`, or a new one that process 0 makes."""
+    made = str(options.resume or new_folder(options.out, name)) if hosts.lead() else ""
+    folder = Path(hosts.told(made))
+    hosts.shared(folder)
+    return folder
 
 
 def _shown(source: Path, config: Any, run: Run, show: Any, published: Any) -> Figures:
@@ -128,7 +174,23 @@ def _shown(source: Path, config: Any, run: Run, show: Any, published: Any) -> Fi
     run.weights = source
     run.history = list(log.read(source if source.is_dir() else source.parent))  # of the run that left them, if one did
     run.facts["weights"] = str(source)
-    return show(config, run, model, variables)
+    try:
+        return show(config, run, model, variables)
+    except FlaxError as error:
+        reason = str(error).partition(" (http")[0]
+        raise UserError(f"{source} has weights that do not fit the model it describes: {reason}") from None
+
+
+@contextlib.contextmanager
+def _within_memory(run: Run) -> Iterator[None]:
+    """Says in one sentence that memory ran out: Stopped, if training had begun."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        kind = Stopped if any(each.trained for each in (run, *run.parts)) else UserError
+        raise kind("memory does not suffice: choose a smaller batch, network or data set") from None
 
 
 def cannot_write(error: OSError) -> str:
@@ -219,7 +281,13 @@ def _started(module: Any) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _alone(folder: Path, console: Console) -> Iterator[None]:
-    """Holds the folder's lock, which ends with this process. Raises UserError if another process holds it."""
+    """Holds the folder's lock, which ends with this process. Raises UserError if another run holds it.
+
+    Of several processes of one run, process 0 holds it.
+    """
+    if not hosts.lead():
+        yield
+        return
     try:
         held = files.lock(folder / ".lock", lambda line: _say(console, line))
     except TimeoutError:
@@ -250,7 +318,7 @@ def _hide_late_futures(unraisable: Any) -> None:
 
 
 def _say(console: Console, sentence: str, style: str | None = None) -> None:
-    console.print(sentence, style=style, highlight=False, markup=False, soft_wrap=True)
+    console.print(printable(sentence), style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def _say_how_to_resume(console: Console, start: str, folder: Path | None) -> None:
@@ -263,13 +331,16 @@ def _conclude(run: Run, result: dict[str, Any]) -> None:
     if result["claim"]:
         rows["claim"] = result["claim"]
     seconds = result["seconds"]
-    shown = {name: value for name, value in seconds.items() if value >= 0.05 and name != "save"}
+    shown = {name: value for name, value in seconds.items() if value >= 0.05 and name not in ("save", "input")}
     if shown:
         rows["time"] = ", ".join(f"{value:.1f} s {gerund(name)}" for name, value in shown.items())
+    if (waited := seconds.get("input", 0.0)) > SLOW_INPUT * seconds["train"]:
+        share = f"{100 * waited / seconds['train']:.0f} % of the time of training was spent waiting for batches"
+        rows["input"] = f"{share}: more --workers make them faster, where cores are free"
     if result["examples_per_second"]:
         rows["speed"] = f"{result['examples_per_second']:,.0f} examples/s on {result['device']['kind']}"
     rows["figures"] = f"{run.folder}/figures"
     rows["record"] = f"{run.folder}/result.json"
     width = max(map(len, rows))
     for key, value in rows.items():
-        print(f"{key:{width}}  {value}")
+        print(printable(f"{key:{width}}  {value}"))

@@ -1,6 +1,5 @@
-"""The log of a run: a JSON line for every report and evaluation, and the same for TensorBoard."""
+"""The log of a run: a JSON line with its checksum for every report and evaluation, and the same for TensorBoard."""
 
-import json
 import os
 import sys
 import time
@@ -15,11 +14,11 @@ SPEEDS = ("examples_per_second", "steps_per_second")
 
 
 def read(folder: Path) -> Iterator[dict[str, Any]]:
-    """The lines of `log.jsonl`, up to the first incomplete one, which was being written when the run was killed."""
+    """The lines of `log.jsonl`, up to the first that is damaged, or was being written when the run was killed."""
     path = folder / "log.jsonl"
     for text in path.read_bytes().splitlines() if path.is_file() else ():
         try:
-            line = json.loads(text)
+            line = files.unsealed(text)
         except ValueError:
             return
         if not _is_line(line):
@@ -56,7 +55,7 @@ class Log:
 
     def __init__(self, folder: Path, history: list[dict[str, Any]]):
         """Starts with `history`, the lines that count so far. Later ones will be written again, and are left out."""
-        files.write_whole(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in history))
+        files.write_whole(folder / "log.jsonl", "".join(files.sealed(line, None) for line in history))
         self._lines = open(folder / "log.jsonl", "a", buffering=1, encoding="utf-8")  # noqa: SIM115 (closed in `close`)
         self._tensorboard = _tensorboard()
         # One file, made anew: otherwise every process leaves one, and two in the same second, or by a clock that was
@@ -74,7 +73,7 @@ class Log:
         """Writes a line: `step`, and numbers or summaries of seeds by name."""
         try:
             os.stat(self._lines.name)
-            self._lines.write(json.dumps(line) + "\n")
+            self._lines.write(files.sealed(line, None))
             self._show(line, time.time())
             self._events.flush()
         except OSError as error:

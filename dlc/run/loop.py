@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlc import costs, process, train
+from dlc import costs, hosts, process, train
 from dlc.errors import UserError
 from dlc.run import log, progress, record
 from dlc.run.run import Run
@@ -52,7 +52,7 @@ def training(run: Run, state: Any, steps: int) -> Iterator["Loop"]:
         run.log = log.Log(run.folder, run.history)
     run.trained |= done < steps
     if run.folder and run.trained:
-        record.add_origin(run.folder, run.file)
+        record.add_origin(run, done)
     run.signals.training = True
     try:
         with progress.bar(steps, done, run.console) as bar:
@@ -89,7 +89,7 @@ class Loop:
 
     def due(self, done: int, every: int) -> bool:
         """Whether to evaluate and save now: every `every` steps, after the last one, and when a signal came."""
-        return done % every == 0 or done == self._steps or self._run.signals.stop is not None
+        return done % every == 0 or done == self._steps or self._run.signals.agree() is not None
 
     def report(self, done: int, metrics: train.Metrics, examples: int | float = 0) -> None:
         """Logs the means of `metrics`, those of the steps since the last report up to number `done`.
@@ -126,8 +126,8 @@ class Loop:
         `train.State` in the state); UserError if the disk is full.
         """
         self._flush()
-        run, stop = self._run, self._run.signals.stop
-        if stop or done == self._steps or time.perf_counter() - self._saved >= run.save_every:
+        run, stop = self._run, self._run.signals.agree()
+        if stop or done == self._steps or hosts.told(time.perf_counter() - self._saved >= run.save_every):
             params = params_of(state)
             if params and not run.clock.compiled(_finite, params)(params):
                 self._diverged(f"a weight is no longer finite after step {done}")
@@ -192,13 +192,13 @@ class Loop:
 
 
 def _restored(run: Run, state: Any, every: int) -> tuple[int, Any]:
-    if not (run.folder and run.checkpoints):
+    if not run.checkpoints:
         return 0, state
     run.checkpoints.open()
     if not run.resume:
         return 0, state
     done, state = run.checkpoints.restore(state, run.say) or (0, state)
-    run.history = [line for line in log.read(run.folder) if line["step"] <= done]
+    run.history = [line for line in log.read(run.checkpoints.folder.parent) if line["step"] <= done]
     logged = max((line["step"] for line in run.history), default=0)
     run.untimed = done - logged
     if run.untimed >= every:

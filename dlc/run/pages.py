@@ -6,7 +6,6 @@ python -m dlc.run.pages RUN ...      adds the records of these runs first
 
 import argparse
 import itertools
-import json
 import re
 import shlex
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dlc import files, process
-from dlc.errors import UserError
+from dlc.errors import UserError, printable
 from dlc.run import flags, record
 from dlc.run.launch import cannot_write
 
@@ -41,6 +40,7 @@ FIRST = (
     "--steps 960",
     "python -m experiments.attention.seq2seq",
 )  # the rows of README.md's table; docs/results.md has all
+WHERE = ("--out", "--resume", "--require", "--save-every", "--cluster")
 EXAMPLES = "python -m experiments.attention.bert"  # the record whose examples README.md shows
 BEGIN, END = "<!-- results: written by `make results` -->", "<!-- end of results -->"
 
@@ -52,11 +52,9 @@ def add(root: Path, run: Path) -> Path:
     constraints.txt has that version: both records are kept. Raises UserError if the run has no record, or one that is
     not a result: of `--smoke`, of a run that is still being trained longer, or of a run that only showed weights.
     """
-    try:
-        result = json.loads((run / "result.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"{run} has no result.json that can be read: only a finished run has one") from None
-    _check(result, run / "result.json")
+    if not (run / "result.json").is_file():
+        raise UserError(f"{run} has no result.json that can be read: only a finished run has one")
+    result = load(run / "result.json")
     if "--smoke" in shlex.split(result["command"]):
         raise UserError(f"{run} is the small version of an experiment, not a result: run it without --smoke")
     begun = flags.read(run) if (run / "config.json").is_file() else {}
@@ -75,7 +73,7 @@ def add(root: Path, run: Path) -> Path:
     result["command"] = shlex.join([*words[: _start(words)], *kept])
     if "config" in result:
         result["config"] = {name: _without_place(value) for name, value in result["config"].items()}
-    files.write_whole(target, json.dumps(result, indent=2) + "\n")
+    files.write_whole(target, files.sealed(result))
     noun = what.rpartition(".")[2]
     for path in sorted((run / "figures").glob("*")):
         if path.stem in (*FIGURES, noun) or path.suffix == ".gif":
@@ -99,13 +97,7 @@ def _copy_small(path: Path, target: Path) -> None:
 
 def tables(results: Path) -> tuple[str, str]:
     """The Markdown of docs/results.md, and the table in README.md."""
-    records = []
-    for path in sorted(results.glob("*.json"), key=lambda path: path.stem):
-        try:
-            records.append(json.loads(path.read_text("utf-8")))
-        except (OSError, ValueError):
-            raise UserError(f"{path} is damaged: restore it, or delete it") from None
-        _check(records[-1], path)
+    records = [load(path) for path in sorted(results.glob("*.json"), key=lambda path: path.stem)]
     runs = [r for r in records if "experiment" in r]
     benches = [r for r in records if "bench" in r]
     first = [run for run in runs if run["command"] in FIRST]
@@ -141,14 +133,21 @@ def write(root: Path) -> None:
     files.write_whole(readme, f"{before}{BEGIN}\n\n{short}\n\n{END}{after}")
 
 
-def _check(result: Any, path: Path) -> None:
-    """Raises UserError unless `result` is a record."""
-    needed = {"command", "device", "versions", "date", "commit"}
-    if isinstance(result, dict):
-        bench = {"title", "method", "rows", "columns"}
-        needed |= {"figures", "claim", "seeds", "seconds"} if "experiment" in result else {"bench", *bench}
-    if not isinstance(result, dict) or not needed <= result.keys():
-        raise UserError(f"{path} is damaged: restore it, or delete it")
+def load(path: Path) -> dict[str, Any]:
+    """The record in a file. Raises UserError unless it is one that can be shown."""
+    try:
+        result = files.unsealed(path.read_bytes())
+        _flags(result["command"])
+        _origins([result])
+        if "experiment" in result:
+            _experiments([result])
+        else:
+            "\n".join([bench_table(result), result["bench"], result["title"], result["method"]])
+        return result
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        raise UserError(f"{path} is damaged: restore it, or delete it") from None
 
 
 def _another_jaxlib(root: Path, result: dict[str, Any]) -> list[str]:
@@ -176,7 +175,7 @@ def _flags(command: str) -> list[list[str]]:
             found.append(word.split("=", 1))
         elif found:
             found[-1].append(word)
-    return [flag for flag in found if flag[0] not in ("--out", "--resume", "--require", "--save-every")]
+    return [flag for flag in found if flag[0] not in WHERE]
 
 
 def _start(words: list[str]) -> int:
@@ -241,13 +240,13 @@ def main(arguments: list[str] | None = None, root: Path | None = None) -> int:
         if not (root / "README.md").is_file():
             raise UserError(f"{root} is not a checkout of dlc: results/, docs/ and README.md are written in one")
         for run in options.runs:
-            print(f"added {add(root, run.expanduser()).relative_to(root)}")
+            print(printable(f"added {add(root, run.expanduser()).relative_to(root)}"))
         write(root)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        print(f"error: {cannot_write(error)}", file=sys.stderr)
+        print(printable(f"error: {cannot_write(error)}"), file=sys.stderr)
         return 2
     print("wrote docs/results.md and the table in README.md")
     return 0

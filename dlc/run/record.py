@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.metadata
-import json
 import platform
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 
 from dlc import files, process
+from dlc.errors import UserError
 from dlc.run import flags
 from dlc.run.run import Run
 
@@ -52,6 +52,7 @@ def commit(file: Path | None = None) -> str | None:
     file = (file or Path(__file__)).resolve()
 
     def git(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        words = ("--no-optional-locks", *words)  # git would leave a lock in the checkout if it were killed
         return subprocess.run(["git", *words], cwd=file.parent, capture_output=True, text=True, check=check)
 
     try:
@@ -74,18 +75,31 @@ def origin(command: str, *packages: str, file: Path | None = None) -> dict[str, 
     }
 
 
-def add_origin(folder: Path, file: Path | None) -> None:
-    """Adds to `origins.json` that this process trains now."""
-    found = {"device": device(), "versions": versions(), "commit": commit(file)}
-    earlier = _origins(folder)
+def add_origin(run: Run, done: int) -> None:
+    """Adds to `origins.json` that this process trains now, after `done` steps.
+
+    Raises UserError if the run began with another text of the user's own.
+    """
+    assert run.folder
+    found = {"device": device(), "versions": versions(), "commit": commit(run.file)}
+    earlier = _origins(run.folder)
+    if "sha256" in (source := run.facts.get("source", "")):
+        found["source"] = source
+        if done and (others := [one["source"] for one in earlier if one.get("source", source) != source]):
+            raise UserError(
+                f"the text has changed since the run began: it was {others[0]}, and is {source}; restore it, or start "
+                "a new run"
+            )
+    if done and not earlier:
+        run.say(f"origins.json is damaged: the record will not say where the first {done} steps were trained")
     if found not in earlier:
-        files.write_whole(folder / "origins.json", json.dumps([*earlier, found], indent=2) + "\n")
+        files.write_whole(run.folder / "origins.json", files.sealed({"origins": [*earlier, found]}))
 
 
 def _origins(folder: Path | None) -> list[dict[str, Any]]:
     """What `add_origin` wrote; nothing if that is damaged."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-        found = list(json.loads((folder / "origins.json").read_bytes())) if folder else []
+        found = files.unsealed((folder / "origins.json").read_bytes())["origins"] if folder else []
         if found:
             _together(found)  # which fails if they are others than `add_origin` writes
         return found
@@ -149,17 +163,19 @@ def finish(
 
 def _earlier(run: Run) -> dict[str, Any]:
     """What an earlier record says about the training."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        if run.folder and run.resume:
-            result = json.loads((run.folder / "result.json").read_bytes())
-            if all(isinstance(result.get(name), dict) for name in ("seconds", "device", "versions")):
-                return {name: value for name, value in result.items() if name in OF_TRAINING}
+    if not (run.folder and run.resume and (run.folder / "result.json").exists()):
+        return {}
+    with contextlib.suppress(OSError, ValueError):
+        result = files.unsealed((run.folder / "result.json").read_bytes())
+        if all(isinstance(result.get(name), dict) for name in ("seconds", "device", "versions")):
+            return {name: value for name, value in result.items() if name in OF_TRAINING}
+    run.say("result.json is damaged: a new one is written, without what it said about the training")
     return {}
 
 
 def write(folder: Path, result: dict[str, Any]) -> None:
     """Writes `result.json`."""
-    files.write_whole(folder / "result.json", json.dumps(result, indent=2) + "\n")
+    files.write_whole(folder / "result.json", files.sealed(result))
 
 
 def peak_memory() -> int | None:

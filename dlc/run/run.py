@@ -20,13 +20,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from dlc import files
+from dlc import files, hosts
+from dlc.errors import printable
 from dlc.run import notebook
-from dlc.run.clock import Clock
+from dlc.run.clock import Clock, Tracing
 from dlc.run.log import Log
 from dlc.run.signals import Signals
 from dlc.weights import artifact
@@ -39,10 +41,12 @@ class Run:
     In a notebook it shows its bar and its figures.
 
     Attributes:
-        folder: where files are written, made if it is not there, or None.
+        folder: where files are written, made if it is not there, or None; of several processes, only the lead has it.
         resume: whether training continues from the folder's checkpoints.
         save_every: seconds of training between checkpoints, at least.
         init_from: a file or run whose weights training starts from, or None.
+        mesh: the devices among which states and batches are spread, or None for the first device alone.
+        plan: whether `fit` says what it would do, and how much memory that takes, instead of training.
         weights: the folder or file that holds the weights that are shown.
         history: the lines of the log.
         facts: what the record says besides its figures, such as the data set.
@@ -60,19 +64,25 @@ class Run:
         console: Console | None = None,
         save_every: int | float = 0.0,
         init_from: Path | None = None,
+        mesh: jax.sharding.Mesh | None = None,
+        plan: bool = False,
     ):
         folder = Path(folder) if folder else None
-        if folder:
+        if folder and hosts.lead():
             folder.mkdir(parents=True, exist_ok=True)
+        self.checkpoints = Checkpoints(folder / "checkpoints") if folder else None
+        self._place, folder = folder, folder if hosts.lead() else None
         self.folder, self.resume, self.save_every, self.init_from = folder, resume, save_every, init_from
+        self.mesh, self.plan = mesh, plan
         self.console = console or notebook.console()
         self.weights = folder
         self.history: list[dict[str, Any]] = []
         self.facts: dict[str, Any] = {}
         self.missed: list[str] = []
-        self.clock = Clock(self.doing)
+        self.clock = Tracing() if plan else Clock(self.doing)
         self._told: set[str] = set()
         self.network = ""  # the name of the model's class
+        self.axes: Any = None  # the logical axes of its weights, which `dlc.sharding` cuts
         self.file: Path | None = None
         self.trained = False
         self.untimed = 0  # steps whose lines in the log were lost
@@ -80,7 +90,6 @@ class Run:
         self.figures: dict[str, Any] = {}
         self.work: list[tuple[Callable[[], float], int]] = []  # operations of one step, and how many steps
         self.signals = Signals()
-        self.checkpoints = Checkpoints(folder / "checkpoints") if folder else None
         self.log: Log | None = None
 
     def __repr__(self) -> str:
@@ -91,7 +100,7 @@ class Run:
 
     def say(self, line: str) -> None:
         """Prints one line for the person who watches."""
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
     def doing(self, what: str) -> None:
         """Prints what takes time now, each once, unless the bar of training is shown."""
@@ -144,7 +153,7 @@ class Run:
         Call it without variables before training: the weights of a run that was killed are then read from its newest
         checkpoint. If several seeds are trained at once, give those of the first.
         """
-        self.network = type(model).__name__
+        self.network, self.axes = type(model).__name__, getattr(model, "axes", None)
         if self.folder and variables is None:
             artifact.write_model(self.folder, model)
         elif self.folder:
@@ -156,8 +165,8 @@ class Run:
 
         When the run is resumed, finished parts are read back from their last checkpoints and the others continue.
         """
-        folder = self.folder and self.folder / name
-        part = Run(folder, self.resume, self.console, self.save_every, self.init_from)
+        folder = self._place and self._place / name
+        part = Run(folder, self.resume, self.console, self.save_every, self.init_from, self.mesh, self.plan)
         part.signals, part.file = self.signals, self.file
         self.parts.append(part)
         self.say(f"{name}:")

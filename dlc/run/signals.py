@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from dlc import hosts
+
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 AGAIN = 0.5  # seconds from one signal to a second: timeout(1) sends each of its own twice
 
@@ -24,6 +26,7 @@ class Interrupted(BaseException):
 
     def __init__(self, signum: int):
         self.signum = signum
+        self.exit_code = 128 + signum
         super().__init__(signal.Signals(signum).name)
 
     def leave(self) -> NoReturn:
@@ -31,7 +34,7 @@ class Interrupted(BaseException):
         for stream in (sys.stdout, sys.stderr):
             if stream:
                 stream.flush()
-        os._exit(128 + self.signum)
+        os._exit(self.exit_code)
 
 
 @dataclass
@@ -40,6 +43,12 @@ class Signals:
 
     training: bool = False
     stop: int | None = None  # the signal that asked the run to stop
+
+    def agree(self) -> int | None:
+        """The signal by which all processes stop now, or None; on every process the same one."""
+        stop = hosts.agreed(self.stop)
+        self.stop = self.stop or stop
+        return stop
 
     def obey(self) -> None:
         """Raises Interrupted if a signal came."""

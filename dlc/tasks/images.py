@@ -18,7 +18,7 @@ import numpy as np
 import optax
 import tyro
 
-from dlc import batches, losses, metrics, sharding, train
+from dlc import batches, losses, metrics, optim, sharding, train
 from dlc.data import Dataset, pictures, stream
 from dlc.data.stream import Batches
 from dlc.errors import UserError
@@ -66,8 +66,10 @@ class Task:
 
         if devices is None:
             return train.in_batches(forward, self.dataset.test, size)
-        size = -(-size // devices.size) * devices.size
-        return sharding.kept(train.in_batches(sharding.shared(forward, devices), self.dataset.test, size), devices)
+        among = devices.size // devices.shape["model"]
+        size = -(-size // among) * among
+        answer = train.in_batches(sharding.shared(forward, devices), self.dataset.test, size)
+        return sharding.to_all(sharding.everywhere(answer, devices), devices)
 
     def measure(self) -> Callable[[Any], dict[str, Any]]:
         """`logits -> {"test_loss", "test_error"}`, arrays [S] for logits [S, N, K]."""
@@ -82,7 +84,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Epochs:
-    """How long to train, in which order, how many seeds at once, and on which devices each batch is split."""
+    """How long to train, in which order, how many seeds at once, and in how many parts each batch."""
 
     epochs: int | float
     batch: int
@@ -90,7 +92,7 @@ class Epochs:
     seed: int = 0
     seeds: int = 1
     rate: optax.Schedule | float | None = None  # of learning, for the log
-    mesh: str = "data=1"
+    parts: int = 1
 
 
 def fit(
@@ -105,16 +107,13 @@ def fit(
     dataset, model, seeds = task.dataset, task.model, epochs.seeds
     train_set, examples = dataset.train, len(dataset.train["label"])
     run.facts |= {"dataset": dataset.name, "source": dataset.source}
-    devices = None if sharding.size(epochs.mesh) == 1 else sharding.mesh(epochs.mesh)
-    if devices:
-        sharding.fits(epochs.batch, devices)
     run.keep(model)
+    tx = optim.accumulated(tx, epochs.parts)
 
     def init(key: Any, begun: Any = None) -> train.State:
         variables = dict(begun or model.init(key, task.prepare(train_set["image"][:1])))
         params = variables.pop("params")
-        state = train.init(params, tx, key, aux=variables or None)
-        return sharding.kept(state, devices) if devices else state
+        return train.init(params, tx, key, aux=variables or None)
 
     def augmented(key: Any, batch: Any) -> Any:
         batch = {**batch, "image": task.prepare(batch["image"])}
@@ -134,7 +133,7 @@ def fit(
     state = start(run, init, train.seed_keys(epochs.seed, seeds), model)
     # Of the variables, so that `show` finds this program in the compilation cache if there is one seed.
     wrap = train.for_each_seed if seeds > 1 else None
-    answer = run.clock.compiled(task.on_test_set(devices=devices), train.variables_of(state), wrap=wrap)
+    answer = run.clock.compiled(task.on_test_set(devices=run.mesh), train.variables_of(state), wrap=wrap)
     measure, logits = task.measure(), None
 
     def evaluate(state: train.State) -> dict[str, Any]:
@@ -145,12 +144,12 @@ def fit(
     state = fit_plan(
         run,
         state,
-        sharding.on_mesh(step, devices) if devices else step,
+        train.in_parts(step, epochs.parts),
         batches.minibatches(examples, epochs.batch, epochs.shuffle, numbers),
         plan,
         evaluate,
     )
-    variables = first_seed(train.variables_of(state), seeds)
+    variables = sharding.whole(first_seed(train.variables_of(state), seeds))
     run.keep(model, variables)
     if logits is None:  # the run was resumed after its last step
         logits = run.clock.timed("evaluate", answer, train.variables_of(state))
@@ -244,17 +243,18 @@ class Pictures:
     learn: Batches
     held: Batches
     found: pictures.Pictures
-    devices: jax.sharding.Mesh
+    parts: int = 1  # of a batch, one after another
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How pictures are read: `batch` at a time, split among `devices`, decoded by that many `workers`."""
+    """How pictures are read: `batch` at a time, split among the devices of a mesh, decoded by that many `workers`."""
 
     batch: int
-    devices: jax.sharding.Mesh
+    mesh: jax.sharding.Mesh | None = None
     workers: int = 0
     seed: int = 0
+    parts: int = 1  # in which a batch is trained on, one after another
 
 
 def find(run: Run, dataset: str, folder: Path | None = None) -> pictures.Pictures:
@@ -279,15 +279,16 @@ def opened(
     It learns from random parts of pictures, chosen as `crop` says, and is validated with the squares in the middle.
     Raises UserError if a batch cannot be split among the devices.
     """
-    sharding.fits(reading.batch, reading.devices)
-    place = sharding.split(reading.devices, axis=1)
+    if reading.mesh:
+        sharding.fits(reading.batch, reading.mesh)
+    place = sharding.split(reading.mesh, axis=1) if reading.mesh else None
     part = functools.partial(stream.random_part, how=crop, size=size)
     middle = functools.partial(stream.centre, side=round(size * stream.WHOLE))
     common: dict[str, Any] = {"batch": reading.batch, "workers": reading.workers, "sharding": place}
     learn = Batches(found.train, part, seed=reading.seed, **common)
     held = Batches(found.validation, middle, **common)
     with contextlib.closing(learn), contextlib.closing(held):
-        yield Pictures(model, prepare, size, learn, held, found, reading.devices)
+        yield Pictures(model, prepare, size, learn, held, found, reading.parts)
 
 
 def fit_stream(
@@ -302,17 +303,18 @@ def fit_stream(
     """Trains for `epochs` epochs on pictures that are read when they are needed; returns the variables.
 
     `augment(key, images)` changes what `task.prepare` makes of a batch's images. After each epoch the crop in the
-    middle of every validation picture is evaluated. State and batches lie on `task.devices`. The learning `rate` goes
-    into the log. Saves the weights and the figure "crops", some of the pictures that are trained on.
+    middle of every validation picture is evaluated. The learning `rate` goes into the log. Saves the weights and the
+    figure "crops", some of the pictures that are trained on.
     """
     model, learn, evaluate = task.model, task.learn, Validation(run, task, crops=1)
     run.keep(model)
+    tx = optim.accumulated(tx, task.parts)
 
     def init(key: Any, begun: Any = None) -> train.State:
         some = jnp.zeros((1, task.size, task.size, 3), jnp.uint8)
         variables = dict(begun or model.init(key, task.prepare(some)))
         params = variables.pop("params")
-        return sharding.kept(train.init(params, tx, key, aux=variables or None), task.devices)
+        return train.init(params, tx, key, aux=variables or None)
 
     def augmented(key: Any, batch: Any) -> Any:
         return {**batch, "image": augment(key, task.prepare(batch["image"]))}
@@ -325,13 +327,13 @@ def fit_stream(
     state = fit_plan(
         run,
         start(run, init, train.seed_keys(seed), model),
-        sharding.on_mesh(step, task.devices),
+        train.in_parts(step, task.parts),
         learn,
         Plan(epochs * steps_per_epoch, steps_per_epoch, report_every=-(-steps_per_epoch // groups), rate=rate),
         lambda state: {f"validation_{name}": value for name, value in evaluate(train.variables_of(state)).items()},
     )
     variables = train.variables_of(state)
-    run.keep(model, variables)
+    run.keep(model, sharding.whole(variables))
     return variables
 
 
@@ -366,7 +368,8 @@ class Validation:
         held = self.task.held
         batch = held(0, 1)
         _, logits = self._program(variables)(variables, batch)
-        image, logits, label = (np.asarray(leaf) for leaf in (batch["image"][0], logits, batch["label"][0]))
+        found = sharding.whole((batch["image"][0], logits, batch["label"][0]))
+        image, logits, label = map(np.asarray, found)
         shown = slice(held.examples)  # without the copies that fill up a batch
         figure = plot.mistakes(image[shown], logits[shown].astype(np.float32), label[shown], self.task.found.classes)
         self.run.figure("mistakes", figure)
@@ -386,6 +389,7 @@ class Validation:
             _same_classes(logits, task.found)
             right = {k: metrics.among_top_k(logits, label, k) for k in (1, 5)}
             each = {"loss": losses.cross_entropy(logits, label), "error": ~right[1], "top5_error": ~right[5]}
-            return {name: jnp.where(counts, value, 0).sum(dtype=jnp.float32) for name, value in each.items()}, logits
+            sums = {name: jnp.where(counts, value, 0).sum(dtype=jnp.float32) for name, value in each.items()}
+            return sharding.everywhere((sums, logits), self.run.mesh) if self.run.mesh else (sums, logits)
 
         return summed

@@ -21,14 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dlc import losses, metrics, optim, tokens, train
+from dlc import losses, metrics, optim, sharding, tokens, train
 from dlc.batches import bucketed, padded
 from dlc.data import text
 from dlc.data.text import Pairs, Parallel
 from dlc.errors import UserError
 from dlc.generate import beam_search
 from dlc.run import plot
-from dlc.run.fit import Plan, start
+from dlc.run.fit import Plan, evaluation, start
 from dlc.run.fit import fit as fit_plan
 from dlc.run.flags import Bound
 from dlc.run.run import Run
@@ -64,6 +64,7 @@ class Recipe:
     warmup: int | float  # the share of the steps in which the rate rises; then it falls to zero
     smoothing: int | float
     seed: int = 0
+    parts: int = 1  # of a batch, one after another
 
 
 def fit(
@@ -94,7 +95,7 @@ def fit(
         )
     steps = recipe.epochs * steps_per_epoch
     rate = optim.triangle(recipe.lr, steps, recipe.warmup)
-    tx = optax.chain(optax.clip_by_global_norm(1.0), optimizer(rate))
+    tx = optim.accumulated(optax.chain(optax.clip_by_global_norm(1.0), optimizer(rate)), recipe.parts)
     held_source, held_target = encoded(tokenizer, pairs.validation)
     longest = max(map(len, [*held_source, *held_target]))
     held = {"source": padded(held_source, longest), "target": padded(held_target, longest + 1)}
@@ -105,7 +106,7 @@ def fit(
 
     loss_fn = losses.sequence(model, recipe.smoothing)
     state = start(run, init, train.seed_keys(recipe.seed), model)
-    measure = run.clock.compiled(train.evaluation(loss_fn, held, size=64), state)
+    measure = evaluation(run, loss_fn, held, state)
     last: dict[str, float] = {}
 
     def evaluate(state: train.State) -> dict[str, float]:
@@ -114,8 +115,9 @@ def fit(
         return last
 
     plan = Plan(steps, evaluate_every=steps_per_epoch, report_every=GROUP, rate=rate)
-    state = fit_plan(run, state, train.make_step(loss_fn, tx), batches, plan, evaluate)
-    variables = {"params": state.params}
+    step = train.in_parts(train.make_step(loss_fn, tx), recipe.parts)
+    state = fit_plan(run, state, step, batches, plan, evaluate)
+    variables = {"params": sharding.whole(state.params)}
     run.keep(model, variables)
     return variables, {"validation_loss": (last or evaluate(state))["validation_loss"]}
 

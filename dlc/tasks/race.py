@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from dlc import losses, metrics, train
+from dlc import losses, metrics, sharding, train
 from dlc.batches import BatchesOf
 from dlc.errors import UserError
 from dlc.run import plot
@@ -86,11 +86,11 @@ def race(run: Run, contest: Contest, seed: int = 0, seeds: int = 1, at_once: int
     return Finish(np.concatenate(outputs), seconds, runs)
 
 
-def on_test_set(task: images.Task, size: int) -> dict[str, Any]:
+def on_test_set(task: images.Task, size: int, devices: jax.sharding.Mesh | None = None) -> dict[str, Any]:
     """The fields of a `Contest` of image classifiers: one view of the test set during training, six in the answer."""
     return {
-        "answer": dataclasses.replace(task, level=2).on_test_set(size),
-        "predict": task.on_test_set(size),
+        "answer": dataclasses.replace(task, level=2).on_test_set(size, devices),
+        "predict": task.on_test_set(size, devices),
         "measure": task.measure(),
         "model": task.model,
     }
@@ -134,7 +134,7 @@ def _heat(run: Run, contest: Contest, first: int, at_once: int) -> np.ndarray:
     answer = run.clock.compiled(contest.answer, state, wrap=wrap)
     answers = np.asarray(run.clock.timed("answer", answer, state))
     if contest.model is not None:
-        run.keep(contest.model, images.first_seed(train.variables_of(state), at_once))
+        run.keep(contest.model, sharding.whole(images.first_seed(train.variables_of(state), at_once)))
     return answers
 
 

@@ -1,5 +1,6 @@
 """What experiments on one text share: reading it as tokens, training on windows of it, writing to the terminal."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dlc import generate, tokens, train
+from dlc import generate, optim, sharding, tokens, train
 from dlc.batches import minibatches, padded, random_starts
-from dlc.data import text
-from dlc.errors import UserError
+from dlc.data import text, token_records
+from dlc.data.stream import Batches
+from dlc.errors import UserError, printable
 from dlc.run import plot
-from dlc.run.fit import Plan, start
+from dlc.run.fit import Plan, evaluation, start
 from dlc.run.fit import fit as fit_plan
 from dlc.run.flags import Bound
 from dlc.run.run import Run
@@ -24,6 +26,7 @@ from dlc.weights import chat_prompt, end_tokens
 
 Tokenizer = tokens.Characters | tokens.BPE
 PRIOR = 30  # pseudo-counts that are added to the words after each word, in proportion to how frequent they are
+Probability = Annotated[float, Bound(lambda p: 0 < p <= 1, "must be greater than 0 and at most 1, not {}")]
 Context = Annotated[int, Bound(lambda length: length > 1, "must be greater than 1, not {}")]
 
 
@@ -95,6 +98,13 @@ class Windows:
     evaluate_every: int
     seed: int = 0
     rate: optax.Schedule | float | None = None  # of learning, for the log
+    parts: int = 1  # of a batch, one after another
+
+    @classmethod
+    def of(cls, config: Any, rate: optax.Schedule, context: int | None = None) -> "Windows":
+        """Those of an experiment's configuration."""
+        numbers = config.batch, config.steps, config.evaluate_every, config.seed
+        return cls(context, *numbers, rate, config.accumulate)
 
 
 def fit(
@@ -102,23 +112,25 @@ def fit(
     model: Any,
     tx: optax.GradientTransformation,
     loss_fn: train.LossFn,
-    learn: np.ndarray,
+    learn: np.ndarray | Batches,
     held: dict[str, Any],
     windows: Windows,
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """Trains `model` on windows of the tokens `learn` [N], drawn at random, or on its rows [N, T] in random order.
+    """Trains `model` on windows of the tokens `learn` [N], drawn at random, on its rows [N, T] in random order, or on
+    batches of windows as they come.
 
     The validation loss is that of `loss_fn` over all rows of `held`, {"tokens": [W, context + 1]} and whatever else the
     loss reads. Returns the variables and {"validation_loss": nats, ...}. Saves the weights and the figure "curves".
     """
     run.keep(model)
+    tx = optim.accumulated(tx, windows.parts)
 
     def init(key: Any, begun: Any = None) -> train.State:
         variables = begun or model.init(key, jnp.ones((1, 1), jnp.int32))
         return train.init(variables["params"], tx, key)
 
     state = start(run, init, train.seed_keys(windows.seed), model)
-    measure = run.clock.compiled(train.evaluation(loss_fn, held, size=64), state)
+    measure = evaluation(run, loss_fn, held, state)
     last: dict[str, float] = {}
 
     def evaluate(state: train.State) -> dict[str, float]:
@@ -126,18 +138,51 @@ def fit(
         return last
 
     step, seeds = train.make_step(loss_fn, tx), (windows.seed,)
-    if windows.context:
+    batches: Any = learn
+    if isinstance(learn, Batches):
+        pass
+    elif windows.context:
         step = train.windows(step, learn, windows.context)
         batches = random_starts(len(learn), windows.context, windows.batch, seeds)
     else:
         step = train.on_device(step, {"tokens": learn})
         batches = minibatches(len(learn), windows.batch, shuffle=True, seeds=seeds)
     plan = Plan(windows.steps, windows.evaluate_every, rate=windows.rate)
-    state = fit_plan(run, state, step, batches, plan, evaluate)
+    step = train.in_parts(step, windows.parts)
+    with contextlib.closing(learn) if isinstance(learn, Batches) else contextlib.nullcontext():
+        state = fit_plan(run, state, step, batches, plan, evaluate)
     draw_curves(run)
-    variables = {"params": state.params}
+    variables = {"params": sharding.whole(state.params)}
     run.keep(model, variables)
     return variables, last or evaluate(state)
+
+
+def packed(run: Run, folder: Path, windows: Windows) -> tuple[Tokenizer, Batches, np.ndarray]:
+    """What `python -m dlc.data --records` wrote: the vocabulary, batches of windows to train on, and those held out.
+
+    The batches, {"tokens": int32 [count, B, context + 1]}, are read when they are needed, in one order of all windows
+    in each pass. The windows that are held out are int32 [W, context + 1]. Saves the vocabulary with the run.
+
+    Raises UserError if the windows have another length, or another vocabulary than the weights to begin from;
+    DataDamaged if a file differs from what was written.
+    """
+    found = token_records.opened(folder)
+    if found.context != windows.context:
+        raise UserError(f"{folder} has windows of {found.context} tokens: give --context {found.context}, or pack anew")
+    known = inherited_vocabulary(run)
+    if known is not None and not tokens.same(known, found.tokenizer):
+        raise UserError(
+            f"{folder} was packed with another vocabulary than that of {run.init_from}: pack the texts with "
+            f"--tokenizer {run.init_from}"
+        )
+    run.facts |= {"dataset": found.name, "source": found.source}
+    if run.folder:
+        found.tokenizer.save(run.folder)
+    if run.mesh:
+        sharding.fits(windows.batch, run.mesh)
+    place = sharding.split(run.mesh, axis=1) if run.mesh else None
+    learn = Batches(found.train, token_records.example, batch=windows.batch, seed=windows.seed, sharding=place)
+    return found.tokenizer, learn, np.stack([found.validation[i] for i in range(len(found.validation))])
 
 
 def draw_curves(run: Run) -> None:
@@ -271,7 +316,7 @@ def write(run: Run, model: Any, variables: Any, tokenizer: Tokenizer, prompt: Pr
     context = model.config.context
     if prompt.ids.size > context:
         run.say(f"the prompt has {prompt.ids.size} tokens and the context {context}: the model reads the last ones")
-    print(prompt.text, end="")
+    print(printable(prompt.text), end="")
     emit = stream(tokenizer, prompt.ids[0])
     sample = partial(generate.sample, model, variables["params"], prompt.ids, stop=prompt.stop, emit=emit, **options)
     written = run.clock.timed("generate", sample)
@@ -292,7 +337,7 @@ def stream(tokenizer: Tokenizer, before: Any = ()) -> Callable[[Any], None]:
         ids.append(int(token[0]))
         letters = tokenizer.decode(shown + ids)[len(tokenizer.decode(shown)) :]
         if not letters.endswith("\ufffd") or len(ids) > 4:  # a letter has at most four bytes
-            print(letters, end="", flush=True)
+            print(printable(letters), end="", flush=True)  # a model may have learnt what a terminal obeys
             shown[:] = ids
             ids.clear()
 

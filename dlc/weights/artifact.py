@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlc.errors import UserError
-from dlc.files import write_whole
+from dlc.files import sealed, unsealed, write_whole
 from dlc.weights import files
 from dlc.weights.checkpoint import Checkpoints
 from dlc.weights.description import describe, rebuild
@@ -70,7 +70,7 @@ def load(path: str | Path) -> tuple[Any, dict[str, Any]]:
 
 def write_model(folder: str | Path, model: nn.Module) -> None:
     """Writes `model.json` to a folder, either completely or not at all. Raises UserError as `describe` does."""
-    write_whole(Path(folder) / MODEL, json.dumps(describe(model), indent=2) + "\n")
+    write_whole(Path(folder) / MODEL, sealed(describe(model)))
 
 
 def is_artifact(path: Path) -> bool:
@@ -85,14 +85,11 @@ def read_description(path: Path) -> Any:
     if path.is_dir() and not (path / WEIGHTS).is_file():
         path = path / MODEL
         try:
-            description = json.loads(path.read_text("utf-8"))
+            return unsealed(path.read_bytes())
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-        except (ValueError, RecursionError):
-            raise UserError(f"{path} is damaged: it is not valid JSON") from None
-        if not isinstance(description, dict):
-            raise UserError(f"{path} is damaged: it does not describe a model")
-        return description
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: {error}") from None
     return _header(_file(path))["model"]
 
 

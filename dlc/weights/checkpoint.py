@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dlc import hosts
 from dlc.errors import Stopped, UserError
 
 
@@ -45,8 +46,8 @@ class Checkpoints:
         return self._orbax
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, oldest first."""
-        return sorted(self.open().all_steps()) if self.folder.is_dir() else []
+        """The steps that have a checkpoint, oldest first. Of several processes, process 0 looks."""
+        return hosts.told(sorted(self.open().all_steps())) if hosts.told(self.folder.is_dir()) else []
 
     def save(self, step: int, state: Any) -> None:
         """Copies the state and writes it in the background.
@@ -67,12 +68,13 @@ class Checkpoints:
             raise self._unwritten(error) from error
 
     def wait(self) -> None:
-        """Returns when everything is on the disk. Raises Unwritten if that failed."""
+        """Returns when everything is on the disk, for every process. Raises Unwritten if that failed."""
         try:
             if self._orbax is not None:
                 self._orbax.wait_until_finished()
         except Exception as error:
             raise self._unwritten(error) from error
+        hosts.gathered(None)
 
     def close(self) -> None:
         """Ends Orbax's threads, whether or not they managed to write."""
@@ -156,10 +158,15 @@ class Checkpoints:
         like = {"state": wanted, "checksum": {name: np.zeros((), np.uint32) for name in wanted}}
         places = ocp.checkpoint_utils.construct_restore_args(like)
         arguments = ocp.args.PyTreeRestore(like, restore_args=places, partial_restore=True)
-        read = self.open().restore(step, args=arguments)
-        for name, array in read["state"].items():
-            if isinstance(array, jax.ShapeDtypeStruct):  # what Orbax returns for an array that was not saved
-                raise ValueError(f"it has no {name}")
+
+        def restored() -> Any:
+            read = self.open().restore(step, args=arguments)
+            for name, array in read["state"].items():
+                if isinstance(array, jax.ShapeDtypeStruct):  # what Orbax returns for an array that was not saved
+                    raise ValueError(f"it has no {name}")
+            return read
+
+        read = _by_all(restored)
         # TensorStore notices a file that was cut short, but not one whose bytes were altered.
         for name, checksum in _checksums(read["state"]).items():
             if int(checksum) != int(read["checksum"][name]):
@@ -175,6 +182,21 @@ def _reason(error: Exception) -> str:
     text = str(error)
     known = (os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS))
     return next((words for words in known if words in text), text.strip().split("\n")[0][:120])
+
+
+def _by_all(act: Callable[[], Any]) -> Any:
+    """What `act` returns. If it fails for one of several processes, all raise ValueError."""
+    value = failure = None
+    try:
+        value = act()
+    except Exception as error:
+        failure = error
+    found = [why for why in hosts.gathered(failure and _reason(failure)) if why]
+    if failure:
+        raise failure
+    if found:
+        raise ValueError(found[0])
+    return value
 
 
 def _kind_of(leaf: Any) -> str:

@@ -14,6 +14,7 @@ and Huffman coding", of which this is all but the last step; file and program (B
 https://github.com/songhan/SqueezeNet-Deep-Compression.
 """
 
+import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,8 @@ from dlc.weights import files
 NETWORK = squeezenet1_0(padded=True)
 VALUES = 256  # that the weights of a convolution can have
 BYTE_MEANS = (123, 117, 104)  # what the network was trained without, of red, green and blue in 0..255
+# The one file that is published
+LENGTH, SHA256 = 675763, "e4ab6960ae8cd81505e1c2136921201507e930966c53deaf15862a395b3a3261"
 FETCH = "fetch compressed_SqueezeNet.net from https://github.com/songhan/SqueezeNet-Deep-Compression"
 
 
@@ -73,6 +76,8 @@ def load_squeezenet_dc(path: str | Path, **changes: Any) -> tuple[SqueezeNet, di
         raise UserError(f"{path} is SqueezeNet {NETWORK.version} for {NETWORK.num_classes:,} classes, and no other")
     _check(path)
     content = path.read_bytes()
+    if len(content) == LENGTH and hashlib.sha256(content).hexdigest() != SHA256:
+        raise UserError(f"{path} is damaged: its sha256 is not that of the published file; {FETCH} again")
     at = 4 * len(SIZES)
 
     def take(count: int, dtype: str) -> np.ndarray:

@@ -44,7 +44,8 @@ OTHER_VERSION = "the description was made by another version"
 def describe(model: Any) -> dict[str, Any]:
     """The class and fields of a Linen module, as values that JSON can hold.
 
-    The fields `parent` and `name` of modules are left out: neither changes what a model computes. Raises UserError if
+    The fields `parent` and `name` of modules are left out, and so is `remat`, which says whether a model in training
+    computes its activations again: none of them changes what a model computes. Raises UserError if
     a field cannot be described, for example a lambda or an array.
     """
     if not isinstance(model, nn.Module):
@@ -161,7 +162,7 @@ def _rebuilt(value: Any) -> Any:
             return {_rebuilt(key): _rebuilt(item) for key, item in items}
         case {"frozen": items, **rest} if not rest:
             return FrozenDict({_rebuilt(key): _rebuilt(item) for key, item in items})
-        case {"dtype": str(name), **rest} if not rest:
+        case {"dtype": str(name), **rest} if not rest and name.isidentifier():  # NumPy parses others as Python
             return jnp.dtype(name)
         case {"path": str(path), **rest} if not rest:
             return _found(path)
@@ -234,7 +235,10 @@ def _fields(kind: Any) -> dict[str, Any]:
     if _is_named_tuple(kind):
         return {name: kind._field_defaults.get(name, dataclasses.MISSING) for name in kind._fields}
     linen = {"parent", "name"} if issubclass(kind, nn.Module) else set()
-    return {field.name: field.default for field in dataclasses.fields(kind) if field.init and field.name not in linen}
+    left_out = {"remat", *linen} if kind.__module__.partition(".")[0] == "dlc" else linen
+    return {
+        field.name: field.default for field in dataclasses.fields(kind) if field.init and field.name not in left_out
+    }
 
 
 def _is_record(kind: Any) -> bool:

@@ -19,6 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from tokenize import TokenError
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -43,6 +44,9 @@ BEGINNINGS = {
     b"version https://git-lfs": "a pointer of Git LFS and not the weights: fetch them with `git lfs pull`",
     b"<": "a web page: fetch the file again, from its download link",
 }  # fmt: skip
+DAMAGED = (ValueError, SyntaxError, TokenError)  # what NumPy raises for the header of an array
+BOMB = "becomes suspiciously large when it is unpacked: unpack it yourself, if you trust it"
+LARGE, RATIO = 2**26, 100  # bytes: more are unpacked only if they are at most so many times the packed ones
 UNPACK: dict[str, Callable[..., Any]] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
 
 # Under what keys training programs keep a state dict, and the name of its network
@@ -96,7 +100,7 @@ def _content(stack: contextlib.ExitStack, path: Path) -> Content:
         kind = kind_of(file)
     if kind in UNPACK or " " in kind:
         raise UserError(f"{path} is {kind}" + " inside another archive: unpack it first" * (kind in UNPACK))
-    if kind == "zip" and _is_npz(file):
+    if kind == "zip" and _check_zip(file, path):
         return Content(_npz(file, path))
     if kind in ("zip", "pickle"):
         return _pickled(file, path)
@@ -138,19 +142,35 @@ def kind_of(path: Path) -> str:
     return "truncated: fetch it again" if known or not head else "pickle"  # known: a zip archive without its end
 
 
-def _is_npz(file: Path) -> bool:
-    """Whether a zip archive is NumPy's; PyTorch's has a pickle."""
+def _check_zip(file: Path, path: Path) -> bool:
+    """Whether a zip archive is NumPy's; PyTorch's has a pickle. Raises UserError if a checksum in it differs.
+
+    PyTorch itself does not compare them.
+    """
     try:
         with zipfile.ZipFile(file) as archive:
-            return all(name.endswith(".npy") for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
+            infos = archive.infolist()
+            if sum(info.file_size for info in infos) > max(LARGE, RATIO * file.stat().st_size):
+                raise UserError(f"{path} {BOMB}")
+            if altered := archive.testzip():
+                raise zipfile.BadZipFile(f"the checksum of {altered} differs")
+            return all(info.filename.endswith(".npy") for info in infos)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is damaged: fetch it again\n{error}") from None
 
 
 def _unpack(path: Path, opener: Callable[..., Any], to: Path) -> None:
+    most = max(LARGE, RATIO * path.stat().st_size)
     try:
         with opener(path) as packed, to.open("wb") as file:
-            shutil.copyfileobj(packed, file, 2**20)
+            while part := packed.read(2**20):
+                if file.tell() + len(part) > most:
+                    raise UserError(f"{path} {BOMB}")
+                file.write(part)
+    except UserError:
+        raise
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         if getattr(error, "errno", None):
             raise UserError(f"{path} cannot be unpacked: {error.strerror}") from None  # type: ignore[union-attr]
@@ -170,7 +190,7 @@ def _npz(file: Path, path: Path) -> dict[str, Tensor]:
     try:
         with np.load(file) as archive:  # without pickles
             arrays = dict(archive)
-    except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except (*DAMAGED, OSError, EOFError, MemoryError, OverflowError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not an .npz of plain arrays, or it is truncated: fetch it again\n{error}") from None
     return {
         name: Tensor(array.shape, FLOATS.get(str(array.dtype), str(array.dtype)), functools.partial(np.asarray, array))

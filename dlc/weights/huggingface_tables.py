@@ -196,7 +196,7 @@ def number(value: Any) -> bool:
 
 
 # What a size in a configuration must be: in words, and as a test. `WHOLE` is for those that are not in the table.
-WHOLE = ("a whole number above 0", lambda value: type(value) is int and value > 0)
+WHOLE = ("a whole number above 0", lambda value: type(value) is int and 0 < value < 2**31)  # as sizes of arrays are
 SMALL = ("a number above 0 and below 1", lambda value: number(value) and 0 < value < 1)
 OR_NULL = ("a whole number above 0, or null", lambda value: value is None or WHOLE[1](value))
 SIZES: dict[str, tuple[str, Callable[[Any], bool]]] = {

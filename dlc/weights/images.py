@@ -11,6 +11,7 @@ layout (kernels [KH, KW, I, O] here, [O, I, KH, KW] there) are the same for all 
 
 import contextlib
 import functools
+import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,7 @@ def load_state_dict(path: str | Path, model: nn.Module) -> dict[str, Any]:
     names the tensor that is missing, unknown or wrongly shaped.
     """
     path, form = Path(path), published(model)
+    _check_named(path, form.network(model))
     wanted = _shapes(model, form)
     theirs = {ours: _theirs(model, form, ours) for ours in wanted}
     with contextlib.ExitStack() as stack:
@@ -134,6 +136,18 @@ def allowed_networks(model: nn.Module, form: Published) -> tuple[str, str]:
     name = form.network(model)
     # timm's prefixes are for weights from elsewhere; some programs write the name of the class.
     return name, rf"(tv_|tf_|gluon_|ssl_|swsl_)?{name}(_v1b)?|{type(model).__name__.lower()}"
+
+
+def _check_named(path: Path, network: str) -> None:
+    """Raises UserError if a file is not the one of its name: torchvision's end with the first digits of the sha256."""
+    named = re.fullmatch(rf"{network}\D*-([0-9a-f]{{8}})\.pth", path.name)
+    if named and path.is_file():
+        with path.open("rb") as file:
+            if not hashlib.file_digest(file, "sha256").hexdigest().startswith(named[1]):
+                raise UserError(
+                    f"{path} is not the published file of this name, whose sha256 begins with {named[1]}: fetch it "
+                    "again, or give it another name if it is yours"
+                )
 
 
 def _open(stack: contextlib.ExitStack, path: Path, form: Published) -> files.Content:

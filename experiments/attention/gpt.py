@@ -4,9 +4,8 @@ Claim (tiny_shakespeare, characters): 4 layers of width 128 reach 1.88 nats a ch
 2,000 steps on a CPU, 6 layers of width 384 reach 1.4697 within 5,000 steps on a GPU.
 
 Source: Radford et al. 2019, "Language models are unsupervised multitask learners". Both settings and their figures are
-those of nanoGPT, https://github.com/karpathy/nanoGPT, README and config/train_shakespeare_char.py. There the loss is
-estimated from some windows of the last tenth of the text; here it is the mean over all of it. `--variant modern` has
-rotary positions, RMSNorm, norms of queries and keys, SwiGLU and grouped queries.
+those of nanoGPT, https://github.com/karpathy/nanoGPT, README and config/train_shakespeare_char.py, where the loss is an
+estimate; here it is the mean over the last tenth of the text. FOLDER has a GPT-2, Llama, Mistral, Qwen or llama2.c's.
 
 Expect: 1.919 nats in six minutes on two busy CPU cores. The second command, with today's parts and Muon for matrices,
 reaches 1.512 nats in eight minutes on one of two busy cores. The GPU setting was not run here.
@@ -16,10 +15,9 @@ reaches 1.512 nats in eight minutes on one of two busy cores. The GPU setting wa
     python -m experiments.attention.gpt --layers 6 --heads 6 --width 384 --context 256 --batch 64 --steps 5000 \\
         --warmup 0.02 --dropout 0.2 --evaluate-every 250
     python -m experiments.attention.gpt --text FILE --encoding bpe
+    python -m experiments.attention.gpt --records FOLDER    python -m dlc.data --records FOLDER FILE ... packs texts
     python -m experiments.attention.gpt --weights RUN --prompt "To be"
     python -m experiments.attention.gpt --weights FOLDER --prompt "What is a cat?" --chat
-
-FOLDER has a GPT-2, Llama, Mistral or Qwen as Hugging Face publishes it. It may also be a file of llama2.c.
 """
 
 from dataclasses import dataclass
@@ -33,19 +31,18 @@ from dlc import losses, optim
 from dlc.batches import windows
 from dlc.errors import UserError
 from dlc.models.gpt import GPT, GPTConfig, modern
-from dlc.run.flags import Bound, NotNegative, Positive, Share, Shown
+from dlc.run.flags import Bound, Free, NotNegative, Positive, Share, Shown
 from dlc.run.launch import launch
 from dlc.run.run import Run
 from dlc.tasks import text
-from dlc.tasks.text import Context
-
-Probability = Annotated[float, Bound(lambda p: 0 < p <= 1, "must be greater than 0 and at most 1, not {}")]
+from dlc.tasks.text import Context, Probability
 
 
 @dataclass(frozen=True)
 class Config:
     dataset: Literal["tiny_shakespeare", "python"] = "tiny_shakespeare"  # the data set
     text: Path | None = None  # a text file of your own; instead of the data set
+    records: Path | None = None  # a folder of packed texts, read as they are needed; instead of the data set
     encoding: Literal["characters", "bpe"] = "characters"  # what a token is
     vocab: Positive[int] = 4096  # size of the vocabulary; of bpe
     prompt: Shown[Annotated[str, Bound(len, "is empty: begin with a letter")]] = "\n"  # the beginning of what it writes
@@ -62,6 +59,8 @@ class Config:
     dropout: Share = 0.0  # share of the activations that are zero in training
     steps: Positive[int] = 2000  # training steps
     batch: Positive[int] = 12  # examples in a batch; windows of the text
+    accumulate: Positive[int] = 1  # parts of a batch, computed one after another: with as much memory as one needs
+    remat: Free[bool] = False  # compute activations again in the backward pass instead of keeping them
     optimizer: Literal["adamw", "muon"] = "adamw"  # the optimizer; Muon is for matrices, with Adam for the rest
     lr: Positive[float] = 1e-3  # the highest learning rate; it falls along a cosine to a tenth, of Muon linearly to 0
     warmup: Share = 0.05  # share of the steps before the rate is highest
@@ -77,7 +76,7 @@ SMOKE = Config("python", layers=2, heads=2, width=32, context=32, steps=300, bat
 
 def network(config: Config, vocab: int) -> GPT:
     sizes = {"layers": config.layers, "heads": config.heads, "width": config.width, "dropout": config.dropout}
-    sizes |= {"vocab": vocab, "context": config.context, "dtype": config.dtype}
+    sizes |= {"vocab": vocab, "context": config.context, "dtype": config.dtype, "remat": config.remat}
     return modern(**sizes) if config.variant == "modern" else GPT(GPTConfig(**sizes, use_bias=False))
 
 
@@ -95,11 +94,12 @@ def train(config: Config, run: Run) -> dict:
     if config.chat:
         raise UserError("--chat asks a model that has learnt to answer: give its folder with --weights FOLDER")
     rate, tx = optimizer(config)
-    tokenizer, learn, held = text.read(run, config.dataset, config.text, config.encoding, config.vocab)
+    plan = text.Windows.of(config, rate, config.context)
+    packed = text.packed(run, config.records, plan) if config.records else None
+    tokenizer, learn, held = packed or text.read(run, config.dataset, config.text, config.encoding, config.vocab)
+    held = {"tokens": held if packed else windows(held, config.context)}
     text.prompt(run.weights, tokenizer, config.prompt)  # raises before training if a letter is unknown
     model = network(config, tokenizer.size)
-    plan = text.Windows(config.context, config.batch, config.steps, config.evaluate_every, config.seed, rate)
-    held = {"tokens": windows(held, config.context)}
     variables, figures = text.fit(run, model, tx, losses.next_token(model), learn, held, plan)
     write(config, run, model, variables, tokenizer)
     return figures
@@ -122,4 +122,4 @@ def write(config: Config, run: Run, model: GPT, variables: dict, tokenizer: text
 
 
 if __name__ == "__main__":
-    launch(train, Config(), SMOKE, show)
+    launch(train, Config(), SMOKE, show, parallel=True)

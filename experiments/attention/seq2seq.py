@@ -85,4 +85,4 @@ def align(run: Run, model: Seq2Seq, variables: dict, tokenizer: tokens.BPE, sent
 
 
 if __name__ == "__main__":
-    launch(train, Config(), SMOKE, show)
+    launch(train, Config(), SMOKE, show, parallel=True)

@@ -26,7 +26,7 @@ import optax
 from dlc import tokens
 from dlc.models.transformer import Transformer, TransformerConfig
 from dlc.run import plot
-from dlc.run.flags import NotNegative, Positive, Share, Shown
+from dlc.run.flags import Free, NotNegative, Positive, Share, Shown
 from dlc.run.launch import launch
 from dlc.run.run import Run
 from dlc.tasks import pairs, text
@@ -47,6 +47,8 @@ class Config:
     norm_first: bool = True  # norms before the branches; the paper's come after
     epochs: Positive[int] = 10  # passes over the training set
     batch_tokens: Positive[int] = 2048  # tokens in a batch, on either side
+    accumulate: Positive[int] = 1  # parts of a batch, computed one after another: with as much memory as one needs
+    remat: Free[bool] = False  # compute activations again in the backward pass instead of keeping them
     lr: Positive[float] = 2e-3  # the highest learning rate
     warmup: Share = 0.1  # share of the steps before the rate is highest; then it falls to zero
     smoothing: Share = 0.1  # share of each target that is spread evenly over all classes
@@ -63,9 +65,10 @@ def train(config: Config, run: Run) -> dict:
     found = pairs.read(config.dataset, config.source, config.target)
     tokenizer = pairs.vocabulary(run, found, config.vocab)
     sizes = tokenizer.size, config.layers, config.heads, config.width, config.feedforward
-    model = Transformer(TransformerConfig(*sizes, config.dropout, config.norm_first, config.dtype))
+    model = Transformer(TransformerConfig(*sizes, config.dropout, config.norm_first, config.dtype, remat=config.remat))
     adam = partial(optax.adam, b2=0.98, eps=1e-9)  # section 5.3
-    recipe = pairs.Recipe(config.epochs, config.batch_tokens, config.lr, config.warmup, config.smoothing, config.seed)
+    numbers = config.epochs, config.batch_tokens, config.lr, config.warmup, config.smoothing
+    recipe = pairs.Recipe(*numbers, config.seed, config.accumulate)
     variables, figures = pairs.fit(run, found, tokenizer, model, adam, recipe)
     search = pairs.Search(config.beams, config.alpha, config.sentences)
     return figures | pairs.show(run, found, model, variables, tokenizer, search, attend)
@@ -95,4 +98,4 @@ def attend(run: Run, model: Transformer, variables: dict, tokenizer: tokens.BPE,
 
 
 if __name__ == "__main__":
-    launch(train, Config(), SMOKE, show)
+    launch(train, Config(), SMOKE, show, parallel=True)

@@ -44,13 +44,14 @@ class Config:
     dropout: Share = 0.0  # share of the activations that are zero in training
     epochs: Positive[int] = 100  # passes over the training set
     batch: Positive[int] = 128  # examples in a batch
+    accumulate: Positive[int] = 1  # parts of a batch, computed one after another: with as much memory as one needs
+    remat: Free[bool] = False  # compute activations again in the backward pass instead of keeping them
     lr: Positive[float] = 1e-3  # the highest learning rate
     warmup: Share = 0.1  # share of the steps before the rate is highest; then it falls to zero
     weight_decay: NotNegative[float] = 0.05  # share of each weight lost in a step, divided by lr; of matrices only
     smoothing: Share = 0.1  # share of each target that is spread evenly over all classes
     seed: NotNegative[int] = 0  # of all random numbers
     seeds: Positive[int] = 1  # number of runs, the first with `seed`; trained at once
-    mesh: Free[str] = "data=1"  # devices that share each batch; on a CPU, its cores
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights are float32
 
 
@@ -60,7 +61,9 @@ SMOKE = Config("digits32", patch=8, layers=2, heads=2, width=32, epochs=20, batc
 def problem(config: Config) -> images.Task:
     cifar = data.load(config.dataset)
     sizes = {"patch": config.patch, "layers": config.layers, "heads": config.heads, "width": config.width}
-    model = vit_cifar(classes=len(cifar.classes), dropout=config.dropout, dtype=config.dtype, **sizes)
+    model = vit_cifar(
+        classes=len(cifar.classes), dropout=config.dropout, dtype=config.dtype, remat=config.remat, **sizes
+    )
     criterion = partial(losses.cross_entropy, smoothing=config.smoothing)
     return images.Task(cifar, model, standardise(*mean_and_std(cifar.train["image"])), criterion)
 
@@ -73,7 +76,7 @@ def train(config: Config, run: Run) -> dict:
     tx = optax.chain(optax.clip_by_global_norm(1.0), adam)
     translate = augment.of_images(partial(augment.translate, pixels=4, mode="constant"))
     changes = [translate] if config.dataset == "digits32" else [translate, augment.of_images(augment.flip)]
-    epochs = images.Epochs(config.epochs, config.batch, True, config.seed, config.seeds, rate, config.mesh)
+    epochs = images.Epochs(config.epochs, config.batch, True, config.seed, config.seeds, rate, config.accumulate)
     variables, measured = images.fit(run, task, tx, epochs, augment.chained(*changes))
     draw(run, task, variables)
     return {"test_error": measured["test_error"]}
@@ -110,4 +113,4 @@ def overlaid(some: np.ndarray, weights: np.ndarray) -> Figure:
 
 
 if __name__ == "__main__":
-    launch(train, Config(), SMOKE, show)
+    launch(train, Config(), SMOKE, show, parallel=True)

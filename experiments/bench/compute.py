@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dlc.errors import UserError
-from dlc.run import counting, flags
+from dlc.run import flags, plan
 from dlc.run.bench import Bench, launch
 from dlc.run.flags import NotNegative
 from experiments.bench import _charts
@@ -47,7 +47,7 @@ def traced(record: dict[str, Any]) -> float:
         config = flags.from_json(experiment.Config, given)
     except TypeError:
         raise UserError("its configuration is from another version") from None
-    return counting.operations(experiment.train, config)
+    return plan.operations(experiment.train, config)
 
 
 def load(folder: Path) -> list[tuple[str, dict[str, Any]]]:

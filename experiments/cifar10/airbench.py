@@ -111,7 +111,7 @@ def train(config: Config, run: Run) -> dict:
         step=training.on_device(step, {**cifar.train, "row": np.arange(examples)}, moved),
         batches=partial(batches.minibatches, examples, config.batch, True),
         plan=Plan(epochs * steps_per_epoch, evaluate_every=steps_per_epoch),
-        **on_test_set(task, config.batch),
+        **on_test_set(task, config.batch, run.mesh),
     )
     return judge(run, race(run, contest, config.seed, config.seeds, config.at_once), task, config.accuracy)
 
@@ -122,4 +122,4 @@ def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
 
 
 if __name__ == "__main__":
-    launch(train, Config(), SMOKE, show)
+    launch(train, Config(), SMOKE, show, parallel=True)

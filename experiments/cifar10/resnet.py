@@ -43,6 +43,8 @@ class Config:
     variants: Some[tuple[Variant, ...]] = ("residual",)  # forms of the model
     steps: Positive[int] = 64_000  # training steps
     batch: Positive[int] = 128  # examples in a batch
+    accumulate: Positive[int] = 1  # parts of a batch, computed one after another: with as much memory as one needs
+    remat: Free[bool] = False  # compute activations again in the backward pass instead of keeping them
     lr: Positive[float] = 0.1  # the highest learning rate; divided by ten after a half and three quarters of the steps
     warmup: Share = 0.0  # share of the steps before the rate is highest; until then it is a tenth
     weight_decay: NotNegative[float] = 1e-4  # share of each weight lost in a step, divided by lr
@@ -51,7 +53,6 @@ class Config:
     factor: Positive[int] = 10  # by which the wide network is wider
     seed: NotNegative[int] = 0  # of all random numbers
     seeds: Positive[int] = 1  # number of runs, the first with `seed`; trained at once
-    mesh: Free[str] = "data=1"  # devices that share each batch; on a CPU, its cores
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights and statistics are float32
 
 
@@ -68,7 +69,7 @@ def network(config: Config, variant: Variant, depth: int, classes: int) -> resne
     }
     if variant == "resnet18" and depth != 18:
         raise UserError(f"resnet18 has 18 layers, not {depth}: add --depths 18")
-    return variants[variant](depth, num_classes=classes, dtype=config.dtype)
+    return variants[variant](depth, num_classes=classes, dtype=config.dtype).clone(remat=config.remat)
 
 
 def augmentation(config: Config, mean: Any, classes: int) -> Any:
@@ -90,9 +91,8 @@ def schedule(config: Config) -> optax.Schedule:
     rise = round(config.warmup * config.steps)
     if 2 * rise >= config.steps:
         raise UserError(f"--warmup must be less than 0.5, where the rate falls, not {config.warmup}")
-    boundaries = {config.steps // 2: 0.1, 3 * config.steps // 4: 0.1}
-    if rise:
-        boundaries = {rise: 10.0, **boundaries}
+    boundaries = {rise: 10.0} if rise else {}
+    boundaries |= {config.steps // 2: 0.1, 3 * config.steps // 4: 0.1}
     return optax.piecewise_constant_schedule(config.lr / 10 if rise else config.lr, boundaries)
 
 
@@ -100,8 +100,8 @@ def train(config: Config, run: Run) -> dict:
     rate, cifar = schedule(config), data.load(config.dataset)
     tx = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(rate, momentum=0.9))
     mean, classes = mean_image(cifar.train["image"]), len(cifar.classes)
-    per_epoch = batches.steps_per_epoch(len(cifar.train["label"]), config.batch)
-    epochs = images.Epochs(config.steps / per_epoch, config.batch, True, config.seed, config.seeds, rate, config.mesh)
+    passes = config.steps / batches.steps_per_epoch(len(cifar.train["label"]), config.batch)
+    epochs = images.Epochs(passes, config.batch, True, config.seed, config.seeds, rate, config.accumulate)
 
     networks = {(v, d): network(config, v, d, classes) for v in config.variants for d in config.depths}
     histories, errors = {}, {}
@@ -122,4 +122,4 @@ def show(config: Config, run: Run, model: resnet_cifar.CifarResNet, variables: d
 
 
 if __name__ == "__main__":
-    launch(train, Config(), SMOKE, show)
+    launch(train, Config(), SMOKE, show, parallel=True)

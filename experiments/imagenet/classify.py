@@ -27,8 +27,7 @@ from PIL import Image
 from tyro.conf import Positional
 
 from dlc.data import imagenet, images
-from dlc.errors import UserError
-from dlc.files import printable
+from dlc.errors import UserError, printable
 from dlc.run import plot
 from dlc.run.flags import Positive, Shown
 from dlc.run.launch import launch
@@ -97,7 +96,7 @@ def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
     lines, paths = [], [printable(str(path)) for path in config.photographs]
     for path, answers, shares in zip(paths, named, likely, strict=True):
         lines += [path, *(f"{share:8.1%}  {name}" for name, share in zip(answers, shares, strict=True)), ""]
-    print(*lines, sep="\n")
+    print(*map(printable, lines), sep="\n")
     run.text("answers", "\n".join(lines))
     run.figure("answers", beside_answers(squares[:DRAWN], paths[:DRAWN], named[:DRAWN], likely[:DRAWN]))
     return {"images": len(squares), "probability_of_the_first": float(likely[:, 0].mean())}

@@ -73,7 +73,8 @@ class Config:
     size: Shown[Positive[int] | None] = None  # of that part, in pixels
     color: NotNegative[float] = 0.1  # strength of the noise added to the colours
     crops: Shown[Literal[1, 10]] = 10  # of an image, in the last evaluation; those before it take the one in the middle
-    mesh: Shown[Free[str]] = "data=1"  # devices that share each batch; batch norm uses the statistics of all of it
+    accumulate: Positive[int] = 1  # parts of a batch, computed one after another: with as much memory as one needs
+    remat: Free[bool] = False  # compute activations again in the backward pass instead of keeping them; not of AlexNet
     workers: Shown[Free[NotNegative[int]]] = 0  # processes that decode, and as many to evaluate; 0: threads of this one
     seed: NotNegative[int] = 0  # of all random numbers
     dtype: Shown[Literal["float32", "bfloat16"]] = "float32"  # of the computation; weights and statistics are float32
@@ -88,19 +89,18 @@ def recipe_of(config: Config) -> Recipe:
     return recipe._replace(**{k: v for k, v in vars(config).items() if k in recipe._fields and v is not None})
 
 
-def published(config: Config) -> Any:
-    return RECIPES[config.model].network(dtype=config.dtype)
-
-
 def problem(config: Config, run: Run, model: Any = None) -> AbstractContextManager[images.Pictures]:
     """The pictures in batches, and the model that learns them or is shown."""
     if config.images and config.dataset != Config.dataset:
         raise UserError("--images and --dataset are two sets: give one of them")
     recipe = recipe_of(config)
-    reading = images.Reading(recipe.batch, sharding.mesh(config.mesh), config.workers, config.seed)
+    reading = images.Reading(recipe.batch, run.mesh, config.workers, config.seed, config.accumulate)
     found = images.find(run, config.dataset, config.images)
     prepare = standardise(np.array(imagenet.MEAN), recipe.std)
     model = model or recipe.network(num_classes=len(found.classes), dtype=config.dtype)
+    if config.remat and not hasattr(model, "remat"):
+        raise UserError(f"{config.model} has too few layers to compute them again: leave out --remat")
+    model = model.clone(remat=True) if config.remat else model
     return images.opened(found, model, prepare, recipe.crop, recipe.size, reading)
 
 
@@ -118,8 +118,8 @@ def train(config: Config, run: Run) -> dict:
 
 def show(config: Config, run: Run, model: Any, variables: dict) -> dict:
     with problem(config, run, model.clone(dtype=config.dtype)) as task:
-        return images.validate(run, task, sharding.kept(variables, task.devices), config.crops)
+        return images.validate(run, task, sharding.kept(variables, run.mesh) if run.mesh else variables, config.crops)
 
 
 if __name__ == "__main__":
-    launch(train, Config(), SMOKE, show, published)
+    launch(train, Config(), SMOKE, show, lambda c: RECIPES[c.model].network(dtype=c.dtype), parallel=True)

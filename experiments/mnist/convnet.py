@@ -67,4 +67,4 @@ def draw(run: Run, variables: dict) -> None:
 
 
 if __name__ == "__main__":
-    launch(train, Config(), SMOKE, show)
+    launch(train, Config(), SMOKE, show, parallel=True)

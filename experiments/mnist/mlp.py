@@ -73,4 +73,4 @@ def draw(run: Run, task: images.Task, variables: dict) -> None:
 
 
 if __name__ == "__main__":
-    launch(train, Config(), SMOKE, show)
+    launch(train, Config(), SMOKE, show, parallel=True)

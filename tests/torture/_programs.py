@@ -26,7 +26,7 @@ from dlc.weights.checkpoint import Checkpoints
 assert launch
 FORK = multiprocessing.get_context("fork")
 SILENT = 300.0  # seconds after which a program that should have ended is called stuck
-TIMES = ("seconds", "examples_per_second", "steps_per_second")  # of a line of the log
+TIMES = ("seconds", "examples_per_second", "steps_per_second", "crc32")  # of a line of the log
 
 
 class Stuck(Exception):

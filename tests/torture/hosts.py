@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from tests.torture import _programs
+from tests.torture._cases import logged, unlike
 from tests.torture._programs import Program, Stuck
 from tests.torture._table import How, Row
-from tests.torture._cases import logged, unlike
 
 MODULE = "experiments.mnist.mlp"
 FLAGS = "--hidden 16 --dataset digits --batch 96 --lr 0.02 --epochs 60 --save-every 0".split()

@@ -56,6 +56,7 @@ def commit(file: Path | None = None) -> str | None:
     file = (file or Path(__file__)).resolve()
 
     def git(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        words = ("--no-optional-locks", *words)  # git would leave a lock in the checkout if it were killed
         return subprocess.run(["git", *words], cwd=file.parent, capture_output=True, text=True, check=check)
 
     try:

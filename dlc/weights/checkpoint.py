@@ -53,10 +53,13 @@ class Checkpoints:
     def save(self, step: int, state: Any) -> None:
         """Copies the state and writes it in the background.
 
-        Raises Unwritten if this save or the previous one fails; UserError if a leaf has 64 bits and JAX only 32.
+        Raises Unwritten if this save or the previous one fails; UserError if a leaf has 64 bits and JAX only 32;
+        FileNotFoundError if the folder has gone.
         """
         import orbax.checkpoint as ocp
 
+        if self._orbax is not None and not self.folder.is_dir():  # Orbax would make it anew, with nothing else in it
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
         arrays = _arrays(state)
         # Orbax reads the arrays later, and on a CPU in place; by then the next step may have reused their memory.
         content = {"state": jax.tree.map(jnp.copy, arrays), "checksum": _checksums(arrays)}

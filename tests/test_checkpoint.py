@@ -153,6 +153,28 @@ def test_arrays_of_another_model_or_optimizer_are_named_and_are_no_damage(checkp
     assert checkpoints.steps() == [1]
 
 
+def test_a_checkpoint_that_does_not_fit_into_memory_is_not_taken_for_damaged(checkpoints, monkeypatch):
+    """Otherwise an older one would be restored, and the newer one deleted."""
+    state = {"w": jnp.arange(3.0)}
+    for step in (1, 2):
+        checkpoints.save(step, state)
+    checkpoints.wait()
+    whole = Checkpoints._restore
+
+    def too_large(self, step, arguments):
+        if step == 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12 bytes.")
+        return whole(self, step, arguments)
+
+    said = []
+    monkeypatch.setattr(Checkpoints, "_restore", too_large)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        checkpoints.restore(state, said.append)
+    monkeypatch.undo()
+    assert said == []
+    assert checkpoints.restore(state, said.append)[0] == 2
+
+
 def test_two_arrays_of_one_name_are_refused(checkpoints):
     state = {"a/b": jnp.zeros(1), "a": {"b": jnp.ones(1)}}
     for act in (lambda: checkpoints.save(1, state), lambda: checkpoints.restore(state, print)):

@@ -6,6 +6,7 @@ may lie on several devices or processes, and a checksum of each. A part of a sta
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 from collections.abc import Callable
@@ -126,10 +127,12 @@ class Checkpoints:
         steps = self.steps()
         for i, step in enumerate(reversed(steps)):
             try:
-                arrays = self._read(step, wanted(step))
+                arrays = self._read(step, _by_all(functools.partial(wanted, step)))
             except UserError:
                 raise
             except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
+                if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+                    raise  # the checkpoint may be whole, and the devices too small for it
                 older = f"; going back to that of step {steps[-2 - i]}" if i + 1 < len(steps) else ""
                 warn(f"the checkpoint of step {step} is damaged ({_reason(error)}){older}")
                 continue

@@ -10,6 +10,8 @@ from typing import Any
 
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}  # what file systems without locks answer
 SEAL = "crc32"  # the last key of a sealed object
+LARGE, RATIO = 2**26, 100  # bytes to which any file may unpack, and how much larger than packed a larger one may be
+BOMB = "becomes suspiciously large when it is unpacked: unpack it yourself, if you trust it"
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -50,6 +52,11 @@ def unsealed(text: str | bytes) -> dict[str, Any]:
 
 def _checksum(content: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(content).encode())
+
+
+def most_unpacked(packed: int) -> int:
+    """The largest size to which a file of `packed` bytes may unpack. One that becomes larger is a `BOMB`."""
+    return max(LARGE, RATIO * packed)
 
 
 def lock(path: Path, say: Callable[[str], None], waiting: str = "") -> contextlib.AbstractContextManager[Any]:

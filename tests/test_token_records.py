@@ -153,6 +153,7 @@ def damages(content):
     yield b""
     yield content[: len(content) // 2]
     yield bytes(len(content))
+    yield b"[" * 100_000
     yield content + b"0"
     for _ in range(8):
         at, flipped = draw.integers(len(content)), bytearray(content)

@@ -21,13 +21,12 @@ from cli import here
 from PIL import Image
 
 from dlc import errors, files, tokens, weights
-from dlc.data import _archive, _array_record, _cache, images, mnist, recordings, text
+from dlc.data import _archive, _array_record, _cache, _packing, images, mnist, recordings, text
 from dlc.data._errors import DataDamaged
 from dlc.errors import UserError
 from dlc.models.gpt import GPT, GPTConfig
 from dlc.models.resnet import resnet18
 from dlc.run import flags, log, pages
-from dlc.weights import files as weight_files
 from experiments.mnist import mlp
 
 ROOT = Path(__file__).parents[1]
@@ -167,15 +166,19 @@ def npz_bomb():
     return file.getvalue()
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, lambda content: npz_bomb()])
-def test_what_swells_when_it_is_unpacked_is_refused(pack, tmp_path, monkeypatch):
-    for module in (weight_files, text):
-        monkeypatch.setattr(module, "LARGE", 2**20)
+@pytest.mark.parametrize(
+    ("pack", "suffix"),
+    [(gzip.compress, "gz"), (bz2.compress, "bz2"), (lzma.compress, "xz"), (lambda content: npz_bomb(), "npz")],
+)
+def test_what_swells_when_it_is_unpacked_is_refused(pack, suffix, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGE", 2**20)
     path = tmp_path / "weights"
     path.write_bytes(pack(bytes(2**22)))
     refused(weights.load, path, resnet18(), match="becomes suspiciously large when it is unpacked")
-    if path.read_bytes()[:2] != b"PK":
+    if suffix != "npz":
         refused(text.read, path, match="becomes suspiciously large when it is unpacked")
+        lines = path.rename(tmp_path / f"lines.jsonl.{suffix}")
+        refused(list, _packing.documents([lines]), match="becomes suspiciously large when it is unpacked")
 
 
 def png(width, height):

@@ -61,8 +61,8 @@ def documents(names: Sequence[str | Path]) -> Iterator[str]:
 def halves(names: Sequence[str | Path]) -> tuple[Iterator[tuple[str, str]], int, set[str]]:
     """Which half each document belongs to, as ("train" or "validation", text); their number, and their characters.
 
-    A tenth is held out, or about `HELD_OUT` characters if that is less: of every so many documents the last one or, if
-    there are fewer, the end of each. Raises UserError if a file cannot be read.
+    A tenth is held out, or about `HELD_OUT` characters if that is less: the last of every N documents or, if there
+    are fewer than N, the end of each. Raises UserError if a file cannot be read.
     """
     count, size, characters = 0, 0, set[str]()
     for one in documents(names):
@@ -126,7 +126,7 @@ def pack(
             "tokenizer": _described(fresh / tokens.FILE),
             **of,
         }
-        files.write_whole(fresh / INDEX, json.dumps(index, indent=1) + "\n")
+        files.write_whole(fresh / INDEX, files.sealed(index, indent=1))
         _described(fresh / INDEX)  # which flushes it
     return index
 
@@ -239,11 +239,17 @@ def _groups(each: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
 def _lines(path: Path) -> Iterator[str]:
     try:
         with OPEN.get(path.suffix, open)(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
+            left, number = files.most_unpacked(path.stat().st_size), 0
+            while line := lines.readline(left + 1):
+                left, number = left - len(line), number + 1
+                if left < 0:
+                    raise UserError(f"{path} {files.BOMB}")
                 found = json.loads(line).get("text") if line.strip() else ""
                 if not isinstance(found, str) or END in found:
                     raise ValueError(f'line {number:,} has no "text" of letters')
                 yield found
+    except UserError:
+        raise
     except (OSError, EOFError, ValueError, AttributeError, RecursionError, zlib.error, lzma.LZMAError) as error:
         raise UserError(
             f'{path} cannot be read: {error}; every line must be like {{"text": "..."}}, in UTF-8'

@@ -25,6 +25,7 @@ from dlc.data._errors import DataDamaged
 from dlc.data._published import Published, missing
 from dlc.data.numbers import english, french
 from dlc.errors import UserError
+from dlc.files import BOMB, most_unpacked
 
 __all__ = [
     "CORPORA", "OFFLINE", "PARALLEL", "Corpus", "Pairs", "Parallel", "corpus", "english", "french", "parallel", "read",
@@ -33,7 +34,6 @@ __all__ = [
 
 SHORTEST = 1000  # characters of a user's text
 FEWEST = 100  # pairs of a user's translations
-LARGE, RATIO = 2**26, 100  # bytes: more are unpacked only if they are at most so many times the packed ones
 
 
 class Text(NamedTuple):
@@ -175,14 +175,14 @@ def content(path: Path) -> tuple[str, str]:
     module: Any
     for begin, module in ((b"\x1f\x8b", gzip), (b"BZh", bz2), (b"\xfd7zXZ\0", lzma)):
         if content.startswith(begin) or (module is gzip and path.suffix == ".gz"):
-            most = max(LARGE, RATIO * len(content))
+            most = most_unpacked(len(content))
             try:
                 with module.open(io.BytesIO(content)) as packed:
                     content = packed.read(most + 1)
             except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
                 raise UserError(f"{path} cannot be decompressed: {error}") from error
             if len(content) > most:
-                raise UserError(f"{path} becomes suspiciously large when it is unpacked: unpack it, if you trust it")
+                raise UserError(f"{path} {BOMB}")
             break
     try:
         text = content.decode("utf-8-sig")

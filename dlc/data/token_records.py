@@ -12,7 +12,6 @@
 """
 
 import hashlib
-import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dlc import tokens
+from dlc import files, tokens
 from dlc.data import _array_record
 from dlc.data._errors import DataDamaged
 from dlc.errors import UserError
@@ -83,7 +82,7 @@ def opened(folder: str | Path) -> Packed:
         )
     try:
         content = (folder / INDEX).read_bytes()
-        index = json.loads(content)
+        index = files.unsealed(content)
         if index["format"] != FORMAT:
             raise ValueError(f"its format is {index['format']}, and not {FORMAT}")
         halves = {half: index[half] for half in ("train", "validation")}

@@ -29,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dlc.errors import UserError
+from dlc.files import BOMB, most_unpacked
 
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 # From dtypes to the names that safetensors uses.
@@ -45,8 +46,6 @@ BEGINNINGS = {
     b"<": "a web page: fetch the file again, from its download link",
 }  # fmt: skip
 DAMAGED = (ValueError, SyntaxError, TokenError)  # what NumPy raises for the header of an array
-BOMB = "becomes suspiciously large when it is unpacked: unpack it yourself, if you trust it"
-LARGE, RATIO = 2**26, 100  # bytes: more are unpacked only if they are at most so many times the packed ones
 UNPACK: dict[str, Callable[..., Any]] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
 
 # Under what keys training programs keep a state dict, and the name of its network
@@ -150,7 +149,7 @@ def _check_zip(file: Path, path: Path) -> bool:
     try:
         with zipfile.ZipFile(file) as archive:
             infos = archive.infolist()
-            if sum(info.file_size for info in infos) > max(LARGE, RATIO * file.stat().st_size):
+            if sum(info.file_size for info in infos) > most_unpacked(file.stat().st_size):
                 raise UserError(f"{path} {BOMB}")
             if altered := archive.testzip():
                 raise zipfile.BadZipFile(f"the checksum of {altered} differs")
@@ -162,7 +161,7 @@ def _check_zip(file: Path, path: Path) -> bool:
 
 
 def _unpack(path: Path, opener: Callable[..., Any], to: Path) -> None:
-    most = max(LARGE, RATIO * path.stat().st_size)
+    most = most_unpacked(path.stat().st_size)
     try:
         with opener(path) as packed, to.open("wb") as file:
             while part := packed.read(2**20):

@@ -1,6 +1,8 @@
 """A race: every seed is trained as it would be alone, timed apart, and read back when the run is resumed."""
 
+import sys
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +11,10 @@ import optax
 import pytest
 from cli import here
 
-from dlc import batches, train
+from dlc import batches, sharding, train
 from dlc.run import clock, loop, record
 from dlc.run.fit import Plan
+from dlc.run.plan import Planned
 from dlc.run.run import Run
 from dlc.tasks.race import Contest, race
 
@@ -32,8 +35,8 @@ def loss_fn(params, aux, batch, key):
     return loss, (aux, {})
 
 
-def run_of(tmp_path=None, resume=False, predict=None, measure=lambda outputs: {}, **seeds):
-    run = Run(tmp_path, resume)
+def run_of(tmp_path=None, resume=False, predict=None, measure=lambda outputs: {}, where=None, **seeds):
+    run = Run(tmp_path, resume, **(where or {}))
     contest = Contest(
         init=lambda key: train.init({"w": jax.random.normal(key)}, TX, key),
         step=train.on_device(train.make_step(loss_fn, TX), DATA),
@@ -92,6 +95,16 @@ def test_the_clock_covers_only_start_training_and_answer(tmp_path, monkeypatch):
     result = record.finish(run, "x", "claim", Config(), {"w": found.outputs[:, 0]}, "")
     assert result["seeds"] == [0, 1]
     assert result["seconds"]["train"] == pytest.approx(first["train"] + second["train"], abs=2e-3)
+
+
+def test_the_heat_before_the_first_on_a_gpu_lies_on_the_mesh_and_is_not_planned(monkeypatch):
+    """It shares its programs with the heats that are timed."""
+    monkeypatch.setattr(sys.modules[race.__module__], "jax", SimpleNamespace(default_backend=lambda: "gpu"))
+    mesh = sharding.mesh("data=2")
+    _, found = run_of(where={"mesh": mesh}, predict=lambda state: state.params["w"])
+    assert found.outputs.shape == (1, 2)
+    with pytest.raises(Planned):
+        run_of(where={"mesh": mesh, "plan": True}, predict=lambda state: state.params["w"], measure=pytest.fail)
 
 
 def test_seeds_that_do_not_divide_into_heats_are_named():

@@ -70,9 +70,9 @@ def race(run: Run, contest: Contest, seed: int = 0, seeds: int = 1, at_once: int
     for first in range(seed, seed + seeds, at_once):
         part = run.part(f"seed-{first}") if seeds > at_once else run
         part.clock.programs = run.clock.programs
-        if first == seed and jax.default_backend() != "cpu":
+        if first == seed and jax.default_backend() != "cpu" and not run.plan:
             # The libraries that a GPU loads on its first call must not be charged to any seed.
-            warm = Run()
+            warm = Run(console=run.console, mesh=run.mesh)
             warm.clock.programs = run.clock.programs
             short = dataclasses.replace(contest.plan, steps=contest.plan.evaluate_every or contest.plan.steps)
             _heat(warm, dataclasses.replace(contest, plan=short), first, at_once)

@@ -73,9 +73,14 @@ def mesh(text: str) -> Mesh:
     count = math.prod(lengths.values())
     if count > len(devices):
         there = f"is one {devices[0].platform}" if len(devices) == 1 else f"are {len(devices)} of {devices[0].platform}"
-        raise UserError(f"a mesh of {count} devices needs more than are available: there {there}")
+        raise UserError(f"a mesh of {count} devices needs more than are available: there {there}; choose a smaller one")
     automatic = (AxisType.Auto,) * len(NAMES)
     return jax.make_mesh(tuple(lengths.values()), NAMES, axis_types=automatic, devices=devices[:count])
+
+
+def sharers(devices: Devices) -> int:
+    """The number of parts into which a batch is split."""
+    return math.prod(devices.shape[name] for name in EXAMPLES)
 
 
 def split(devices: Devices, axis: int = 0) -> NamedSharding:
@@ -92,7 +97,7 @@ def layout(state: Any, devices: Devices, axes: Axes | None = None, stacked: bool
     """
 
     def place(path: Any, leaf: Any) -> NamedSharding:
-        shape = leaf.shape[int(stacked) :]
+        shape = np.shape(leaf)[int(stacked) :]
         spec: list[str | None] = [None] * len(shape)
         for at, name in enumerate(_logical(path, len(shape), axes or {})):
             along = RULES.get(name or "")
@@ -204,7 +209,7 @@ def on_mesh(step: Step, devices: Devices, axes: Axes | None = None) -> Step:
 
 def fits(batch: int, devices: Devices) -> None:
     """Raises UserError unless the devices can share a batch equally."""
-    among = math.prod(devices.shape[name] for name in EXAMPLES)
+    among = sharers(devices)
     if batch % among:
         share = math.ceil(batch / among) * among
         raise UserError(f"{among} devices cannot share a batch of {batch} equally: choose {share}, for example")
@@ -212,7 +217,7 @@ def fits(batch: int, devices: Devices) -> None:
 
 def _split_inside(batch: Batch, devices: Devices) -> Batch:
     """Inside a program: the batch with its examples split among the devices, unless their number does not divide."""
-    among = math.prod(devices.shape[name] for name in EXAMPLES)
+    among = sharers(devices)
 
     def place(leaf: Any) -> Any:
         divides = leaf.ndim and leaf.shape[0] % among == 0

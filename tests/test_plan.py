@@ -4,16 +4,18 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
-from cli import here, python
+from cli import assert_refused, here, python
 
-from dlc import sharding, train
+from dlc import data, losses, sharding, train
 from dlc.errors import UserError
 from dlc.models.mlp import MLP
 from dlc.run import plan
-from dlc.run.fit import Plan, fit, start
+from dlc.run.fit import Plan, evaluation, fit, start
 from dlc.run.run import Run
+from dlc.tasks import images
 
 assert here  # a fixture
 
@@ -58,6 +60,19 @@ def test_it_counts_the_bytes_of_one_device():
     assert shown["together"][0] == pytest.approx(sum(size for size, _ in list(shown.values())[:-1]), rel=1e-2)
 
 
+def test_a_state_and_batches_that_are_there_already_are_counted_too():
+    """Those of an experiment of one's own, without `start`, whose batches have no method `like`."""
+
+    def experiment(config, run):
+        step = train.make_step(lambda params, aux, batch, key: ((params * batch).mean(), (aux, {})), TX)
+        state = train.init(jnp.ones(3), TX, jax.random.key(0))
+        fit(run, state, step, lambda first, count: np.ones((count, 3), np.float32), Plan(10))
+
+    shown = sizes(plan.lines(plan.of(experiment, None, Run(plan=True))))
+    assert shown["weights"] == (12, None)
+    assert shown["batches"] == (120, None)
+
+
 def test_each_of_eight_devices_has_its_part():
     found = plan.of(learn, None, Run(plan=True, mesh=sharding.mesh("data=2,fsdp=4")))
     lines = list(plan.lines(found))
@@ -66,6 +81,28 @@ def test_each_of_eight_devices_has_its_part():
     assert shown["weights"] == (pytest.approx(WEIGHTS / 4, rel=1e-2), pytest.approx(WEIGHTS, rel=1e-2))
     assert shown["batches"] == (pytest.approx(10 * 2 * 64 * 4, rel=1e-2), pytest.approx(10 * 16 * 64 * 4, rel=1e-2))
     assert any(re.search(r"params/dense1/kernel  64 x 512/fsdp$", line) for line in lines), lines
+
+
+def test_what_is_evaluated_is_not_copied_to_the_devices(monkeypatch):
+    """A plan may name a thousand devices, which share the memory of this machine."""
+    copied, everywhere = [], sharding.everywhere
+
+    def noted(tree, devices):
+        copied.extend(leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array))
+        return everywhere(tree, devices)
+
+    monkeypatch.setattr(sharding, "everywhere", noted)
+    digits = data.load("digits")
+    task = images.Task(digits, MLP((16,)), lambda image: jnp.asarray(image, jnp.float32))
+
+    def experiment(config, run):
+        variables = task.model.init(jax.random.key(0), task.prepare(digits.test["image"][:1]))
+        state = train.init(variables["params"], TX, jax.random.key(0))
+        evaluation(run, losses.classify(task.model, task.prepare), digits.test, state)
+        images.fit(run, task, TX, images.Epochs(1, 96))
+
+    plan.of(experiment, None, Run(plan=True, mesh=sharding.mesh("data=8")))
+    assert copied == []
 
 
 def test_nothing_is_trained_and_nothing_is_left_behind(here, tmp_path):
@@ -82,6 +119,19 @@ def test_more_devices_than_there_are_can_be_planned(tmp_path):
     )
     assert code == 0, stderr
     assert "memory of each of 32 devices, 8 along data, 4 along fsdp:" in out
+
+
+def test_a_plan_of_weights_is_refused(here):
+    sentence = "leave out --plan: --weights does not train, so there is nothing to plan"
+    assert_refused(here(*GPT, "--weights", "runs/x"), sentence)
+
+
+def test_a_program_that_the_compiler_refuses_is_said(here, monkeypatch):
+    def refused(*arguments):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm")
+
+    monkeypatch.setattr(plan, "lines", refused)
+    assert_refused(here(*GPT), "memory does not suffice: choose a smaller batch, network or data set")
 
 
 def test_what_does_not_train_by_fit_has_no_plan():

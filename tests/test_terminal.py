@@ -121,7 +121,7 @@ def test_a_platform_that_is_missing_is_named(monkeypatch, error):
     assert str(refused.value) == f"JAX_PLATFORMS=cuda, but JAX finds no such device here: unset it{why}"
 
 
-@pytest.mark.parametrize("module", ["experiments.mnist.mlp", "experiments.bench.devices"])
-def test_jax_without_the_device_that_was_asked_for_is_a_sentence(tmp_path, module):
-    result = python(module, "--out", tmp_path, JAX_PLATFORMS="nonsense")
+@pytest.mark.parametrize("words", ["mnist.mlp", "mnist.mlp --mesh data=2", "bench.devices"])
+def test_jax_without_the_device_that_was_asked_for_is_a_sentence(tmp_path, words):
+    result = python(*f"experiments.{words}".split(), "--out", tmp_path, JAX_PLATFORMS="nonsense")
     assert_refused(result, "JAX_PLATFORMS=nonsense, but JAX finds no such device here: unset it")

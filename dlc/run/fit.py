@@ -86,11 +86,11 @@ def start(run: Run, init: Callable[..., train.State], keys: Any, model: Any = No
 
 def evaluation(run: Run, loss_fn: train.LossFn, arrays: Any, state: Any, size: int = 64) -> Callable[[Any], Any]:
     """`train.evaluation` as a program for states like this one, each batch of `size` shared by the devices."""
-    if run.mesh:
-        among = run.mesh.size // run.mesh.shape["model"]
-        loss_fn, size = sharding.shared_loss(loss_fn, run.mesh), -(-size // among) * among
-    measure = train.evaluation(loss_fn, arrays, size)
-    return run.clock.compiled(sharding.everywhere(measure, run.mesh) if run.mesh else measure, state)
+    if run.mesh is None or run.plan:  # which needs no copy of the arrays on each device
+        return run.clock.compiled(train.evaluation(loss_fn, arrays, size), state)
+    among = sharding.sharers(run.mesh)
+    measure = train.evaluation(sharding.shared_loss(loss_fn, run.mesh), arrays, -(-size // among) * among)
+    return run.clock.compiled(sharding.everywhere(measure, run.mesh), state)
 
 
 def fit(

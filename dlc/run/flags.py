@@ -95,6 +95,8 @@ class ParallelOptions(ModelOptions):
         super().__post_init__()
         if self.cluster and self.weights:
             raise UserError("leave out --cluster: --weights does not train, and needs no other processes")
+        if self.plan and self.weights:
+            raise UserError("leave out --plan: --weights does not train, so there is nothing to plan")
 
 
 class Parsed(NamedTuple):

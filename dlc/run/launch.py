@@ -74,38 +74,26 @@ def launch(
         command = " ".join([start, shlex.join(argv)]).rstrip()
         named = getattr(options, "cluster", None)
         start += f" --cluster {named}" if named else ""
-        say = functools.partial(_say, console)
-        with cluster.together(named and cluster.place(named), say, lambda: _say_how_to_resume(console, start, folder)):
-            mesh = _mesh(options)
+
+        def how_to_resume() -> None:
+            _say_how_to_resume(console, start, folder)
+
+        with cluster.together(named and cluster.place(named), functools.partial(_say, console), how_to_resume):
+            _offer_devices(options)
             require(options.require)
-            if train and getattr(options, "plan", False):
-                for line in plan.lines(plan.of(train, config, Run(None, False, console, mesh=mesh, plan=True))):
-                    print(line)
-                return
+            mesh = _mesh(options)
             hosts.same("flags", [str(config), {k: str(v) for k, v in vars(options).items() if k != "cluster"}])
+            if train and getattr(options, "plan", False):
+                _say_plan(train, config, Run(console=console, mesh=mesh, plan=True))
+                return
             folder, resume = _folder(options, name), bool(options.resume)
-            source, init_from = getattr(options, "weights", None), getattr(options, "init_from", None)
-            if resume:
-                init_from = (begun := flags.read(folder).get("init_from")) and Path(begun)
-            elif hosts.lead():
+            if not resume and hosts.lead():
                 flags.save(folder, name, config, command, options)
-            told = console if hosts.lead() else Console(quiet=True)
-            run = Run(folder, resume, told, options.save_every, init_from, mesh)
+            run = _run(options, folder, console, mesh)
             run.file = Path(module.__file__ or "")
-            how_to_resume = functools.partial(_say_how_to_resume, console, start, folder)
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(_alone(folder, console))
-                stack.enter_context(obeyed(run.signals, run.say, how_to_resume))
-                stack.enter_context(contextlib.closing(run))
-                stack.enter_context(_within_memory(run))
-                if resume and hosts.lead():
-                    command = stack.enter_context(_resumed(run, folder, name, config))
-                if source and show:
-                    figures = _shown(source, config, run, show, published)
-                elif train:
-                    figures = train(config, run)
-                else:
-                    raise UserError("this experiment does not train: name a file or folder of weights with --weights")
+            goes_on = _resumed(run, folder, name, config) if resume and hosts.lead() else None
+            with _opened(run, folder, console, how_to_resume), goes_on or contextlib.nullcontext(command) as command:
+                figures = _figures(train, show, published, config, run, getattr(options, "weights", None))
                 result = None
                 if hosts.lead():
                     run.doing("writing the record")
@@ -137,22 +125,69 @@ def launch(
         sys.exit(2)
 
 
-def _mesh(options: Any) -> jax.sharding.Mesh | None:
-    """The devices that `--mesh` names: a CPU is offered as that many, up to its cores, or for a plan as all of them.
-
-    Raises UserError if there are several processes and it names others than all of their devices.
-    """
+def _devices(options: Any) -> int:
+    """How many devices `--mesh` names; 0 without it. Raises UserError if it has another form."""
     text = getattr(options, "mesh", None)
-    count = math.prod(sharding.sizes(text).values()) if text else 0
-    if text:
+    return 0 if text is None else math.prod(sharding.sizes(text).values())
+
+
+def _offer_devices(options: Any) -> None:
+    """Before JAX begins: offers the CPU as the devices that `--mesh` names, up to its cores, or for a plan as all."""
+    if count := _devices(options):
         process.offer_cpu_devices(min(-(-count // hosts.count()), PLANNED if options.plan else process.cores()))
+
+
+def _mesh(options: Any) -> jax.sharding.Mesh | None:
+    """The devices that `--mesh` names.
+
+    Raises UserError if there are too few or, of several processes, if it names others than all of their devices.
+    """
+    count = _devices(options)
     if hosts.count() > 1 and count != (there := jax.device_count()):
         raise UserError(
             f"{hosts.count()} processes have {there} devices: --mesh must name all, as data={there}, for example"
         )
-    if text and jax.process_count() > hosts.count():
+    if count and jax.process_count() > hosts.count():
         raise UserError("this host is one of several of a TPU pod: start the same command on each, with --cluster auto")
-    return sharding.mesh(text) if text else None
+    return sharding.mesh(options.mesh) if count else None
+
+
+def _say_plan(train: Callable[[Any, Run], Any], config: Any, run: Run) -> None:
+    """Prints what `train` would put where. A TPU's compiler already refuses what does not fit."""
+    with obeyed(run.signals, run.say), _within_memory(run):
+        for line in plan.lines(plan.of(train, config, run)):
+            if hosts.lead():
+                print(line)
+
+
+def _run(options: Any, folder: Path, console: Console, mesh: jax.sharding.Mesh | None) -> Run:
+    """The run in a folder. Of several processes, only the lead prints."""
+    init_from = getattr(options, "init_from", None)
+    if options.resume and (begun := flags.read(folder).get("init_from")):
+        init_from = Path(begun)
+    told = console if hosts.lead() else Console(quiet=True)
+    return Run(folder, bool(options.resume), told, options.save_every, init_from, mesh)
+
+
+@contextlib.contextmanager
+def _opened(run: Run, folder: Path, console: Console, how_to_resume: Callable[[], None]) -> Iterator[None]:
+    """Holds the folder of a run, obeys signals, says in one sentence that memory ran out, and closes the files."""
+    with (
+        _alone(folder, console),
+        obeyed(run.signals, run.say, how_to_resume),
+        contextlib.closing(run),
+        _within_memory(run),
+    ):
+        yield
+
+
+def _figures(train: Any, show: Any, published: Any, config: Any, run: Run, source: Path | None) -> Figures:
+    """What a run measures: of the weights in `source`, if there are any, otherwise of those that it trains."""
+    if source and show:
+        return _shown(source, config, run, show, published)
+    if train:
+        return train(config, run)
+    raise UserError("this experiment does not train: name a file or folder of weights with --weights")
 
 
 def _folder(options: Any, name: str) -> Path:

@@ -22,7 +22,7 @@ KINDS = {"opt_state": "optimizer", "params": "weights"}  # of the leaves of a st
 
 
 class Planned(BaseException):
-    """Raised by `fit` instead of the first step of a run that only plans. Like KeyboardInterrupt, it is no Exception.
+    """Raised by `fit` instead of the first step of a run that only plans. Not an Exception, as KeyboardInterrupt.
 
     Attributes:
         run: the run.
@@ -106,7 +106,8 @@ def _whole(leaf: Any) -> int:
 
 def _here(leaf: Any) -> int:
     """The bytes that one device has of a leaf."""
-    shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
+    place = getattr(leaf, "sharding", None)  # NumPy's arrays have none
+    shape = place.shard_shape(leaf.shape) if place else leaf.shape
     return math.prod(shape) * leaf.dtype.itemsize
 
 
@@ -117,7 +118,7 @@ def _cuts(leaf: Any) -> list[tuple[int, str | None]]:
 
 
 def _verdict(needed: int, devices: int) -> str:
-    """Whether it fits, as far as the system says how much memory there is."""
+    """Whether it fits, if the system says how much memory there is."""
     there = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
     if there is None and hasattr(os, "sysconf"):  # a CPU, whose devices share their memory
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // devices

@@ -45,7 +45,7 @@ class Run:
         resume: whether training continues from the folder's checkpoints.
         save_every: seconds of training between checkpoints, at least.
         init_from: a file or run whose weights training starts from, or None.
-        mesh: the devices among which states and batches are spread, or None for the first device alone.
+        mesh: the devices among which states and batches are spread, or None for only the first device.
         plan: whether `fit` says what it would do, and how much memory that takes, instead of training.
         weights: the folder or file that holds the weights that are shown.
         history: the lines of the log.

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from jax.sharding import NamedSharding, PartitionSpec
 
 from dlc import batches, losses, metrics, optim, sharding, train
 from dlc.data import Dataset, pictures, stream
@@ -67,7 +66,7 @@ class Task:
 
         if devices is None:
             return train.in_batches(forward, self.dataset.test, size)
-        among = devices.size // devices.shape["model"]
+        among = sharding.sharers(devices)
         size = -(-size // among) * among
         answer = train.in_batches(sharding.shared(forward, devices), self.dataset.test, size)
         return sharding.to_all(sharding.everywhere(answer, devices), devices)
@@ -134,7 +133,8 @@ def fit(
     state = start(run, init, train.seed_keys(epochs.seed, seeds), model)
     # Of the variables, so that `show` finds this program in the compilation cache if there is one seed.
     wrap = train.for_each_seed if seeds > 1 else None
-    answer = run.clock.compiled(task.on_test_set(devices=run.mesh), train.variables_of(state), wrap=wrap)
+    devices = None if run.plan else run.mesh  # to plan, no device needs a copy of the test set
+    answer = run.clock.compiled(task.on_test_set(devices=devices), train.variables_of(state), wrap=wrap)
     measure, logits = task.measure(), None
 
     def evaluate(state: train.State) -> dict[str, Any]:
@@ -391,8 +391,7 @@ class Validation:
             right = {k: metrics.among_top_k(logits, label, k) for k in (1, 5)}
             each = {"loss": losses.cross_entropy(logits, label), "error": ~right[1], "top5_error": ~right[5]}
             sums = {name: jnp.where(counts, value, 0).sum(dtype=jnp.float32) for name, value in each.items()}
-            if self.run.mesh is None:
-                return sums, logits
-            return jax.lax.with_sharding_constraint((sums, logits), NamedSharding(self.run.mesh, PartitionSpec()))
+            return sums, logits
 
-        return summed
+        mesh = self.run.mesh
+        return sharding.to_all(sharding.shared(summed, mesh), mesh) if mesh else summed

@@ -111,7 +111,7 @@ def train(config: Config, run: Run) -> dict:
         step=training.on_device(step, {**cifar.train, "row": np.arange(examples)}, moved),
         batches=partial(batches.minibatches, examples, config.batch, True),
         plan=Plan(epochs * steps_per_epoch, evaluate_every=steps_per_epoch),
-        **on_test_set(task, config.batch, run.mesh),
+        **on_test_set(task, config.batch, None if run.plan else run.mesh),
     )
     return judge(run, race(run, contest, config.seed, config.seeds, config.at_once), task, config.accuracy)
 

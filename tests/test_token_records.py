@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from dlc import files, losses, tokens
+from dlc import files, hosts, losses, tokens
 from dlc.batches import windows
 from dlc.data import __main__, _packing, token_records
 from dlc.data._errors import DataDamaged
@@ -333,3 +333,12 @@ def test_windows_of_another_length_or_vocabulary_are_refused(folder, tmp_path):
     tokens.Characters("abc").save(tmp_path)
     with pytest.raises(UserError, match=rf"another vocabulary than that of .*--tokenizer {tmp_path}$"):
         trained(Run(init_from=tmp_path), folder)
+
+
+def test_every_process_of_a_resumed_run_reads_the_vocabulary_of_the_run(tmp_path, monkeypatch):
+    """Not that of the weights it began from, which may be gone."""
+    (tmp_path / "run").mkdir()
+    tokens.Characters("abc").save(tmp_path / "run")
+    monkeypatch.setattr(hosts, "lead", lambda: False)
+    run = Run(tmp_path / "run", resume=True, init_from=tmp_path / "gone")
+    assert tokens.same(text.inherited_vocabulary(run), tokens.Characters("abc"))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dlc import generate, optim, sharding, tokens, train
+from dlc import generate, hosts, optim, sharding, tokens, train
 from dlc.batches import minibatches, padded, random_starts
 from dlc.data import text, token_records
 from dlc.data.stream import Batches
@@ -80,8 +80,9 @@ def inherited_vocabulary(run: Run) -> Any:
     """
     if run.init_from is None:
         return None
-    if run.resume and run.folder and (run.folder / "tokenizer.json").is_file():
-        return tokens.load(run.folder)
+    kept = run.checkpoints.folder.parent if run.resume and run.checkpoints else None  # which all processes know
+    if kept and (kept / tokens.FILE).is_file():
+        return tokens.load(kept)
     return tokens.load(run.init_from if run.init_from.is_dir() else run.init_from.parent)
 
 
@@ -312,16 +313,21 @@ def prompt(weights: Path | None, tokenizer: Tokenizer, said: str, chat: bool = F
 
 
 def write(run: Run, model: Any, variables: Any, tokenizer: Tokenizer, prompt: Prompt, options: dict[str, Any]) -> Any:
-    """Continues the prompt on the terminal. Returns all tokens, [1, P + length]; `options` are those of `sample`."""
+    """Continues the prompt on the terminal, of several processes on the lead's. Returns all tokens, [1, P + length].
+
+    `options` are those of `sample`.
+    """
     context = model.config.context
     if prompt.ids.size > context:
         run.say(f"the prompt has {prompt.ids.size} tokens and the context {context}: the model reads the last ones")
-    print(printable(prompt.text), end="")
-    emit = stream(tokenizer, prompt.ids[0])
+    if hosts.lead():
+        print(printable(prompt.text), end="")
+    emit = stream(tokenizer, prompt.ids[0]) if hosts.lead() else None
     sample = partial(generate.sample, model, variables["params"], prompt.ids, stop=prompt.stop, emit=emit, **options)
     written = run.clock.timed("generate", sample)
     jax.effects_barrier()
-    print("\n")
+    if hosts.lead():
+        print("\n")
     return written
 
 

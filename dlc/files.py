@@ -1,4 +1,7 @@
-"""Files that several processes may want at once: written whole, locked, and with a checksum where they are JSON."""
+"""Files that several processes may want at once: written whole, locked, and with a checksum where they are JSON.
+
+Also how much a compressed file of a stranger may unpack to.
+"""
 
 import contextlib
 import errno

@@ -127,10 +127,7 @@ def results(folder: Path) -> dict[str, Any]:
     for path in files(folder):
         name = str(path.relative_to(folder))
         if path.name == "log.jsonl":
-            found[name] = [
-                {key: value for key, value in json.loads(line).items() if key not in TIMES}
-                for line in path.read_text().splitlines()
-            ]
+            found[name] = logged(path.parent)
         elif path.name == "result.json":
             record = json.loads(path.read_text())
             found[name] = [record["figures"], record["config"], record["seeds"], record["train_flops"]]
@@ -141,6 +138,12 @@ def results(folder: Path) -> dict[str, Any]:
     for checkpoints in sorted(folder.rglob("checkpoints")):
         found[str(checkpoints.relative_to(folder))] = inside(newest, str(checkpoints))
     return found
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log, without times."""
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
 def files(folder: Path) -> Iterator[Path]:

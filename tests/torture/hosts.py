@@ -5,7 +5,6 @@ was let alone, to rounding. It has to be the same to the last bit if the process
 two devices: of more than two numbers, processes and devices do not form the sum in the same order.
 """
 
-import json
 import math
 import os
 import shutil
@@ -74,7 +73,7 @@ def let_alone(folder: Path, processes: int, devices: int) -> tuple[list[Any], di
     assert run
     # In the header of a file of weights the order is another one each time; the checkpoint has the weights, too.
     left = {name: what for name, what in _programs.results(run).items() if not name.endswith(".safetensors")}
-    return logged_by(run), left
+    return _programs.logged(run), left
 
 
 def started(folder: Path, processes: int, devices: int, words: list[Any]) -> list[Program]:
@@ -95,12 +94,6 @@ def started(folder: Path, processes: int, devices: int, words: list[Any]) -> lis
 def own_devices(count: int) -> str:
     """XLA's flags for a process whose CPU is so many devices."""
     return f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
-
-
-def logged_by(run: Path) -> list[Any]:
-    """The lines of the log, without times."""
-    lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
-    return [{name: value for name, value in line.items() if name not in _programs.TIMES} for line in lines]
 
 
 def apart(one: list[Any], other: list[Any]) -> float:
@@ -143,7 +136,7 @@ def tried(
         for program in started(folder / "resumed", again, devices, ["--resume", run, "--save-every", 0]):
             if code := program.end():
                 notes.append(f"LOST: resuming ended with {code}")
-        difference = apart(whole[processes, processes][0], logged_by(run))
+        difference = apart(whole[processes, processes][0], _programs.logged(run))
         if difference > (0 if devices == processes and again in (processes, processes // 2) else ROUNDING):
             notes.append(f"LOST: the log differs by {difference:.1e}")
         notes.append(f"went on in {again} of {devices} devices")

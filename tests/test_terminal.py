@@ -105,6 +105,13 @@ def test_a_full_disk_ends_a_bench_with_a_sentence(tmp_path, monkeypatch, capsys)
     assert capsys.readouterr().err == "error: cannot write result.json: No space left on device\n"
 
 
+def test_a_run_whose_configuration_was_damaged_meanwhile_ends_all_the_same(tmp_path, capsys):
+    """It is said while an error is handled, and by the thread that ends the process at a second Ctrl-C."""
+    (tmp_path / "config.json").write_text("{")
+    launch._say_how_to_resume(launch.Console(stderr=True), "python x.py", tmp_path)
+    assert capsys.readouterr() == ("", "")
+
+
 # Platforms
 
 

@@ -358,8 +358,9 @@ def _say(console: Console, sentence: str, style: str | None = None) -> None:
 
 
 def _say_how_to_resume(console: Console, start: str, folder: Path | None) -> None:
-    if folder and (folder / "config.json").exists() and "weights" not in flags.read(folder):
-        _say(console, f"continue with: {start} --resume {shlex.quote(str(folder))}")
+    with contextlib.suppress(UserError):  # with a damaged config.json it cannot be continued
+        if folder and (folder / "config.json").exists() and "weights" not in flags.read(folder):
+            _say(console, f"continue with: {start} --resume {shlex.quote(str(folder))}")
 
 
 def _conclude(run: Run, result: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ import gzip
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import cli
 import jax
@@ -299,7 +300,7 @@ def test_what_is_no_such_folder_is_said(tmp_path):
 
 def trained(run, folder, **changes):
     plan = text.Windows(**{"context": 16, "batch": 4, "steps": 9, "evaluate_every": 3} | changes)
-    tokenizer, learn, held = text.packed(run, folder, plan)
+    tokenizer, learn, held = text.packed(run, SimpleNamespace(records=folder, text=None), plan)
     model = GPT(GPTConfig(vocab=tokenizer.size, context=16, layers=1, heads=1, width=8))
     return text.fit(run, model, optax.sgd(0.1), losses.next_token(model), learn, {"tokens": held}, plan)
 
@@ -333,6 +334,11 @@ def test_windows_of_another_length_or_vocabulary_are_refused(folder, tmp_path):
     tokens.Characters("abc").save(tmp_path)
     with pytest.raises(UserError, match=rf"another vocabulary than that of .*--tokenizer {tmp_path}$"):
         trained(Run(init_from=tmp_path), folder)
+
+
+def test_two_texts_to_train_on_are_refused(folder):
+    with pytest.raises(UserError, match=r"^--records and --text are two data sets: give one of them$"):
+        text.packed(Run(), SimpleNamespace(records=folder, text=folder / "a.txt"), text.Windows(16, 4, 9, 3))
 
 
 def test_every_process_of_a_resumed_run_reads_the_vocabulary_of_the_run(tmp_path, monkeypatch):

@@ -158,15 +158,20 @@ def fit(
     return variables, last or evaluate(state)
 
 
-def packed(run: Run, folder: Path, windows: Windows) -> tuple[Tokenizer, Batches, np.ndarray]:
-    """What `python -m dlc.data --records` wrote: the vocabulary, batches of windows to train on, and those held out.
+def packed(run: Run, config: Any, windows: Windows) -> tuple[Tokenizer, Batches, np.ndarray]:
+    """What `python -m dlc.data --records` wrote to the folder `config.records`.
+
+    These are the vocabulary, batches of windows to train on, and the windows that are held out.
 
     The batches, {"tokens": int32 [count, B, context + 1]}, are read when they are needed, in one order of all windows
     in each pass. The windows that are held out are int32 [W, context + 1]. Saves the vocabulary with the run.
 
-    Raises UserError if the windows have another length, or another vocabulary than the weights to begin from;
-    DataDamaged if a file differs from what was written.
+    Raises UserError if there is a `config.text`, too, or if the windows have another length, or another vocabulary than
+    the weights to begin from; DataDamaged if a file differs from what was written.
     """
+    if config.text:
+        raise UserError("--records and --text are two data sets: give one of them")
+    folder = config.records
     found = token_records.opened(folder)
     if found.context != windows.context:
         raise UserError(f"{folder} has windows of {found.context} tokens: give --context {found.context}, or pack anew")

@@ -95,7 +95,7 @@ def train(config: Config, run: Run) -> dict:
         raise UserError("--chat asks a model that has learnt to answer: give its folder with --weights FOLDER")
     rate, tx = optimizer(config)
     plan = text.Windows.of(config, rate, config.context)
-    packed = text.packed(run, config.records, plan) if config.records else None
+    packed = text.packed(run, config, plan) if config.records else None
     tokenizer, learn, held = packed or text.read(run, config.dataset, config.text, config.encoding, config.vocab)
     held = {"tokens": held if packed else windows(held, config.context)}
     text.prompt(run.weights, tokenizer, config.prompt)  # raises before training if a letter is unknown

@@ -124,7 +124,7 @@ def run(module: str, words: list[str], out: Path) -> tuple[str, str]:
     if "Traceback" in said or "\x1b[31m" in said:
         return "TRACEBACK" if "Traceback" in said else "CONTROL CHARACTERS", said
     if code is None:
-        began = re.search(r" ending| training |compiling|starting|evaluating|step |sentences", said)
+        began = re.search(r"\w+ing \.\.\.|training |step ", said)  # what `Run.doing` and `fit` say
         return ("still running", said) if began else ("TOO LONG", said)
     return (CODES[code], said) if code in CODES else (f"EXIT {code}", said)
 

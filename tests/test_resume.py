@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 
@@ -160,6 +161,11 @@ def test_the_commit_is_that_of_the_experiments_checkout(tmp_path):
         subprocess.run([*git, *words], check=True)
     head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], check=True, capture_output=True, text=True).stdout
     assert record.commit(file) == head.strip()
+    index = tmp_path / ".git" / "index"
+    before = index.read_bytes()
+    os.utime(file, (1, 1))
+    assert record.commit(file) == head.strip()
+    assert index.read_bytes() == before  # git would write down that the file's time is another one
     file.write_text("changed")
     assert record.commit(file) == f"{head.strip()}+changes"
     (tmp_path / ".gitignore").write_text(".venv\n")

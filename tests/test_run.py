@@ -17,6 +17,7 @@ from cli import weights as newest
 from dlc import __main__, weights
 from dlc.models.mlp import MLP
 from dlc.run.clock import Clock
+from dlc.run.log import Log
 from dlc.run.run import Run
 from dlc.run.signals import Interrupted
 from dlc.weights.checkpoint import Checkpoints
@@ -376,6 +377,23 @@ def test_an_unwritable_run_directory_is_said(tmp_path, here):
     (tmp_path / "mnist.mlp").write_text("")
     result = here(MLP_, *SOFTMAX, 1, "--out", tmp_path)
     assert_refused(result, "cannot write .*mnist.mlp: File exists; choose another")
+
+
+@pytest.mark.parametrize("at", ["report", "save", "figure"])
+def test_a_folder_that_vanishes_is_said_and_not_made_anew(tmp_path, here, monkeypatch, at):
+    place, name = {"report": (Log, "write"), "save": (Checkpoints, "save"), "figure": (Run, "figure")}[at]
+    act, away = getattr(place, name), tmp_path / "away"
+
+    def vanish(*arguments):
+        monkeypatch.setattr(place, name, act)
+        folder_of(tmp_path / "runs").rename(away)
+        return act(*arguments)
+
+    monkeypatch.setattr(place, name, vanish)
+    result = here(MLP_, *SOFTMAX, 3, "--out", tmp_path / "runs")
+    assert_refused(result, "error: .*runs.* is gone: put it back to continue there$")
+    assert not list((tmp_path / "runs").glob("*/*"))
+    assert here(MLP_, "--resume", away)[0] == 0
 
 
 @pytest.mark.skipif(not shutil.which("prlimit"), reason="needs util-linux's prlimit")

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from functools import partial
+from types import SimpleNamespace
 
 import cli
 import jax
@@ -15,7 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from dlc import process, sharding
-from dlc.data import images, pictures, stream
+from dlc.data import _workers, images, pictures, stream
 from dlc.errors import Stopped, UserError
 
 
@@ -338,3 +339,15 @@ def test_full_shared_memory_is_not_a_full_disk(how):
 def test_no_pictures_at_all():
     with pytest.raises(UserError, match=r"^there are no examples to make batches of$"):
         stream.Batches([], stream.centre, batch=2)
+
+
+def test_a_worker_leaves_signals_to_its_parent(monkeypatch):
+    begun, handlers = [], {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(_workers.threading, "Thread", lambda **how: SimpleNamespace(start=lambda: begun.append(how)))
+    try:
+        _workers.work_for(1, 0, 1)
+        assert {signal.getsignal(signum) for signum in handlers} == {signal.SIG_IGN}
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+    assert len(begun) == 1

@@ -45,8 +45,12 @@ def free_shared_memory() -> int | None:
 
 
 def work_for(parent: int, index: int, count: int) -> None:
-    """How a worker starts: its parent handles Ctrl-C, and the worker ends when its parent does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """How a worker starts: its parent handles Ctrl-C and SIGTERM, which schedulers send to all processes of a job.
+
+    The worker goes on, so that the parent can reach its next checkpoint, and ends when its parent does.
+    """
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:

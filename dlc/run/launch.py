@@ -33,7 +33,7 @@ MISSED = 5
 SLOW_INPUT = 0.05  # share of the time of training that may be spent waiting for batches without a word
 PLANNED = 1024  # devices of a CPU that a plan may have
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
-UNWRITABLE |= {errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
+UNWRITABLE |= {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EIO, errno.ESTALE}
 
 Figures = dict[str, Any]  # name -> a number, or one for each seed
 
@@ -130,7 +130,9 @@ def launch(
             shutil.rmtree(folder, ignore_errors=True)  # it never began
         sys.exit(error.exit_code)
     except OSError as error:
-        _say(console, f"error: {cannot_write(error)}", style="red")
+        gone = folder and error.errno == errno.ENOENT and not (folder / "config.json").exists()
+        words = f"{folder} is gone: put it back to continue there" if gone else cannot_write(error)
+        _say(console, f"error: {words}", style="red")
         _say_how_to_resume(console, start, folder)
         sys.exit(2)
 

@@ -1,5 +1,6 @@
 """The log of a run: a JSON line with its checksum for every report and evaluation, and the same for TensorBoard."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -47,7 +48,10 @@ def _is_line(line: Any) -> bool:
 
 
 class Log:
-    """The open files. When `write` returns, its line has been handed to the system. Raises OSError if that fails."""
+    """The open files. When `write` returns, its line has been handed to the system. Raises OSError if that fails.
+
+    So it does if the folder was moved or deleted: the open files could still be written, but nobody would find them.
+    """
 
     def __init__(self, folder: Path, history: list[dict[str, Any]]):
         """Starts with `history`, the lines that count so far. Later ones will be written again, and are left out."""
@@ -68,6 +72,7 @@ class Log:
     def write(self, line: dict[str, Any]) -> None:
         """Writes a line: `step`, and numbers or summaries of seeds by name."""
         try:
+            os.stat(self._lines.name)
             self._lines.write(files.sealed(line, None))
             self._show(line, time.time())
             self._events.flush()

@@ -42,6 +42,7 @@ class Checkpoints:
                 logging.getLogger(name).setLevel(logging.CRITICAL)
             options = ocp.CheckpointManagerOptions(max_to_keep=self.keep)
             handlers = ocp.PyTreeCheckpointHandler()
+            hosts.gathered(None)  # Orbax waits for the other processes, but not for long
             self._orbax = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
         return self._orbax
 
@@ -52,10 +53,13 @@ class Checkpoints:
     def save(self, step: int, state: Any) -> None:
         """Copies the state and writes it in the background.
 
-        Raises Unwritten if this save or the previous one fails; UserError if a leaf has 64 bits and JAX only 32.
+        Raises Unwritten if this save or the previous one fails; UserError if a leaf has 64 bits and JAX only 32;
+        FileNotFoundError if the folder has gone.
         """
         import orbax.checkpoint as ocp
 
+        if self._orbax is not None and not self.folder.is_dir():  # Orbax would make it anew, with nothing else in it
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
         arrays = _arrays(state)
         # Orbax reads the arrays later, and on a CPU in place; by then the next step may have reused their memory.
         content = {"state": jax.tree.map(jnp.copy, arrays), "checksum": _checksums(arrays)}
@@ -157,7 +161,7 @@ class Checkpoints:
         arguments = ocp.args.PyTreeRestore(like, restore_args=places, partial_restore=True)
 
         def restored() -> Any:
-            read = self.open().restore(step, args=arguments)
+            read = self._restore(step, arguments)
             for name, array in read["state"].items():
                 if isinstance(array, jax.ShapeDtypeStruct):  # what Orbax returns for an array that was not saved
                     raise ValueError(f"it has no {name}")
@@ -169,6 +173,19 @@ class Checkpoints:
             if int(checksum) != int(read["checksum"][name]):
                 raise ValueError(f"{name} has a wrong checksum")
         return read["state"]
+
+    def _restore(self, step: int, arguments: Any) -> Any:
+        """What Orbax reads. A process that reads its parts does not wait for the others, which may have failed to."""
+        if hosts.count() == 1:
+            return self.open().restore(step, args=arguments)
+        import orbax.checkpoint as ocp
+
+        own = ocp.options.MultiprocessingOptions(
+            primary_host=None, active_processes={hosts.index()}, barrier_sync_key_prefix=str(hosts.index())
+        )
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=own)
+        with contextlib.closing(ocp.Checkpointer(handler, multiprocessing_options=own)) as reader:
+            return reader.restore(self.folder / str(step) / "default", args=arguments)
 
     def _unwritten(self, error: Exception) -> Unwritten:
         return Unwritten(f"cannot save a checkpoint in {self.folder}: {_reason(error)}")

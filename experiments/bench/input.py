@@ -115,7 +115,7 @@ def rows_of(network: Network, config: Config, source: str) -> dict[str, dict[str
             times |= {(kind, what): functools.partial(form.measure, what) for what in ("time", "waiting", "alone")}
         found = {key: float(np.median(each)) for key, each in timing.interleaved(times, config.rounds).items()}
     return {
-        f"{network}, {names.get(kind, f'{kind} workers')}": {
+        f"{network}, {names.get(kind, f'--workers {kind}')}": {
             "ms per step": three(1e3 * found[kind, "time"]),
             "of the first": f"{found[kind, 'time'] / found[STAYS, 'time']:.2f}",
             "waiting": f"{100 * found[kind, 'waiting'] / found[kind, 'time']:.1f} %",

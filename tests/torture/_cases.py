@@ -1,5 +1,6 @@
-"""Small runs, what each leaves behind if it is let alone, and whether one that was harmed leaves the same in the end."""
+"""Small runs, what each leaves behind if it is let alone, and whether one that was harmed leaves the same."""
 
+import functools
 import shutil
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ import numpy as np
 
 from tests.torture import _programs
 from tests.torture._programs import FORK, Program, Stuck
-from tests.torture._table import Row
+from tests.torture._table import How, Row
 
 LOST = "LOST"  # begins a note of a try in which something was lost
 RUNS = {
@@ -55,21 +56,27 @@ class Try(NamedTuple):
         return float(self.rng.uniform(0, self.case.seconds))
 
 
-def let_alone(folder: Path, words: list[str]) -> Case:
+def cases(how: How) -> list[Case]:
+    """The four kinds of runs, let alone."""
+    return [let_alone(how.folder.parent / "alone" / f"{i}", words) for i, words in enumerate(RUNS.values())]
+
+
+@functools.cache
+def let_alone(folder: Path, command: str) -> Case:
     """The program runs twice: the first time it compiles, and the second is the measure. Both have to be equal."""
-    cases = []
+    found: list[Case] = []
     for name in ("first", "second"):
-        one = Try(Case(words, {}, 0), folder / name, folder / f"{name}.txt", np.random.default_rng())
+        one = Try(Case(command.split(), {}, 0), folder / name, folder / f"{name}.txt", np.random.default_rng())
         program = one.start()
         began = time.monotonic()
         if code := program.end():
-            raise Stuck(f"{' '.join(words)} ended with {code}:\n{program.said()}")
+            raise Stuck(f"{command} ended with {code}:\n{program.said()}")
         run = _programs.run_in(one.out)
         assert run
-        cases.append(Case(words, _programs.results(run), time.monotonic() - began))
-    if different := unlike(cases[0].whole, cases[1].whole):
-        raise Stuck(f"{' '.join(words)} is another run the second time: {different}")
-    return cases[1]
+        found.append(Case(one.case.words, _programs.results(run), time.monotonic() - began))
+    if different := unlike(found[0].whole, found[1].whole):
+        raise Stuck(f"{command} is another run the second time: {different}")
+    return found[1]
 
 
 def logged(out: Path) -> bool:
@@ -88,7 +95,7 @@ def each(
     """The row of one kind of harm: tried on the cases in turn, two at once, so many times or until a time is over.
 
     `harm` does it to one run and returns notes; then the run is resumed until it ends, and has to be what it would have
-    been without. Empty notes: there was nothing to harm, because it had ended before.
+    been without. Empty notes: it had ended before, and another one is started.
     """
     began, (times, until) = time.monotonic(), limits
     work = [(harm, cases[i % len(cases)], folder / f"{i}", (*seed, i), until) for i in range(times)]
@@ -96,6 +103,7 @@ def each(
         found = [notes for notes in lanes.map(_one, work) if notes is not None]
     lost = [notes for notes in found if any(note.startswith(LOST) for note in notes)]
     counted = Counter(note for notes in found for note in notes)
+    counted = counted or Counter(["no time left"])
     said = "; ".join(f"{count} {note}" for note, count in sorted(counted.items(), key=lambda item: LOST not in item[0]))
     return Row(what, len(found), len(found) - len(lost), time.monotonic() - began, said)
 
@@ -106,7 +114,8 @@ def _one(work: tuple[Callable[[Try], list[str]], Case, Path, tuple[int, ...], fl
         return None
     one = Try(case, out, out.with_suffix(".txt"), np.random.default_rng(seed))
     try:
-        notes = harm(one)
+        while not (notes := harm(one)):
+            shutil.rmtree(out)
         notes += ends_well(one)
     except Stuck as stuck:
         notes = [f"{LOST}: a program {stuck}, see {one.told}"]
@@ -115,7 +124,7 @@ def _one(work: tuple[Callable[[Try], list[str]], Case, Path, tuple[int, ...], fl
     if not any(note.startswith(LOST) for note in notes):
         shutil.rmtree(out)
         one.told.unlink()
-    return notes or ["had ended before"]
+    return notes
 
 
 def ends_well(one: Try) -> list[str]:

@@ -4,9 +4,11 @@ The run has to end with one sentence and a status that is not 0, or as if nothin
 again, it has to go on, and become the run that nobody disturbed.
 """
 
+import contextlib
 import ctypes
 import errno
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -20,7 +22,7 @@ import numpy as np
 
 from dlc.run import launch, record
 from tests.torture import _programs
-from tests.torture._cases import LOST, RUNS, Try, each, let_alone, logged, shares
+from tests.torture._cases import LOST, Try, cases, each, logged, shares
 from tests.torture._programs import Program
 from tests.torture._table import How, Row
 from tests.torture.kills import kill
@@ -28,7 +30,6 @@ from tests.torture.kills import kill
 
 def rows(how: How) -> Iterator[Row]:
     """A row for each kind of failure; each is tried on runs of all kinds."""
-    cases = [let_alone(how.folder / f"case-{i}", words.split()) for i, words in enumerate(RUNS.values())]
     full = {"a full disk (tmpfs)": full_disk} if can_mount() else {}
     harms = {
         **full,
@@ -39,7 +40,7 @@ def rows(how: How) -> Iterator[Row]:
         "a file system without locks": no_locks,
     }
     for i, ((what, harm), until) in enumerate(zip(harms.items(), shares(how.seconds(), len(harms)), strict=True)):
-        yield each(what, harm, cases, how.folder / f"{i}", (how.seed, i), (how.times, until))
+        yield each(what, harm, cases(how), how.folder / f"{i}", (how.seed, i), (how.times, until))
 
 
 def full_disk(one: Try) -> list[str]:
@@ -50,12 +51,12 @@ def full_disk(one: Try) -> list[str]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "torture", disk], check=True)
     try:
         program = one._replace(out=disk).start()
-        notes = refused(program, program.end())
+        notes = refused(program, program.end(), disk)
         shutil.copytree(disk, one.out)
     finally:
         subprocess.run(["umount", disk], check=True)
         disk.rmdir()
-    return notes + begun(one)
+    return notes and [*notes, *begun(one)]
 
 
 def can_mount() -> bool:
@@ -67,7 +68,8 @@ def limited_files(one: Try) -> list[str]:
     """No file may become larger than a random size: the system answers as on a full disk."""
     size = int(10 ** one.rng.uniform(2.5, 5))
     program = one.start(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
-    return refused(program, program.end()) + begun(one)
+    notes = refused(program, program.end(), one.out)
+    return notes and [*notes, *begun(one)]
 
 
 def read_only(one: Try) -> list[str]:
@@ -79,7 +81,7 @@ def read_only(one: Try) -> list[str]:
     paths = [run, *run.rglob("*")]
     for path in paths:
         change_mode(path, lambda mode: mode & ~0o222)
-    notes = refused(program, program.end())
+    notes = refused(program, program.end(), one.out)
     for path in paths:
         change_mode(path, lambda mode: mode | 0o200)
     return notes
@@ -92,7 +94,8 @@ def vanished(one: Try) -> list[str]:
     run = _programs.run_in(one.out)
     assert run
     away = run.rename(run.with_name("away"))
-    notes = refused(program, program.end())
+    code = program.end()
+    notes = refused(program, code, run.parents[1])
     if run.exists():
         left = sorted(str(path.relative_to(run)) for path in run.rglob("*"))
         notes.append(f"made anew, with {left[0] if left else 'nothing'}")
@@ -162,17 +165,15 @@ def give_up_rights() -> None:
 
 def change_mode(path: Path, how: Any) -> None:
     """Changes the mode of a file, if it is still there."""
-    try:
+    with contextlib.suppress(FileNotFoundError):
         path.chmod(how(path.stat().st_mode))
-    except FileNotFoundError:
-        pass
 
 
-def refused(program: Program, code: int) -> list[str]:
-    """Notes of how a program ended that could not write."""
-    if code == 0:
-        return ["not in time"]
-    if code != 2 or "error: cannot" not in program.said():
+def refused(program: Program, code: int, out: Path) -> list[str]:
+    """Notes of how a program ended that could not write below `out`; nothing if it could."""
+    if code == 0 and list(out.glob("*/*/result.json")):
+        return []
+    if code != 2 or not re.search("error: (cannot|.* is gone|.* does not exist)", program.said()):
         return [f"{LOST}: ended with {code}, see {program.told}"]
     return ["said"]
 

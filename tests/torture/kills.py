@@ -13,25 +13,26 @@ from tests.torture._cases import LOST, RUNS, Try, each, let_alone, shares, train
 from tests.torture._programs import Program
 from tests.torture._table import How, Row
 
-KINDS = {  # a program, and how many of a hundred tries
-    **{name: (words, 100) for name, words in RUNS.items()},
-    "cifar10.resnet": ("experiments.cifar10.resnet --smoke --steps 22", 20),
-    "imagenet.train": ("experiments.imagenet.train --smoke --workers 2", 20),
+LARGER = {  # for a tenth of the tries
+    "cifar10.resnet": "experiments.cifar10.resnet --smoke --steps 22",
+    "imagenet.train": "experiments.imagenet.train --smoke --workers 2",
 }
 AGAIN = 0.4  # share of the runs that are killed once more after they were resumed
 
 
 def rows(how: How) -> Iterator[Row]:
     """A row for each kind of run."""
-    ends = shares(how.seconds(), len(KINDS))
-    for i, ((name, (words, percent)), until) in enumerate(zip(KINDS.items(), ends, strict=True)):
-        folder, before = how.folder / f"{i}", shared_memory()
-        times = max(1, how.times * percent // 100)
-        row = each(
-            f"kill -9 of {name}", killed, [let_alone(folder, words.split())], folder, (how.seed, i), (times, until)
-        )
+    larger = LARGER if how.times >= 10 else {}
+    kinds = [(name, command, how.times // (10 if name in larger else 1)) for name, command in (RUNS | larger).items()]
+    for i, ((name, command, times), until) in enumerate(zip(kinds, shares(how.seconds(), len(kinds)), strict=True)):
+        case = let_alone(how.folder.parent / "alone" / f"{i}", command)
+        before = shared_memory()
+        row = each(f"kill -9 of {name}", killed, [case], how.folder / f"{i}", (how.seed, i), (times, until))
         if left := stray(before):
-            row = row._replace(survived=0, notes=f"{LOST} {len(left)} pieces of shared memory: {left[0]}; {row.notes}")
+            growing = len(left) > row.tried // 10  # one or two may be those of another program
+            word = f"{LOST}: " if growing else ""
+            notes = f"{word}{len(left)} pieces of shared memory are left, {left[0]}; {row.notes}"
+            row = row._replace(survived=0 if growing else row.survived, notes=notes)
         yield row
 
 

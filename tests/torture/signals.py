@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 
-from tests.torture._cases import LOST, RUNS, Try, each, let_alone, shares, trained
+from tests.torture._cases import LOST, Try, cases, each, shares, trained
 from tests.torture._programs import Program
 from tests.torture._table import How, Row
 from tests.torture.kills import orphans
@@ -18,7 +18,6 @@ TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
 
 def rows(how: How) -> Iterator[Row]:
     """A row for each way in which a run is stopped; each is tried on runs of all kinds."""
-    cases = [let_alone(how.folder / f"case-{i}", words.split()) for i, words in enumerate(RUNS.values())]
     ways = {
         "SIGTERM": partial(stopped, signals=((TERM, False),)),
         "SIGTERM to the workers too": partial(stopped, signals=((TERM, True),)),
@@ -27,7 +26,7 @@ def rows(how: How) -> Iterator[Row]:
         "Ctrl-C twice": partial(stopped, signals=((INT, True), (INT, True)), apart=1.5),
     }
     for i, ((what, way), until) in enumerate(zip(ways.items(), shares(how.seconds(), len(ways)), strict=True)):
-        yield each(what, way, cases, how.folder / f"{i}", (how.seed, i), (how.times, until))
+        yield each(what, way, cases(how), how.folder / f"{i}", (how.seed, i), (how.times, until))
 
 
 def stopped(one: Try, signals: tuple[tuple[signal.Signals, bool], ...], apart: float = 0.0) -> list[str]:

@@ -43,6 +43,8 @@ def unsealed(text: str | bytes) -> dict[str, Any]:
             raise ValueError("it was altered: its checksum differs")
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise ValueError("it is not valid JSON") from None
     return content
 
 

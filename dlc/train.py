@@ -145,7 +145,11 @@ def in_parts(step: Step, parts: int) -> Step:
         def cut(leaf: Array) -> Array:
             if leaf.shape[0] % (parts * among):
                 equally = f" that {among} devices share equally" if among > 1 else ""
-                raise UserError(f"a batch of {leaf.shape[0]} cannot be cut into {parts} equal parts{equally}")
+                fits = -(-leaf.shape[0] // (parts * among)) * parts * among
+                raise UserError(
+                    f"a batch of {leaf.shape[0]} cannot be cut into {parts} equal parts{equally}: "
+                    f"choose a batch of {fits}, for example"
+                )
             return leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1)
 
         def one(carried: State, numbered: tuple[Any, Batch]) -> tuple[State, Any]:

@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 import sys
+import types
 import zipfile
 
 import pytest
@@ -16,7 +17,7 @@ from dlc.data import _cache, load, recordings
 from dlc.errors import UserError
 from dlc.models.squeezenet import squeezenet1_1
 from dlc.run import log, pages, record
-from dlc.run.launch import launch
+from dlc.run.launch import _hide_late_futures, launch
 from dlc.weights import deep_compression, images
 from experiments.mnist import mlp
 
@@ -101,17 +102,31 @@ def test_lost_origins_and_records_are_said(run, here):
     pages.load(run / "result.json")
 
 
+def test_what_orbax_leaves_half_read_prints_no_traceback(monkeypatch):
+    async def reading():
+        raise ValueError
+
+    shown = []
+    monkeypatch.setattr(sys, "__unraisablehook__", lambda unraisable: shown.append(unraisable.object))
+    code = reading.__code__.replace(co_filename="/site-packages/orbax/checkpoint/serialization.py")
+    theirs, ours = (types.FunctionType(each, {})() for each in (code, reading.__code__))
+    for begun in (theirs, ours):
+        _hide_late_futures(types.SimpleNamespace(object=begun, exc_value=ValueError()))
+        begun.close()
+    assert shown == [ours]
+
+
 def test_a_text_that_was_changed_since_the_run_began_is_refused(tmp_path, here):
     mine = tmp_path / "mine.txt"
-    mine.write_text("To be or not to be, that is the question. " * 50)
+    mine.write_text("To be or not to be, that is the question.\n" * 50)
     gpt = ("experiments.attention.gpt", "--text", mine)
     code, _, stderr = here(*gpt, "--smoke", "--steps", 4, "--evaluate-every", 2, "--out", tmp_path / "out")
     assert code == 0, stderr
     run = folder_of(tmp_path / "out")
     shutil.rmtree(run / "checkpoints" / "4")  # as if it had been killed
-    flipped(mine, b"question")
+    flipped(mine, b"n.\n")  # of which the text has another
     assert_refused(here(*gpt[:1], "--resume", run), "the text has changed since the run began: it was mine.txt, sha256")
-    flipped(mine, b"puestion")
+    flipped(mine, b"o.\n")
     assert here(*gpt[:1], "--resume", run)[0] == 0
 
 

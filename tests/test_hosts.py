@@ -9,13 +9,15 @@ from types import SimpleNamespace
 
 import jax
 import pytest
-from cli import finish, folder_of, lines, python, start
+from cli import assert_refused, finish, folder_of, here, lines, start
 
 from dlc import hosts
 from dlc.errors import UserError
 from dlc.run import cluster
 
-TIMES = {"seconds", "examples_per_second"}  # of a line of the log
+assert here  # a fixture
+
+TIMES = {"seconds", "examples_per_second", "crc32"}  # of a line of the log: times, and what depends on them
 
 
 class Store:
@@ -208,9 +210,29 @@ def logged(folder):
     return [{key: value for key, value in line.items() if key not in TIMES} for line in lines(folder)]
 
 
-def test_two_processes_stop_together_and_their_run_goes_on_in_one(tmp_path):
+def test_other_processes_without_a_need_are_refused(here):
+    refused = here("experiments.mnist.mlp", "--weights", "runs/x", "--cluster", "auto")
+    assert_refused(refused, "leave out --cluster: --weights does not train, and needs no other processes")
+    assert_refused(here("experiments.mnist.mlp", "--smoke", "--cluster", "2"), "several processes are written as")
+
+
+def test_two_processes_stop_together_and_their_run_goes_on_in_one(tmp_path, here):
     """A worker gets SIGTERM; both stop; the run goes on here, as if one process had done it all."""
-    flags = ["--smoke", "--hidden", "8", "--batch", "96", "--save-every", "0", "--mesh", "data=2", "--out", tmp_path]
+    flags = [
+        "--smoke",
+        "--hidden",
+        "8",
+        "--batch",
+        "96",
+        "--epochs",
+        "6",
+        "--save-every",
+        "0",
+        "--mesh",
+        "data=2",
+        "--out",
+        tmp_path,
+    ]
     module, where = "experiments.mnist.mlp", address()
     lead = start(module, *flags, "--cluster", f"0/2@{where}", XLA_FLAGS="")
     worker = start("killed", "SIGTERM", "dlc.run.loop.Loop.evaluate", module, *flags, "--cluster", f"1/2@{where}")
@@ -229,8 +251,8 @@ def test_two_processes_stop_together_and_their_run_goes_on_in_one(tmp_path):
     assert not (run / "result.json").exists()
     done = [line["step"] for line in lines(run)][-1]
 
-    assert python(module, "--resume", run)[0] == 0  # its mesh is known
-    assert python(module, *flags[:-1], tmp_path / "whole")[0] == 0
+    assert here(module, "--resume", run)[0] == 0  # its mesh is known
+    assert here(module, *flags[:-1], tmp_path / "whole")[0] == 0
     whole = folder_of(tmp_path / "whole")
     assert done < max(line["step"] for line in lines(run))
     assert logged(run) == logged(whole)

@@ -7,10 +7,9 @@ import numpy as np
 import optax
 import pytest
 
-from dlc import losses, optim, train
+from dlc import losses, optim, sharding, train
 from dlc.errors import UserError
 from dlc.layers import BatchNorm
-from dlc.models.gpt import GPT, GPTConfig
 
 DRAW = np.random.default_rng(0)
 X, Y = DRAW.normal(size=(12, 5)), DRAW.normal(size=12)
@@ -96,16 +95,22 @@ def test_batch_statistics_are_averaged_part_by_part():
     np.testing.assert_allclose(state.aux["batch_stats"]["mean"], expected, rtol=1e-4, atol=1e-6)
 
 
-def gpt_step(parts):
-    model = GPT(GPTConfig(vocab=20, context=16, layers=1, heads=2, width=8))
-    tx = optim.accumulated(optax.adam(1e-2), parts)
-    params = drawn.variables(model, jnp.zeros((1, 16), int))["params"]
-    return train.make_step(losses.next_token(model), tx), train.init(params, tx, jax.random.key(0))
+def of_text(parts):
+    """A step that guesses each token from the one before it, and its first state."""
+
+    def loss(params, aux, batch, key):
+        tokens = batch["tokens"]
+        logits = jnp.tanh(params["token"][tokens[:, :-1]]) @ params["out"]
+        return losses.cross_entropy(logits.reshape(-1, 20), tokens[:, 1:].reshape(-1)).mean(), (aux, {})
+
+    tx = optim.accumulated(optax.sgd(0.1), parts)
+    params = {"token": drawn.normal(20, 32), "out": drawn.normal(32, 20) / 6}
+    return train.make_step(loss, tx), train.init(params, tx, jax.random.key(0))
 
 
 def test_the_parts_of_a_batch_may_be_positions_and_seeds():
     text, starts = np.arange(200) % 20, jnp.asarray([3, 50, 7, 100, 20, 9], jnp.int32)
-    step, state = gpt_step(3)
+    step, state = of_text(3)
     found = {}
     for name, placed in (
         ("in parts, windows", train.in_parts(train.windows(step, text, 16), 3)),
@@ -122,7 +127,7 @@ def test_the_parts_of_a_batch_may_be_positions_and_seeds():
 def test_a_batch_in_parts_needs_a_fraction_of_the_memory():
     needed = {}
     for parts in (1, 16):
-        step, state = gpt_step(parts)
+        step, state = of_text(parts)
         batch = {"tokens": jnp.zeros((128, 17), jnp.int32)}
         program = train.compiled(train.in_parts(step, parts), jax.eval_shape(lambda state=state: state), batch)
         needed[parts] = program.func.memory_analysis().temp_size_in_bytes
@@ -146,8 +151,32 @@ def test_the_optimizer_computes_its_update_once_a_batch():
     np.testing.assert_allclose(updates["w"], 5.5)  # the mean of 4, 5, 6, 7
 
 
+def test_devices_cut_their_own_examples():
+    """No example moves: what they exchange are sums, and the parts are those of one device."""
+    step, state = of_text(2)
+    step, mesh = train.in_parts(step, 2), sharding.mesh("data=4")
+    batch = {"tokens": jnp.asarray(DRAW.integers(20, size=(16, 17)), jnp.int32)}
+    one, metrics = train.compiled(step, state, batch, donate=False)(state, batch)
+    placed = sharding.kept(state, mesh), jax.device_put(batch, sharding.split(mesh))
+    program = train.compiled(sharding.on_mesh(step, mesh), *placed, donate=False)
+    four, same = program(*placed)
+    np.testing.assert_allclose(same["loss"], metrics["loss"], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one.params, four.params)
+    text = program.func.as_text()
+    assert "all-reduce" in text
+    assert not any(kind in text for kind in ("all-gather", "all-to-all", "collective-permute"))
+    few, equally = (
+        {"tokens": batch["tokens"][:12]},
+        "^a batch of 12 cannot be cut into 2 equal parts that 4 devices share",
+    )
+    with pytest.raises(UserError, match=equally):
+        jax.eval_shape(sharding.on_mesh(step, mesh), state, few)
+
+
 def test_what_cannot_be_cut_is_refused():
-    with pytest.raises(UserError, match=r"^a batch of 12 cannot be cut into 5 equal parts"):
+    with pytest.raises(
+        UserError, match=r"^a batch of 12 cannot be cut into 5 equal parts: choose a batch of 15, for example"
+    ):
         begun(5)
     step = train.in_parts(train.make_step(mean_loss, optax.sgd(0.1)), 3)
     state = train.init({"w": jnp.ones(5), "b": jnp.zeros(())}, optax.sgd(0.1), jax.random.key(0))

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from dlc import costs
-from dlc.models.gpt import GPTConfig, gpt2_xl
+from dlc.layers import Conv
+from dlc.models.gpt import gpt2_xl
 from dlc.models.resnet import resnet50
 
 PAGE = (Path(__file__).parent.parent / "docs" / "scaling.md").read_text()
@@ -62,9 +63,11 @@ def ms(seconds):
 def test_the_sizes_of_gpt2_xl():
     weights, macs = gpt()
     c = gpt2_xl().config
-    assert (c.layers, c.width, c.vocab, c.context, c.heads) == (L, D, V, T, HEADS) and GPTConfig().hidden is None
+    assert (c.layers, c.width, c.vocab, c.context, c.heads) == (L, D, V, T, HEADS)
     assert macs == T * (12 * L * D**2 + V * D + 2 * L * T * D)
-    said(f"{weights:,}", f"{macs // T:,}", f"{6 * macs / T / 1e9:.2f} GFLOP", f"{6 * macs * 512:.3g}".replace("e+", "e"))
+    said(
+        f"{weights:,}", f"{macs // T:,}", f"{6 * macs / T / 1e9:.2f} GFLOP", f"{6 * macs * 512:.3g}".replace("e+", "e")
+    )
 
 
 def test_the_memory_of_gpt2_xl():
@@ -84,7 +87,11 @@ def test_the_time_of_gpt2_xl():
     alone, cut = summed(size, 64), 3 * gathered(size) + (summed(size, 64) - 2 * gathered(size))
     said(ms(compute), ms(4 / 3 * compute), ms(alone), ms(cut), ms(gathered(size)), ms(alone - 2 * gathered(size)))
     said(f"{64 * compute:.1f} s", f"{round(64 * compute / alone, -1):.0f} GPUs")
-    said(f"{2e8 / 3 ** (1 / 0.21) / 1e6:.1f} million", f"{512 * T:,}", f"{512 * T / compute / 1e6:.1f} million tokens a second")
+    said(
+        f"{2e8 / 3 ** (1 / 0.21) / 1e6:.1f} million",
+        f"{512 * T:,}",
+        f"{512 * T / compute / 1e6:.1f} million tokens a second",
+    )
     said(f"{2 * 512 * T / compute / 1e6:.1f} MB a second")
 
 
@@ -93,13 +100,29 @@ def test_the_sizes_and_the_time_of_resnet50():
     rate, images, bytes_each = 3000, 1_281_167, 147_897_477_120 / 1_281_167
     said(f"{weights:,}", f"{macs:,}", f"{6 * macs / 1e9:.1f} GFLOP", f"{12 * weights / 1e6:.0f} MB")
     said(f"{rate * 6 * macs / PEAK:.1%}".replace("%", " %"), ms(32 / rate), ms(summed(4 * weights, 256)))
-    said(f"{256 * rate:,} images a second", f"{bytes_each / 1e3:.0f} kB", f"{256 * rate * bytes_each / 1e9:.0f} GB a second")
-    said(f"{8 * rate / 577:.0f} cores", f"{images / (256 * rate) * 90 / 60:.1f} minutes", f"{8192 * 224 * 224 * 3 / 1e9:.2f} GB")
+    said(
+        f"{256 * rate:,} images a second",
+        f"{bytes_each / 1e3:.0f} kB",
+        f"{256 * rate * bytes_each / 1e9:.0f} GB a second",
+    )
+    said(
+        f"{8 * rate / 577:.0f} cores",
+        f"{images / (256 * rate) * 90 / 60:.1f} minutes",
+        f"{8192 * 224 * 224 * 3 / 1e9:.2f} GB",
+    )
 
 
 def test_the_activations_of_resnet50():
-    variables = jax.eval_shape(resnet50().init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
-    jaxpr = jax.make_jaxpr(resnet50().apply)(variables, jnp.zeros((1, 224, 224, 3))).jaxpr
-    outputs = sum(equation.outvars[0].aval.size for equation in jaxpr.eqns if equation.primitive.name == "dlc_conv")
-    norms = sum(1 for path, _ in jax.tree.leaves_with_path(variables["batch_stats"]) if path[-1].key == "mean")
-    said(f"{outputs:,}", f"{norms} batch norms", f"{32 * outputs * 4 / 1e9:.1f} GB")
+    image = jnp.zeros((1, 224, 224, 3))
+    variables = jax.eval_shape(resnet50().init, jax.random.key(0), image)
+    convolutions = functools.partial(resnet50().apply, capture_intermediates=lambda module, _: isinstance(module, Conv))
+    outputs = jax.eval_shape(convolutions, variables, image)[1]["intermediates"]
+    norms = len(jax.tree.leaves(variables["batch_stats"])) // 2
+    count = costs.parameters(outputs)
+    said(f"{count:,}", f"{32 * count * 4 / 1e9:.1f} GB", f"{norms} batch norms", f"{3 * norms} small all-reduces")
+    said(f"{3 * norms * 20e-6 * 1e3:.1f} ms")
+
+
+def test_the_operations_of_a_token_of_gpt2_small():
+    macs = 12 * 12 * 768**2 + V * 768 + 2 * 12 * T * 768
+    said(f"{6 * macs / 1e9:.2f} GFLOP")

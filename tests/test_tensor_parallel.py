@@ -110,7 +110,7 @@ def test_devices_that_share_layers_exchange_what_they_must_and_compute_what_one_
         one, metrics = compiled(step, state, batch)(step, state, batch)
 
         mesh = sharding.mesh("data=2,model=4")
-        spread = sharding.on_mesh(step, mesh, sharding.layout(state, mesh, axes))
+        spread = sharding.on_mesh(step, mesh, axes)
         placed = sharding.kept(state, mesh, axes), jax.device_put(batch, sharding.split(mesh))
         program = compiled(spread, *placed)
         eight, same = program(spread, *placed)

@@ -21,6 +21,7 @@ from dlc import layers, models
 from dlc.errors import UserError
 from dlc.layers.attention import Stretch
 from dlc.models.gpt import GPT, GPTConfig, modern
+from dlc.models.resnet_cifar import CifarResNet
 from dlc.weights import describe, rebuild
 from dlc.weights import description as descriptions
 
@@ -52,7 +53,7 @@ def variants(record):
     hints = typing.get_type_hints(type(record))
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
-        if field.name in ("parent", "name"):
+        if field.name in ("parent", "name", "remat"):  # which a description leaves out
             continue
         if field.name == "config":
             changes = [config for _, config in variants(value)]
@@ -299,3 +300,11 @@ def test_nothing_is_imported_for_a_description(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="import strange_module first"):
         rebuild({"class": "strange_module.Net", "fields": {}})
     assert not (tmp_path / "trace").exists()
+
+
+def test_whether_activations_are_computed_again_is_not_part_of_a_model():
+    """So that models are read that were written before there was a choice, and by versions that have none."""
+    for make in (lambda **how: GPT(GPTConfig(layers=1, **how)), lambda **how: CifarResNet((1,), **how)):
+        assert describe(make(remat=True)) == describe(make())
+        assert "remat" not in json.dumps(describe(make()))
+        assert rebuild(describe(make(remat=True))) == make()

@@ -7,6 +7,7 @@ order of their names.
 import zipfile
 from pathlib import Path
 from tokenize import TokenError  # which NumPy lets through for a damaged header
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -20,7 +21,10 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 def sites(path: Path, count: int) -> Float32[np.ndarray, "N S"]:
     """The answers of S sites to N = `count` images. Raises UserError, which says what is wrong with the file."""
     try:
-        answers = np.load(path, mmap_mode="r", allow_pickle=False)  # a file that is too short for its shape is refused
+        with path.open("rb") as file:
+            mode: Any = "r" if file.read(6) == b"\x93NUMPY" else None
+            file.seek(0)  # a map cannot be longer than its file, and takes no memory before that shows
+            answers = np.load(path if mode else file, mmap_mode=mode, allow_pickle=False)
     except (OSError, ValueError, EOFError, MemoryError, OverflowError, SyntaxError, TokenError, zipfile.BadZipFile):
         raise UserError(f"{path} cannot be read: give an array of images x sites that numpy.save has written") from None
     if not isinstance(answers, np.ndarray) or answers.ndim != 2 or not answers.size:

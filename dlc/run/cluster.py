@@ -84,13 +84,14 @@ def together(found: Place | None, say: Callable[[str], None], last: Callable[[],
     try:
         yield
         hosts.told(None)  # the lead has written everything
+    except SystemExit:  # which all reach
+        hosts.told(None)
+        raise
     except BaseException as error:
-        if isinstance(error, SystemExit):  # which all reach
-            hosts.told(None)
-        elif _is_ours(error):
-            left.set()
-            watcher.join()
-            _tell(error)
+        _hold_back(error)
+        left.set()
+        watcher.join()
+        _tell(error)
         raise
     finally:
         left.set()
@@ -212,13 +213,12 @@ def _declare(sentence: str, code: int) -> None:
         hosts.store().key_value_set("dlc/end/first", json.dumps([sentence, code]))
 
 
-def _is_ours(error: BaseException) -> bool:
-    """True when this process is to end itself with its error; otherwise `_watch` ends it first."""
+def _hold_back(error: BaseException) -> None:
+    """Returns when this process is to end itself with its error, unless `_watch` ends it first with another's."""
     if _of_another(error):
         time.sleep(SILENT + 10)
     if not _ends.acquire(blocking=False):
         time.sleep(2 * SILENT)
-    return True
 
 
 def _tell(error: BaseException) -> None:

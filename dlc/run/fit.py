@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -125,64 +125,42 @@ def fit(
     first step if the run only plans.
     """
     several = plan.seeds > 1
-    one = train.over_seeds(step, plan.batch_axis) if several else step
-    if run.plan and isinstance(step, Partial):
-        step = jax.eval_shape(lambda step: step, step)  # the data that it carries are not copied to any device
-    plain = step
-    if run.mesh:
-        if run.mesh.shape["model"] > 1 and not run.axes:
-            raise UserError(f"no layers of {run.network or 'this model'} can be shared: leave model=N out of --mesh")
-        state = sharding.kept(state, run.mesh, run.axes, several)
-        step = sharding.on_mesh(step, run.mesh, run.axes)
-    axis = 2 if several and plan.batch_axis == 0 else 1  # of the examples in a group of batches
-    programs: dict[Any, Any] = {}
-    examples = 0
-    kinds: dict[Any, tuple[Any, int]] = {}  # shapes of one batch -> the batch, and how many such batches come
-    made = getattr(batches, "like", batches) if batches else lambda first, count: None
+    task = _laid_out(run, step, state, batches, plan)
     if not run.plan:
         run.say(f"training {_described(run, state, plan)}")
+        task = task._replace(state=jax.tree.map(jnp.copy, task.state))
 
-    def like(at: int, count: int) -> Any:
-        batch = made(at, count)
-        return jax.tree.map(functools.partial(_split_like, run.mesh, axis), batch) if run.mesh else batch
+    def program(state: Any, batch: Any, count: int) -> Any:
+        group = functools.partial(_group, several, plan.batch_axis, count)
+        return run.clock.compiled(task.step, state, batch, wrap=group, donate=True)
 
-    def given(at: int, count: int) -> Any:
-        batch = batches(at, count) if batches else None
-        return jax.tree.map(functools.partial(_split, run.mesh, axis), batch) if run.mesh else batch
-
-    def program(batch: Any, count: int) -> Any:
-        shape = _shape(batch, count)
-        if shape not in programs:
-            group = functools.partial(_group, several, plan.batch_axis, count)
-            programs[shape] = run.clock.compiled(step, state, batch, wrap=group, donate=True)
-        return programs[shape]
-
-    if not run.plan:
-        state = jax.tree.map(jnp.copy, state)
     saved = run.checkpoints.steps() if run.resume and run.checkpoints else []
+    examples = 0
+    kinds: dict[Any, tuple[Any, int]] = {}  # shapes of one batch -> the batch, and how many such batches come
     for at, count in plan.groups():
-        batch = like(at, count)
+        batch = task.like(at, count)
         examples += plan.examples(batch)
         if not run.plan and (not saved or at + count > saved[-1]):
-            program(batch, count)
+            program(task.state, batch, count)
         single = _one_of(batch)
-        _, before = kinds.get(_shape(single, 1), (None, 0))
-        kinds[_shape(single, 1)] = single, before + count
+        _, before = kinds.get(_shapes(single), (None, 0))
+        kinds[_shapes(single)] = single, before + count
 
+    one = train.over_seeds(step, plan.batch_axis) if several else step
     for single, count in kinds.values():
         count_operations(run, one, state, single, count)
     if run.plan:
-        first = next(plan.groups(), (0, 0))
-        group = _group(several, plan.batch_axis, first[1], step)
-        raise Planned(run, plain, group, state, like(*first), _described(run, state, plan))
+        at, count = next(plan.groups(), (0, 0))
+        group = _group(several, plan.batch_axis, count, task.step)
+        raise Planned(run, task.plain, group, task.state, task.like(at, count), _described(run, state, plan))
     steps = max(plan.steps, 1)
     per_step = examples // steps if examples % steps == 0 else examples / steps
     run.facts |= {"seeds": plan.seeds, "examples_per_step": per_step}
 
     seconds, streamed = run.clock.seconds, hasattr(batches, "workers")
-    with training(run, state, plan.steps) as loop:
+    with training(run, task.state, plan.steps) as loop:
         state = loop.state
-        finished: Callable[[], float] | None = None
+        computed: Callable[[], float] | None = None  # when the group before was
         if streamed:
             seconds.setdefault("input", 0.0)
         for at, count in plan.groups():
@@ -190,12 +168,11 @@ def fit(
                 continue
             if at < loop.done:  # a run that was shorter ended within this group
                 at, count = loop.done, at + count - loop.done
-            began = time.perf_counter()
-            batch = given(at, count)
-            if finished:
-                seconds["input"] += max(0.0, time.perf_counter() - max(began, finished()))
-            state, metrics = program(batch, count)(state, batch)
-            finished = _watched(metrics) if streamed else None
+            began, batch = time.perf_counter(), task.batches(at, count)
+            if computed:
+                seconds["input"] += max(0.0, time.perf_counter() - max(began, computed()))
+            state, metrics = program(state, batch, count)(state, batch)
+            computed = _watched(metrics) if streamed else None
             done = at + count
             if plan.rate is not None:
                 rate = plan.rate(done - 1) if callable(plan.rate) else plan.rate
@@ -207,6 +184,43 @@ def fit(
                     loop.evaluate(done, evaluate, state)
                 loop.save(done, state)
     return state
+
+
+class _Task(NamedTuple):
+    """What a run trains, where the mesh puts it: step and state, batches and their shapes; `plain` has no mesh."""
+
+    plain: train.Step
+    step: train.Step
+    state: Any
+    batches: BatchesOf
+    like: BatchesOf
+
+
+def _laid_out(run: Run, step: train.Step, state: Any, batches: BatchesOf | None, plan: Plan) -> _Task:
+    given = batches or (lambda first, count: None)
+    like = getattr(given, "like", given)
+    if run.plan and isinstance(step, Partial):
+        step = jax.eval_shape(lambda step: step, step)  # the data that it carries are not copied to any device
+    if (mesh := run.mesh) is None:
+        return _Task(step, step, state, given, like)
+    if mesh.shape["model"] > 1 and not run.axes:
+        raise UserError(f"no layers of {run.network or 'this model'} can be shared: leave model=N out of --mesh")
+    axis = 2 if plan.seeds > 1 and plan.batch_axis == 0 else 1  # of the examples in a group of batches
+
+    def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+        place = NamedSharding(mesh, PartitionSpec())
+        if len(leaf.shape) > axis:
+            sharding.fits(leaf.shape[axis], mesh)
+            place = sharding.split(mesh, axis)
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.result_type(leaf), sharding=place)
+
+    return _Task(
+        step,
+        sharding.on_mesh(step, mesh, run.axes),
+        sharding.kept(state, mesh, run.axes, plan.seeds > 1),
+        lambda at, count: jax.tree.map(lambda leaf: sharding.put(leaf, shape(leaf).sharding), given(at, count)),
+        lambda at, count: jax.tree.map(shape, like(at, count)),
+    )
 
 
 def _watched(results: Any) -> Callable[[], float]:
@@ -257,22 +271,10 @@ def _group(several: bool, batch_axis: Literal[0] | None, count: int, step: train
     return train.scanned(train.over_seeds(step, batch_axis) if several else step, count)
 
 
-def _shape(batch: Any, count: int) -> tuple[Any, ...]:
-    return count, *(leaf.shape for leaf in jax.tree.leaves(batch))
+def _shapes(batch: Any) -> tuple[Any, ...]:
+    return tuple(leaf.shape for leaf in jax.tree.leaves(batch))
 
 
 def _one_of(batches: Any) -> Any:
     """The shapes of one batch of a group."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], jnp.result_type(leaf)), batches)
-
-
-def _split_like(mesh: Any, axis: int, leaf: Any) -> jax.ShapeDtypeStruct:
-    """The shape of a leaf of batches whose examples, along `axis`, are split among the devices."""
-    if len(leaf.shape) <= axis:
-        return jax.ShapeDtypeStruct(leaf.shape, jnp.result_type(leaf), sharding=NamedSharding(mesh, PartitionSpec()))
-    sharding.fits(leaf.shape[axis], mesh)
-    return jax.ShapeDtypeStruct(leaf.shape, jnp.result_type(leaf), sharding=sharding.split(mesh, axis))
-
-
-def _split(mesh: Any, axis: int, leaf: Any) -> jax.Array:
-    return sharding.put(leaf, _split_like(mesh, axis, leaf).sharding)

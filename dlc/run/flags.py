@@ -137,8 +137,8 @@ def parse(name: str, prog: str, summary: str, default: Any, smoke: Any, kind: ty
     both = dataclasses.make_dataclass("both", fields, frozen=True)
     found: Any = tyro.cli(both, prog=prog, description=summary, args=argv)
     parsed = Parsed(expanded(found.experiment), expanded(found.run))
-    check_numbers(parsed.config)
     check(parsed.config)
+    check_numbers(parsed.config)
     check(parsed.options)
     if peek.resume:
         _check_resumed(peek.resume, default, parsed.config)

@@ -312,8 +312,9 @@ def _resumed(run: Run, folder: Path, name: str, config: Any) -> Iterator[str]:
 
 
 def _hide_late_futures(unraisable: Any) -> None:
-    """If one file of a checkpoint cannot be written, TensorStore's threads print a traceback for every other file."""
-    if str(unraisable.exc_value) != "Event loop is closed":
+    """If one file of a checkpoint cannot be read or written, Orbax prints a traceback for every other file."""
+    begun = getattr(getattr(unraisable.object, "cr_code", None), "co_filename", "")  # of a coroutine
+    if str(unraisable.exc_value) != "Event loop is closed" and "/orbax/" not in Path(begun).as_posix():
         sys.__unraisablehook__(unraisable)
 
 

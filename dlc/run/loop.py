@@ -54,6 +54,7 @@ def training(run: Run, state: Any, steps: int) -> Iterator["Loop"]:
     if run.folder and run.trained:
         record.add_origin(run, done)
     run.signals.training = True
+    hosts.gathered(None)  # on CPUs a sum among processes fails if one of them comes 30 seconds later
     try:
         with progress.bar(steps, done, run.console) as bar:
             yield Loop(run, state, done, steps, every, bar)

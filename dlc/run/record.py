@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dlc import files, process
+from dlc import files, hosts, process
 from dlc.errors import UserError
 from dlc.run import flags
 from dlc.run.run import Run
@@ -25,10 +25,14 @@ OF_TRAINING = (
 
 
 def device() -> dict[str, Any]:
-    """Platform ("cpu", "gpu", "tpu"), kind and number of JAX's devices, and how many cores this process may use."""
+    """Platform ("cpu", "gpu", "tpu"), kind and number of JAX's devices, and how many cores this process may use.
+
+    Also how many processes there are, if there are several.
+    """
     first = jax.devices()[0]
     kind = _cpu_model() if first.platform == "cpu" else first.device_kind
-    return {"platform": first.platform, "kind": kind, "count": jax.device_count(), "cores": process.cores()}
+    found = {"platform": first.platform, "kind": kind, "count": jax.device_count(), "cores": process.cores()}
+    return {**found, "processes": hosts.count()} if hosts.count() > 1 else found
 
 
 def device_name() -> str:

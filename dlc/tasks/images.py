@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dlc import batches, losses, metrics, optim, sharding, train
 from dlc.data import Dataset, pictures, stream
@@ -390,6 +391,8 @@ class Validation:
             right = {k: metrics.among_top_k(logits, label, k) for k in (1, 5)}
             each = {"loss": losses.cross_entropy(logits, label), "error": ~right[1], "top5_error": ~right[5]}
             sums = {name: jnp.where(counts, value, 0).sum(dtype=jnp.float32) for name, value in each.items()}
-            return sharding.everywhere((sums, logits), self.run.mesh) if self.run.mesh else (sums, logits)
+            if self.run.mesh is None:
+                return sums, logits
+            return jax.lax.with_sharding_constraint((sums, logits), NamedSharding(self.run.mesh, PartitionSpec()))
 
         return summed

@@ -42,6 +42,7 @@ class Checkpoints:
                 logging.getLogger(name).setLevel(logging.CRITICAL)
             options = ocp.CheckpointManagerOptions(max_to_keep=self.keep)
             handlers = ocp.PyTreeCheckpointHandler()
+            hosts.gathered(None)  # Orbax waits for the other processes, but not for long
             self._orbax = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
         return self._orbax
 
@@ -160,7 +161,7 @@ class Checkpoints:
         arguments = ocp.args.PyTreeRestore(like, restore_args=places, partial_restore=True)
 
         def restored() -> Any:
-            read = self.open().restore(step, args=arguments)
+            read = self._restore(step, arguments)
             for name, array in read["state"].items():
                 if isinstance(array, jax.ShapeDtypeStruct):  # what Orbax returns for an array that was not saved
                     raise ValueError(f"it has no {name}")
@@ -172,6 +173,19 @@ class Checkpoints:
             if int(checksum) != int(read["checksum"][name]):
                 raise ValueError(f"{name} has a wrong checksum")
         return read["state"]
+
+    def _restore(self, step: int, arguments: Any) -> Any:
+        """What Orbax reads. A process that reads its parts does not wait for the others, which may have failed to."""
+        if hosts.count() == 1:
+            return self.open().restore(step, args=arguments)
+        import orbax.checkpoint as ocp
+
+        own = ocp.options.MultiprocessingOptions(
+            primary_host=None, active_processes={hosts.index()}, barrier_sync_key_prefix=str(hosts.index())
+        )
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=own)
+        with contextlib.closing(ocp.Checkpointer(handler, multiprocessing_options=own)) as reader:
+            return reader.restore(self.folder / str(step) / "default", args=arguments)
 
     def _unwritten(self, error: Exception) -> Unwritten:
         return Unwritten(f"cannot save a checkpoint in {self.folder}: {_reason(error)}")

@@ -196,12 +196,14 @@ def number(value: Any) -> bool:
 
 
 # What a size in a configuration must be: in words, and as a test. `WHOLE` is for those that are not in the table.
-WHOLE = ("a whole number above 0", lambda value: type(value) is int and 0 < value < 2**31)  # as sizes of arrays are
+WHOLE = ("a whole number above 0", lambda value: type(value) is int and value > 0)
 SMALL = ("a number above 0 and below 1", lambda value: number(value) and 0 < value < 1)
 OR_NULL = ("a whole number above 0, or null", lambda value: value is None or WHOLE[1](value))
+BOUNDED = ("a whole number above 0, below 2**31", lambda value: WHOLE[1](value) and value < 2**31)  # by no tensor
 SIZES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "image": ("one whole number above 0, or two equal ones", WHOLE[1]),
-    "patch": ("one whole number above 0, or two equal ones", WHOLE[1]),
+    "context": BOUNDED,
+    "image": ("one whole number above 0, or two equal ones", BOUNDED[1]),
+    "patch": ("one whole number above 0, or two equal ones", BOUNDED[1]),
     "hidden": OR_NULL,
     "kv_heads": OR_NULL,
     "head_width": OR_NULL,

@@ -56,7 +56,7 @@ class Config:
     mask_share: Share = 0.3  # of the tokens, in training; the paper's is 0.15
     steps: Positive[int] = 2200  # training steps
     batch: Positive[int] = 64  # examples in a batch; lines of the text
-    accumulate: Positive[int] = 1  # parts of a batch, computed one after another: with as much memory as one needs
+    accumulate: Positive[int] = 1  # parts of a batch, computed one after another; with as much memory as one needs
     remat: Free[bool] = False  # compute activations again in the backward pass instead of keeping them
     optimizer: Literal["adamw", "muon"] = "muon"  # the optimizer; Muon is for matrices, with Adam for the rest
     lr: Positive[float] = 0.02  # the highest learning rate; of Adam beside Muon 0.15 of it

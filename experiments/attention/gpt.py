@@ -59,7 +59,7 @@ class Config:
     dropout: Share = 0.0  # share of the activations that are zero in training
     steps: Positive[int] = 2000  # training steps
     batch: Positive[int] = 12  # examples in a batch; windows of the text
-    accumulate: Positive[int] = 1  # parts of a batch, computed one after another: with as much memory as one needs
+    accumulate: Positive[int] = 1  # parts of a batch, computed one after another; with as much memory as one needs
     remat: Free[bool] = False  # compute activations again in the backward pass instead of keeping them
     optimizer: Literal["adamw", "muon"] = "adamw"  # the optimizer; Muon is for matrices, with Adam for the rest
     lr: Positive[float] = 1e-3  # the highest learning rate; it falls along a cosine to a tenth, of Muon linearly to 0

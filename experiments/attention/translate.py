@@ -47,7 +47,7 @@ class Config:
     norm_first: bool = True  # norms before the branches; the paper's come after
     epochs: Positive[int] = 10  # passes over the training set
     batch_tokens: Positive[int] = 2048  # tokens in a batch, on either side
-    accumulate: Positive[int] = 1  # parts of a batch, computed one after another: with as much memory as one needs
+    accumulate: Positive[int] = 1  # parts of a batch, computed one after another; with as much memory as one needs
     remat: Free[bool] = False  # compute activations again in the backward pass instead of keeping them
     lr: Positive[float] = 2e-3  # the highest learning rate
     warmup: Share = 0.1  # share of the steps before the rate is highest; then it falls to zero

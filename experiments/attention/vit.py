@@ -44,7 +44,7 @@ class Config:
     dropout: Share = 0.0  # share of the activations that are zero in training
     epochs: Positive[int] = 100  # passes over the training set
     batch: Positive[int] = 128  # examples in a batch
-    accumulate: Positive[int] = 1  # parts of a batch, computed one after another: with as much memory as one needs
+    accumulate: Positive[int] = 1  # parts of a batch, computed one after another; with as much memory as one needs
     remat: Free[bool] = False  # compute activations again in the backward pass instead of keeping them
     lr: Positive[float] = 1e-3  # the highest learning rate
     warmup: Share = 0.1  # share of the steps before the rate is highest; then it falls to zero

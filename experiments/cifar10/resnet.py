@@ -43,7 +43,7 @@ class Config:
     variants: Some[tuple[Variant, ...]] = ("residual",)  # forms of the model
     steps: Positive[int] = 64_000  # training steps
     batch: Positive[int] = 128  # examples in a batch
-    accumulate: Positive[int] = 1  # parts of a batch, computed one after another: with as much memory as one needs
+    accumulate: Positive[int] = 1  # parts of a batch, computed one after another; with as much memory as one needs
     remat: Free[bool] = False  # compute activations again in the backward pass instead of keeping them
     lr: Positive[float] = 0.1  # the highest learning rate; divided by ten after a half and three quarters of the steps
     warmup: Share = 0.0  # share of the steps before the rate is highest; until then it is a tenth

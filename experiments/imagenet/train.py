@@ -73,7 +73,7 @@ class Config:
     size: Shown[Positive[int] | None] = None  # of that part, in pixels
     color: NotNegative[float] = 0.1  # strength of the noise added to the colours
     crops: Shown[Literal[1, 10]] = 10  # of an image, in the last evaluation; those before it take the one in the middle
-    accumulate: Positive[int] = 1  # parts of a batch, computed one after another: with as much memory as one needs
+    accumulate: Positive[int] = 1  # parts of a batch, computed one after another; with as much memory as one needs
     remat: Free[bool] = False  # compute activations again in the backward pass instead of keeping them; not of AlexNet
     workers: Shown[Free[NotNegative[int]]] = 0  # processes that decode, and as many to evaluate; 0: threads of this one
     seed: NotNegative[int] = 0  # of all random numbers

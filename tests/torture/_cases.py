@@ -1,4 +1,4 @@
-"""Small runs, what each leaves behind if it is let alone, and whether one that was harmed ends with the same."""
+"""Small runs, what each leaves behind if it is let alone, and whether one that was harmed leaves the same."""
 
 import functools
 import shutil

@@ -25,7 +25,7 @@ from tests.torture._programs import Program
 from tests.torture._table import How, Row
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 60.0  # for one program
+SECONDS = 30.0  # for one program
 MEMORY = 6 * 2**30  # bytes of addresses for one program
 CODES = {0: "ran", 2: "refused", 3: "without its data", 4: "diverged", 5: "missed its target"}
 

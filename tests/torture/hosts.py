@@ -1,7 +1,8 @@
 """One of several processes of a run is killed, or told to stop: the others have to stop, too, and the run goes on.
 
-It goes on in as many processes, in one with as many devices, and in one with eight: the log has to be that of a run
-that was let alone, to the last bit where the devices are as many, and to rounding where they are others.
+It goes on in as many processes, in one with as many devices, or in one with eight: the log has to be that of a run that
+was let alone, to rounding. It has to be the same to the last bit if the processes are as many, or two become one with
+two devices: of more than two numbers, processes and devices do not form the sum in the same order.
 """
 
 import json
@@ -25,9 +26,9 @@ from tests.torture._programs import Program, Stuck
 from tests.torture._table import How, Row
 
 MODULE = "experiments.mnist.mlp"
-FLAGS = "--hidden 16 --dataset digits --batch 96 --lr 0.02 --epochs 60 --save-every 0".split()
+FLAGS = "--hidden 16 --dataset digits --batch 96 --lr 0.02 --epochs 20 --save-every 0".split()
 LIMIT = 60.0  # seconds within which the others have to stop
-ROUNDING = 1e-4  # relative, in numbers of the log after 840 steps in float32 whose sums are in another order
+ROUNDING = 1e-4  # relative, in numbers of the log after 280 steps in float32 whose sums are in another order
 KINDS = (  # how many processes, and which signal one of them gets
     (2, signal.SIGKILL),
     (4, signal.SIGKILL),
@@ -42,9 +43,10 @@ def rows(how: How) -> Iterator[Row]:
     for processes, devices in ((1, 8), (1, 2), (2, 2), (1, 4), (4, 4)):
         whole[processes, devices] = let_alone(how.folder / f"whole-{processes}-{devices}", processes, devices)
     worst = max(apart(whole[1, 2][0], other[0]) for other in whole.values())
-    same = [not unlike(whole[1, n][1], whole[n, n][1]) for n in (2, 4)]
-    survived = sum(same) + (worst < ROUNDING)
-    yield Row("2 and 4 processes like one with 2 and 4 devices", 3, survived, time.monotonic() - began, f"{worst:.1e}")
+    different = unlike(whole[1, 2][1], whole[2, 2][1])
+    survived = (not different) + (worst < ROUNDING)
+    notes = f"relative differences up to {worst:.1e}; of two to the last bit: {different or 'none'}"
+    yield Row("1, 2 and 4 processes, 2, 4 and 8 devices", 2, survived, time.monotonic() - began, notes)
     for i, (processes, signum) in enumerate(KINDS):
         began = time.monotonic()
         until = began + how.seconds() / (len(KINDS) - i)
@@ -140,7 +142,7 @@ def tried(
             if code := program.end():
                 notes.append(f"LOST: resuming ended with {code}")
         difference = apart(whole[processes, processes][0], logged_by(run))
-        if difference > (0 if devices == processes else ROUNDING):
+        if difference > (0 if devices == processes and again in (processes, processes // 2) else ROUNDING):
             notes.append(f"LOST: the log differs by {difference:.1e}")
         notes.append(f"went on in {again} of {devices} devices")
     except Stuck as stuck:

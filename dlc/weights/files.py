@@ -346,7 +346,7 @@ def save_safetensors(
 
 
 def _in_order(path: Path) -> None:
-    """Sorts the metadata of a safetensors file, which its writer leaves in a random order: equal weights, equal files."""
+    """Sorts the metadata of a safetensors file, whose writer has a random order: equal weights are equal files."""
     with open(path, "r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))

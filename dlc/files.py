@@ -18,15 +18,18 @@ BOMB = "becomes suspiciously large when it is unpacked: unpack it yourself, if y
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file under another name and renames it: a reader finds the old content or all of the new one."""
+    """Writes a file under another name and renames it: a reader finds the old content or all of the new one.
+
+    Raises OSError naming the file; nothing is left of it then.
+    """
     fresh = path.with_name(f"{path.name}.new")
     try:
         fresh.write_bytes(content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
         fresh.replace(path)
-    except OSError:
+    except OSError as error:
         with contextlib.suppress(OSError):
             fresh.unlink()  # on a full disk every byte counts
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk is said without a name
 
 
 def sealed(content: dict[str, Any], indent: int | None = 2) -> str:

@@ -198,3 +198,14 @@ def fail(number):
         raise OSError(number, os.strerror(number))
 
     return failing
+
+
+@pytest.mark.parametrize("at", ["write_bytes", "replace"])
+def test_a_file_that_cannot_be_written_is_named_and_the_old_one_stays(tmp_path, monkeypatch, at):
+    path = tmp_path / "file"
+    files.write_whole(path, "old")
+    monkeypatch.setattr(Path, at, fail(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left") as caught:
+        files.write_whole(path, "new")
+    assert caught.value.filename == str(path)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("file", "old")]

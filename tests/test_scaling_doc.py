@@ -19,19 +19,22 @@ L, D, V, T, HEADS = 48, 1600, 50_257, 1024, 25  # of GPT-2 XL
 USED = 0.4  # of the peak; assumed
 
 
-@functools.cache
 def of_model(make, image):
     """Weights and the multiply-accumulates of one forward pass of one example."""
-    model, dtype = make(), jnp.int32 if make is gpt2_xl else jnp.float32
+    model, dtype = make(), jnp.int32 if len(image) == 1 else jnp.float32
     example = jax.ShapeDtypeStruct((1, *image), dtype)
     variables = jax.eval_shape(model.init, jax.random.key(0), example)
     return costs.parameters(variables["params"]), costs.macs(model.apply, variables, example)
 
 
+@functools.cache
 def gpt():
-    return of_model(gpt2_xl, (T,))
+    """The same of GPT-2 XL, from two and three of its 48 blocks, which are traced in a tenth of the time."""
+    two, three = (of_model(functools.partial(gpt2_xl, layers=layers), (T,)) for layers in (2, 3))
+    return tuple(a + (L - 2) * (b - a) for a, b in zip(two, three, strict=True))
 
 
+@functools.cache
 def resnet():
     return of_model(resnet50, (224, 224, 3))
 

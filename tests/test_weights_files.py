@@ -20,7 +20,7 @@ from dlc.errors import UserError
 from dlc.models.densenet import DenseNet, densenet121
 from dlc.models.resnet import resnet18, resnet50
 from dlc.models.vgg import vgg11
-from dlc.weights.files import check_network
+from dlc.weights.files import check_network, save_safetensors
 from dlc.weights.images import FORMS, allowed_networks
 
 MODEL = DenseNet((1, 1), growth=4, stem=8, num_classes=5)
@@ -257,6 +257,18 @@ def test_the_network_is_read_from_a_checkpoint(tensors, tmp_path):
         options = argparse.Namespace(lr=0.1, model="densenet9")
         torch.save({"state_dict": state, key: "densenet9", "epoch": 3, "args": options}, tmp_path / "model.pth")
         weights.load(tmp_path / "model.pth", MODEL)
+
+
+def test_equal_weights_are_equal_files(tmp_path):
+    path, header = tmp_path / "model.safetensors", dict.fromkeys("hgfedcba", "é\n\x01\x7f\\")
+    arrays = {"ü": np.arange(3, dtype=np.float32), "n": np.array(7)}
+    save_safetensors(path, arrays, header=header)
+    content = path.read_bytes()
+    written = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+    assert list(written) == [*"abcdef", "format", *"gh"]  # its writer puts them in a random order
+    assert written == {"format": "pt", **header}
+    for name, array in load_file(path).items():
+        np.testing.assert_array_equal(array, arrays[name])
 
 
 # Other numbers of classes

@@ -62,7 +62,7 @@ class Options:
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None  # continue the run in this folder
     require: Annotated[Literal["cpu", "gpu", "tpu"] | None, tyro.conf.arg(metavar="cpu|gpu|tpu")] = None
     """Stop at once unless JAX runs on this."""
-    save_every: NotNegative[float] = 10.0  # seconds of training between checkpoints, at least; the last is always saved
+    save_every: NotNegative[float] = 10.0  # seconds of training between checkpoints, at least
     smoke: bool = False  # the small version: a few seconds, no download
 
 
@@ -71,7 +71,7 @@ class ModelOptions(Options):
     """How to run an experiment, whatever its configuration, and which weights to show or begin with."""
 
     weights: Annotated[Path | None, tyro.conf.arg(metavar="RUN|FILE|FOLDER")] = None
-    """Evaluate and show these instead of training: a run, or published weights."""
+    """Show these instead of training."""
     init_from: Annotated[Path | None, tyro.conf.arg(metavar="RUN|FILE|FOLDER")] = None
     """Begin training with these weights."""
 
@@ -86,8 +86,8 @@ class ParallelOptions(ModelOptions):
     """How to run an experiment, whatever its configuration, on one device or several."""
 
     mesh: Annotated[str | None, tyro.conf.arg(metavar="data=N,fsdp=N,model=N")] = None
-    """Devices that share each batch (data), the weights too (fsdp), or each layer (model)."""
-    plan: bool = False  # say what lies where and how much memory a device needs, and train nothing
+    """Devices that share each batch, the weights too, or each layer."""
+    plan: bool = False  # say how much memory a device needs, and train nothing
     cluster: Annotated[str | None, tyro.conf.arg(metavar="I/N@HOST:PORT|auto")] = None
     """Process I of N, which meet there; auto: as Slurm, ... say."""
 

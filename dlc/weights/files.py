@@ -332,6 +332,7 @@ def save_safetensors(
         # The writer ignores strides, so arrays must be contiguous. `np.ascontiguousarray` would give scalars an axis.
         ready = {name: np.asarray(array, order="C") for name, array in tensors.items()}
         save_file(ready, fresh, {"format": "pt", **header})
+        _in_order(fresh)
     except SafetensorError as error:
         fresh.unlink(missing_ok=True)
         code = re.search(r"os error (\d+)", str(error))  # all that the writer says about a full disk
@@ -341,6 +342,18 @@ def save_safetensors(
     else:
         fresh.chmod(0o644)  # the writer makes it readable by the owner only
     fresh.replace(path)
+
+
+def _in_order(path: Path) -> None:
+    """Sorts the metadata of a safetensors file, whose writer has a random order: equal weights are equal files."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        content = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(content) <= size:
+            file.seek(8)
+            file.write(content.ljust(size))
 
 
 def flat(tree: Any) -> dict[str, Any]:

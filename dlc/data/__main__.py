@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from dlc import process, tokens
+from dlc import process
 from dlc.data import (
     NAMES,
     OFFLINE,
@@ -19,7 +19,6 @@ from dlc.data import (
     DataUnavailable,
     _arrays,
     _cache,
-    _packing,
     _tfds,
     check_name,
     data_dir,
@@ -39,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     process.keep_printing()
     parser = argparse.ArgumentParser(
         prog="python -m dlc.data",
+        usage="python -m dlc.data [OPTIONS] [NAME ...]",
         description="Prepares data sets ahead of time, or lists what is there.",
         epilog=f"DLC_DATA moves the data directory. Sets: {' '.join(EVERY)}, and tfds:NAME for image classification "
         "sets of TensorFlow Datasets.",
@@ -53,9 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
     packed = "pack texts into records of tokens: NAME is a text file, a *.jsonl, a folder of them or one of the texts"
     parser.add_argument("--records", type=Path, metavar="FOLDER", help=packed)
     records = parser.add_argument_group("of --records")
-    records.add_argument("--context", type=int, default=64, help="tokens that a model sees at once")
-    records.add_argument("--encoding", choices=("characters", "bpe"), default="characters", help="what a token is")
-    records.add_argument("--vocab", type=int, default=4096, help="size of the vocabulary, of bpe")
+    records.add_argument("--context", type=int, default=64, metavar="N", help="tokens that a model sees at once")
+    records.add_argument("--encoding", choices=("characters", "bpe"), default="characters", help="tokens")
+    records.add_argument("--vocab", type=int, default=4096, metavar="N", help="size of the vocabulary, of bpe")
     records.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="take the vocabulary in FOLDER instead")
     options = parser.parse_args(arguments)
     try:
@@ -120,6 +120,9 @@ def write(names: list[str], folder: Path) -> None:
 
 def pack(options: argparse.Namespace) -> None:
     """Packs texts into records of tokens, completely or not at all, and prints a line about them."""
+    from dlc import tokens  # these import JAX, which takes long
+    from dlc.data import _packing
+
     start, folder = time.perf_counter(), options.records
     if options.context < 2 or not options.names:
         raise UserError("--records takes texts, and a --context greater than 1: --records FOLDER --context 64 FILE ...")

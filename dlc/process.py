@@ -96,9 +96,8 @@ def keep_programs_whole() -> None:
     was full, would make every later one warn and compile again.
     """
     try:
-        from jax._src.lru_cache import (
-            LRUCache,
-        )  # private, because JAX has no setting for it; without it nothing changes
+        # Private, because JAX has no setting for it. Without this class nothing changes.
+        from jax._src.lru_cache import LRUCache
 
         before = LRUCache.put
     except (ImportError, AttributeError):

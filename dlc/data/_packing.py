@@ -2,8 +2,8 @@
 
 A text file is one document, and so is each line {"text": ...} of a file *.jsonl; both may be compressed. The documents
 of each half are joined, with the token END before the first and after every one, and cut into windows, each of which
-begins with the last token of the previous one. So there is no padding, every token is predicted once, and only what
-does not fill the last window is lost. A window may hold the end of one document and the beginning of the next, and
+begins with the last token of the previous one. There is no padding, and every token is predicted once; only the tokens
+that do not fill the last window are lost. A window may hold the end of one document and the beginning of the next, and
 attention looks at both.
 
 References: Brown et al. 2020, "Language models are few-shot learners", appendix B, packs documents so.

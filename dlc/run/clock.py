@@ -69,13 +69,7 @@ class Clock:
 class Tracing(Clock):
     """A clock that compiles and computes nothing: its programs return shapes, as `jax.ShapeDtypeStruct`s."""
 
-    def compiled(
-        self,
-        function: Callable[..., Any],
-        *example: Any,
-        wrap: Callable[[Any], Any] | None = None,
-        donate: bool = False,
-    ) -> Callable[..., Any]:
+    def compiled(self, function: Any, *example: Any, wrap: Any = None, donate: bool = False) -> Callable[..., Any]:
         """`wrap(function)`, traced whenever it is called."""
         whole = wrap(function) if wrap else function
         return lambda *arguments: jax.eval_shape(whole, *arguments)

@@ -174,7 +174,7 @@ def _watch(say: Callable[[str], None], last: Callable[[], None], left: threading
 
 
 def _listens() -> bool:
-    """Whether the lead's process may still be there: its host does not say that nobody listens."""
+    """Whether the lead's process may still be running: False if a connection to it is refused."""
     host, _, port = str(_joined.coordinator_address).rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), 1).close()

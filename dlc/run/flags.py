@@ -144,7 +144,7 @@ def parse(name: str, prog: str, summary: str, default: Any, smoke: Any, kind: ty
     check(parsed.options)
     if peek.resume:
         _check_resumed(peek.resume, default, parsed.config)
-    if peek.resume and found.run.__dict__.get("mesh", "") is None:
+    if peek.resume and kind is ParallelOptions and parsed.options.mesh is None:
         parsed = parsed._replace(options=dataclasses.replace(parsed.options, mesh=read(peek.resume).get("mesh")))
     if weights and (idle := sorted(_changed(default, parsed.config) - _used(type(default), SHOWN))):
         flags = ", ".join(f"--{field.replace('_', '-')}" for field in idle)

@@ -153,7 +153,7 @@ def _mesh(options: Any) -> jax.sharding.Mesh | None:
 
 
 def _say_plan(train: Callable[[Any, Run], Any], config: Any, run: Run) -> None:
-    """Prints what `train` would put where. A TPU's compiler already refuses what does not fit."""
+    """Prints what `train` would put where. If a compiler refuses what does not fit, one sentence says so."""
     with obeyed(run.signals, run.say), _within_memory(run):
         for line in plan.lines(plan.of(train, config, run)):
             if hosts.lead():
@@ -182,7 +182,7 @@ def _opened(run: Run, folder: Path, console: Console, how_to_resume: Callable[[]
 
 
 def _figures(train: Any, show: Any, published: Any, config: Any, run: Run, source: Path | None) -> Figures:
-    """What a run measures: of the weights in `source`, if there are any, otherwise of those that it trains."""
+    """Shows the weights in `source`, if they are given, and otherwise trains. Returns the figures."""
     if source and show:
         return _shown(source, config, run, show, published)
     if train:

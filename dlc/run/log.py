@@ -50,7 +50,7 @@ def _is_line(line: Any) -> bool:
 class Log:
     """The open files. When `write` returns, its line has been handed to the system. Raises OSError if that fails.
 
-    So it does if the folder was moved or deleted: the open files could still be written, but nobody would find them.
+    It also fails if the folder was moved or deleted: the open files could still be written, but nobody would find them.
     """
 
     def __init__(self, folder: Path, history: list[dict[str, Any]]):

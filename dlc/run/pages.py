@@ -137,6 +137,7 @@ def load(path: Path) -> dict[str, Any]:
     """The record in a file. Raises UserError unless it is one that can be shown."""
     try:
         result = files.unsealed(path.read_bytes())
+        # Whatever the pages will show of it is made once, and thrown away: what is missing raises here.
         _flags(result["command"])
         _origins([result])
         if "experiment" in result:

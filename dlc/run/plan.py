@@ -22,7 +22,7 @@ KINDS = {"opt_state": "optimizer", "params": "weights"}  # of the leaves of a st
 
 
 class Planned(BaseException):
-    """Raised by `fit` instead of the first step of a run that only plans. Not an Exception, as KeyboardInterrupt.
+    """Raised by `fit` instead of the first step of a run that only plans. Like KeyboardInterrupt, not an Exception.
 
     Attributes:
         run: the run.

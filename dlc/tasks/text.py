@@ -139,9 +139,8 @@ def fit(
         return last
 
     step, seeds = train.make_step(loss_fn, tx), (windows.seed,)
-    batches: Any = learn
     if isinstance(learn, Batches):
-        pass
+        batches: Any = learn
     elif windows.context:
         step = train.windows(step, learn, windows.context)
         batches = random_starts(len(learn), windows.context, windows.batch, seeds)

@@ -1,4 +1,4 @@
-"""Fooling images: a network is certain that it sees digits where nobody sees anything.
+"""Fooling images: a network is certain that it sees digits in images where people see none.
 
 Claim (mnist): images evolve that a network takes for digits with a median confidence of at least 99.99 % within 200
 generations, by pixels as genes and by networks that draw.
